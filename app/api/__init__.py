@@ -1,0 +1,1 @@
+"""HTTP: parse, call, shape. Status codes live here and nowhere else."""

@@ -1,0 +1,116 @@
+"""Every failure becomes `application/problem+json` (RFC 9457), whatever layer it comes from."""
+
+import logging
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.errors import (
+    ArgumentError,
+    BusyError,
+    ConflictError,
+    InputError,
+    MediaTypeError,
+    NotFoundError,
+    SegcalError,
+    StorageError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+)
+
+log = logging.getLogger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_S = "1"
+
+# An error gets the status of the nearest class above it that stands here.
+STATUS: dict[type[BaseException], int] = {
+    SegcalError: 500,
+    InputError: 400,
+    UnauthorizedError: 401,
+    NotFoundError: 404,
+    ConflictError: 409,
+    TooLargeError: 413,
+    MediaTypeError: 415,
+    ArgumentError: 422,
+    BusyError: 429,
+    UnavailableError: 503,
+    StorageError: 507,
+}
+HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": RETRY_AFTER_S},
+    503: {"Retry-After": RETRY_AFTER_S},
+}
+
+
+def problem(
+    status: int,
+    detail: str,
+    errors: list[object] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Shape one problem; `detail` says what was expected and what came."""
+    title = HTTPStatus(status).phrase
+    body: dict[str, object] = {
+        "type": "about:blank", "title": title, "status": status, "detail": detail,
+    }  # fmt: skip
+    if errors is not None:
+        body["errors"] = errors
+    every = {**HEADERS.get(status, {}), **(headers or {})}
+    return JSONResponse(body, status, headers=every, media_type=PROBLEM_JSON)
+
+
+def status_of(error: SegcalError) -> int:
+    """Find the status of an error along its classes."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+async def on_segcal_error(_request: Request, error: Exception) -> JSONResponse:
+    """Answer one of our own errors."""
+    assert isinstance(error, SegcalError)  # noqa: S101 - registered for this class only
+    status = status_of(error)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("failed: %s", error)
+    errors: list[object] | None = None
+    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        errors = [{"msg": str(error)}]
+    return problem(status, str(error), errors)
+
+
+async def on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
+    """Answer arguments that did not pass their schema."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    errors = [
+        {"loc": list(item["loc"]), "msg": item["msg"], "type": item["type"]}
+        for item in error.errors()
+    ]
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    detail = f"{where}: {first['msg']}, got {str(first.get('input'))[:80]!r}"
+    return problem(422, detail, jsonable_encoder(errors))
+
+
+async def on_http_exception(_request: Request, error: Exception) -> JSONResponse:
+    """Answer what the framework itself refuses: unknown paths, methods, malformed forms."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def on_crash(request: Request, error: Exception) -> JSONResponse:
+    """Answer a fault of ours; its traceback goes to the log and nowhere else."""
+    log.error("crashed on %s %s", request.method, request.url.path, exc_info=error)
+    return problem(500, "expected to answer, got an internal fault; the log has the details")
+
+
+def install(app: FastAPI) -> None:
+    """Register all of the above."""
+    app.add_exception_handler(SegcalError, on_segcal_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_crash)

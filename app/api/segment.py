@@ -1,0 +1,180 @@
+"""`POST /segment`: one picture in; JSON, a picture or arrays out."""
+
+import base64
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.datastructures import UploadFile
+
+from app.api.negotiation import JSON, NPZ, PNG, choose_answer
+from app.api.pictures import picture_of
+from app.api.schemas import (
+    OPTIONAL_PARTS,
+    Calibration,
+    EncodedPicture,
+    Links,
+    PresentClass,
+    RunLengths,
+    SegmentAnswer,
+    SegmentQuery,
+)
+from app.api.state import SegmenterDep, State, StateDep, TokenCheck
+from app.errors import ArgumentError, MediaTypeError
+from app.imaging import encode
+from app.results import Result
+from app.service import (
+    NO_CALIBRATOR,
+    Segmentation,
+    Segmenter,
+    Stopwatch,
+    Wish,
+    abstained_fraction,
+    class_table,
+)
+
+router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+REQUEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                }
+            },
+            "image/*": BINARY,
+        },
+    }
+}
+ANSWERS: dict[int | str, dict[str, object]] = {200: {"content": {PNG: BINARY, NPZ: BINARY}}}
+
+
+@router.post(
+    "/segment", response_model=SegmentAnswer, openapi_extra=REQUEST_BODY, responses=ANSWERS
+)
+async def segment(
+    request: Request,
+    query: Annotated[SegmentQuery, Query()],
+    state: StateDep,
+    segmenter: SegmenterDep,
+) -> Response:
+    """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence."""
+    answer = choose_answer(request.headers.get("accept"), query.output)
+    async with state.admission.enter():
+        upload = await read_upload(request)
+        return await state.admission.run(
+            lambda: answer_upload(upload, query, answer, segmenter, state)
+        )
+
+
+async def read_upload(request: Request) -> bytes:
+    """Take the picture's bytes from a form's field `image` or from the raw body."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("image/"):
+        return await request.body()
+    if kind != "multipart/form-data":
+        raise MediaTypeError(
+            f"expected multipart/form-data or image/*, got {kind or 'no content type'}"
+        )
+    async with request.form(max_files=1, max_fields=8) as form:
+        part = form.get("image")
+        if not isinstance(part, UploadFile):
+            raise ArgumentError(f"expected a file in the field image, got fields {sorted(form)}")
+        return await part.read()
+
+
+def answer_upload(
+    upload: bytes, query: SegmentQuery, answer: str, segmenter: Segmenter, state: State
+) -> Response:
+    """Segment, keep the result, and shape the answer; runs in a worker thread."""
+    started = time.perf_counter()
+    watch = Stopwatch()
+    wish = Wish(query.model, query.calibrator, query.min_confidence, query.max_error, query.tta)
+    done = segmenter.segment(upload, wish, watch)
+    model = done.predictor.folder
+    result = Result(model.card.name, upload, done.mask, done.confidence, model.palette)
+    name = state.results.put(result)
+    with watch.stage("encode"):
+        if answer == JSON:
+            body = answer_json(name, done, query.parts).encode()
+        elif answer == NPZ:
+            body = encode.npz(done.mask, done.confidence)
+        else:
+            body = picture_of(result, query.output or "mask", state.settings.max_pixels)
+    watch.stages["total"] = (time.perf_counter() - started) * 1000
+    headers = {
+        "X-Model": model.card.name,
+        "X-Calibrator": NO_CALIBRATOR if done.calibrator is None else done.calibrator.manifest.id,
+        "X-Result-Id": name,
+        "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in watch.stages.items()),
+    }
+    return Response(body, headers=headers, media_type=answer)
+
+
+def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
+    """Shape the JSON answer."""
+    height, width = done.mask.shape
+    palette = done.predictor.folder.palette
+    table = class_table(done)
+    body = SegmentAnswer(
+        id=name,
+        model=done.predictor.folder.card.name,
+        width=width,
+        height=height,
+        classes=[PresentClass.model_validate(row) for row in table],
+        mean_confidence=float(done.confidence.mean(dtype="f8")),
+        abstained_fraction=abstained_fraction(done),
+        threshold=done.threshold,
+        calibration=calibration_block(done),
+        links=links_of(name),
+    )
+    if "mask" in parts:
+        body.mask = packed(encode.mask_png(done.mask, palette))
+    if "confidence" in parts:
+        body.confidence = packed(encode.confidence_png(done.confidence))
+    if "rle" in parts:
+        body.rle = [run_lengths_of(done, present.id) for present in body.classes]
+    return body.model_dump_json(exclude=set(OPTIONAL_PARTS - parts))
+
+
+def packed(data: bytes) -> EncodedPicture:
+    """Put a PNG into JSON."""
+    return EncodedPicture(data=base64.b64encode(data).decode("ascii"))
+
+
+def run_lengths_of(done: Segmentation, class_id: int) -> RunLengths:
+    """Give one class's pixels as COCO RLE."""
+    size, counts = encode.run_lengths(done.mask, class_id)
+    return RunLengths(class_id=class_id, size=size, counts=counts)
+
+
+def calibration_block(done: Segmentation) -> Calibration:
+    """Say what the confidence rests on."""
+    sha256 = done.predictor.folder.sha256
+    if done.calibrator is None:
+        return Calibration(
+            calibrator=NO_CALIBRATOR, method="none", model_sha256=sha256, fitted_at=None,
+            ece_before=None, ece_after=None, images=0,
+        )  # fmt: skip
+    manifest = done.calibrator.manifest
+    return Calibration(
+        calibrator=manifest.id, method=manifest.method, model_sha256=sha256,
+        fitted_at=manifest.fitted_at, ece_before=manifest.ece_before,
+        ece_after=manifest.ece_after, images=manifest.images,
+    )  # fmt: skip
+
+
+def links_of(name: str) -> Links:
+    """Say where the rest of the answer can be fetched."""
+    return Links(
+        mask=f"/results/{name}/mask.png",
+        confidence=f"/results/{name}/confidence.png",
+        heatmap=f"/results/{name}/heatmap.png",
+        overlay=f"/results/{name}/overlay.png",
+        data=f"/results/{name}/data.npz",
+    )

@@ -1,0 +1,101 @@
+"""What the routes share: built by the factory, reached through typed dependencies."""
+
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, Request
+
+from app.errors import BusyError, UnauthorizedError, UnavailableError
+from app.results import ResultCache
+from app.service import Segmenter
+from app.settings import Settings
+
+T = TypeVar("T")
+
+
+class Admission:
+    """Lets a few requests work at once and a bounded number wait; refuses the rest at once."""
+
+    def __init__(self, workers: int, queue_limit: int) -> None:
+        self._slots = anyio.Semaphore(workers)
+        self._threads = anyio.CapacityLimiter(workers)
+        self._room = workers + queue_limit
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[None]:
+        """Hold one of the places; raises BusyError when none is left."""
+        if self._room <= 0:
+            raise BusyError("expected fewer requests at once, got a full queue")
+        self._room -= 1
+        try:
+            yield
+        finally:
+            self._room += 1
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run blocking work in a thread, off the event loop, when it is this caller's turn."""
+        async with self._slots:
+            return await anyio.to_thread.run_sync(work, limiter=self._threads)
+
+
+@dataclass
+class Readiness:
+    """Whether requests can be served, and if not, why."""
+
+    segmenter: Segmenter | None = None
+    reason: str = "models are loading"
+    refused: dict[str, str] = field(default_factory=dict)
+    draining: threading.Event = field(default_factory=threading.Event)
+
+    def require(self) -> Segmenter:
+        """Give the segmenter; raises UnavailableError before and after its time."""
+        if self.draining.is_set():
+            raise UnavailableError("expected a running service, got one that is shutting down")
+        if self.segmenter is None:
+            raise UnavailableError(f"expected a ready service, got: {self.reason}")
+        return self.segmenter
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a request may need."""
+
+    settings: Settings
+    readiness: Readiness
+    admission: Admission
+    results: ResultCache
+
+
+def get_state(request: Request) -> State:
+    """Give the state that the factory put on the application."""
+    state: State = request.app.state.segcal
+    return state
+
+
+def get_segmenter(state: Annotated[State, Depends(get_state)]) -> Segmenter:
+    """Give the loaded models, or refuse."""
+    return state.readiness.require()
+
+
+def check_token(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
+    """Let in whoever carries one of the API tokens, and everyone where none is set."""
+    tokens = state.settings.api_tokens
+    if not tokens:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    # All tokens are compared, in constant time each, so that timing tells nothing.
+    matches = [secrets.compare_digest(given.encode(), token.encode()) for token in tokens]
+    if scheme.lower() != "bearer" or not any(matches):
+        came = "another one" if given else "none"
+        raise UnauthorizedError(f"expected a bearer token of this service, got {came}")
+
+
+StateDep = Annotated[State, Depends(get_state)]
+SegmenterDep = Annotated[Segmenter, Depends(get_segmenter)]
+TokenCheck = Depends(check_token)

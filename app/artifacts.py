@@ -1,0 +1,230 @@
+"""Calibrators on disk: immutable versions, one atomic pointer to the active one, and its history.
+
+    <root>/<model>/<id>/manifest.json, calibrator.safetensors, report.json
+    <root>/<model>/active            the active version's id
+    <root>/<model>/history.jsonl     who activated what, when and why
+
+A version is written beside its place, synced, and renamed; `active` is replaced the same way. A
+crash at any instant leaves the old state or the new one. Ids and model names that come from
+outside are looked up among what is there, never joined to a path.
+"""
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from app.calibration.base import Calibrator
+from app.calibration.registry import build
+from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
+
+FORMAT = "segcal-calibrator"
+FORMAT_VERSION = 1
+ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stored calibrator is, what it was fitted for, and how good it was measured to be.
+
+    ECE is image-wise with 10 bins, on images held out from the fit.
+    """
+
+    id: str
+    model: str
+    model_sha256: str
+    method: str
+    num_classes: int
+    fitted_at: str
+    images: int
+    pixels: int
+    ece_before: float
+    ece_after: float
+    seed: int = 0
+    note: str = ""
+    summary: dict[str, float] = field(default_factory=dict)
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class StoredCalibrator:
+    """A version that was loaded and checked."""
+
+    manifest: Manifest
+    calibrator: Calibrator
+
+
+def new_id(method: str) -> str:
+    """Make a version id that sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{method}-{secrets.token_hex(3)}"
+
+
+class ArtifactStore:
+    """All versions of all models below one folder; any number of processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._loaded: dict[str, StoredCalibrator] = {}
+
+    def versions(self, model: str) -> list[Manifest]:
+        """List a model's versions, newest first; damaged ones are left out."""
+        found = []
+        for folder in self._folder(model).glob("*"):
+            if folder.is_dir() and ID_PATTERN.fullmatch(folder.name):
+                try:
+                    found.append(_read_manifest(folder))
+                except ArtifactError:
+                    continue
+        return sorted(found, key=lambda manifest: manifest.id, reverse=True)
+
+    def active_id(self, model: str) -> str | None:
+        """Read the pointer; None where nothing was ever activated."""
+        try:
+            return (self._folder(model) / "active").read_text("ascii").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def load(self, model: str, version: str, model_sha256: str) -> StoredCalibrator:
+        """Load one version for a model of this hash; loaded versions are remembered.
+
+        Raises NotFoundError, ConflictError for a calibrator of another model's logits, and
+        ArtifactError for damage.
+        """
+        folder = self._version_folder(model, version)
+        stored = self._loaded.get(version)
+        if stored is None:
+            stored = StoredCalibrator(manifest := _read_manifest(folder), _read(folder, manifest))
+            self._loaded[version] = stored
+        if stored.manifest.model_sha256 != model_sha256:
+            raise ConflictError(
+                f"expected a calibrator of the model with hash {model_sha256[:12]}, "
+                f"got one fitted for {stored.manifest.model_sha256[:12]}"
+            )
+        return stored
+
+    def report(self, model: str, version: str) -> dict[str, object]:
+        """Read a version's report."""
+        path = self._version_folder(model, version) / "report.json"
+        return json.loads(path.read_text("utf-8"))  # type: ignore[no-any-return]
+
+    def publish(
+        self, manifest: Manifest, calibrator: Calibrator, report: dict[str, object]
+    ) -> None:
+        """Store a new version; it is there whole or not at all."""
+        folder = self._folder(manifest.model)
+        target = folder / manifest.id
+        staging = folder / f".{manifest.id}.tmp"
+        with _storage():
+            staging.mkdir(parents=True)
+            try:
+                tensors = {name: t.contiguous() for name, t in calibrator.state_dict().items()}
+                _write(staging / "calibrator.safetensors", safetensors.torch.save(tensors))
+                _write(staging / "report.json", _json(report))
+                _write(staging / "manifest.json", _json(asdict(manifest)))
+                _sync_folder(staging)
+                staging.rename(target)
+                _sync_folder(folder)
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+
+    def activate(self, model: str, version: str, reason: str) -> None:
+        """Point a model at a version, in one atomic step, and note it in the history."""
+        self._version_folder(model, version)
+        folder = self._folder(model)
+        line = {"at": timestamp(), "calibrator": version, "reason": reason}
+        with _storage():
+            temporary = folder / f".active.{secrets.token_hex(4)}.tmp"
+            _write(temporary, f"{version}\n".encode("ascii"))
+            temporary.replace(folder / "active")
+            _sync_folder(folder)
+            with (folder / "history.jsonl").open("a", encoding="utf-8") as history:
+                history.write(json.dumps(line) + "\n")
+                history.flush()
+                os.fsync(history.fileno())
+
+    def _folder(self, model: str) -> Path:
+        return self._root / model
+
+    def _version_folder(self, model: str, version: str) -> Path:
+        """Find a version's folder; the id must have our form before it meets a path."""
+        folder = self._folder(model) / version
+        if not ID_PATTERN.fullmatch(version) or not folder.is_dir():
+            raise NotFoundError(f"expected the id of a calibrator of {model}, got {version[:80]!r}")
+        return folder
+
+
+def timestamp() -> str:
+    """Give the time now as RFC 3339, to the second, in UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        manifest = TypeAdapter(Manifest).validate_json((folder / "manifest.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ArtifactError(f"{folder.name}: expected a manifest, got: {error}") from error
+    if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
+        raise ArtifactError(
+            f"{folder.name}: expected {FORMAT} version {FORMAT_VERSION}, "
+            f"got {manifest.format} version {manifest.format_version}"
+        )
+    if manifest.id != folder.name:
+        raise ArtifactError(f"{folder.name}: expected its own id inside, got {manifest.id}")
+    return manifest
+
+
+def _read(folder: Path, manifest: Manifest) -> Calibrator:
+    calibrator = build(manifest.method, manifest.num_classes)
+    try:
+        state = safetensors.torch.load_file(folder / "calibrator.safetensors")
+        calibrator.load_state_dict(state)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder.name}: expected a calibrator's state, got: {error}"
+        ) from error
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise ArtifactError(f"{folder.name}: expected finite parameters, got NaN or infinity")
+    return calibrator.eval()
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    """Turn a full or failing disk into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left" if full else error.strerror or str(error)
+        raise StorageError(f"expected to store a calibrator, got: {what}") from error

@@ -1,0 +1,83 @@
+"""What every calibrator is: one torch module, fitted, saved, served and exported as it stands.
+
+Logits have the class axis second: [N,K,h,w] for maps, [M,K] for a table of pixels. Calibrators
+act on each pixel by itself unless they declare themselves spatial.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from app.calibration.validation import ValidationSet
+
+LOGIT_LIMIT = 3e4  # beyond it differences of logits overflow; algorithms: clamp, then log-softmax
+TEMPERATURE_RANGE = (0.05, 1e4)
+
+
+@dataclass(frozen=True)
+class Invariances:
+    """What a calibrator promises, whatever it was fitted on; tests hold every one to it."""
+
+    translation: bool  # adding a constant to a pixel's logits changes nothing
+    argmax: bool  # the most probable class stays
+    order: bool  # the classes' order stays
+    spatial: bool = False  # reads neighbouring pixels, so it needs maps, not tables
+
+
+def ignore_progress(_stage: str, _share: float) -> None:
+    """Take no notice of progress."""
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a fit is given beside its data.
+
+    `progress(stage, share)` is called often, with a share in 0..1; to cancel, raise from it.
+    """
+
+    seed: int = 0
+    progress: Callable[[str, float], None] = ignore_progress
+
+
+class Calibrator(nn.Module, ABC):
+    """Maps logits to calibrated log-probabilities.
+
+    Fresh from its constructor a calibrator is the identity. Its state is floating tensors only,
+    so that safetensors holds it.
+    """
+
+    method: ClassVar[str]
+    invariances: ClassVar[Invariances]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] of any float type to log-probabilities, float32 of the same shape.
+
+        NaN logits give the uniform distribution; infinite ones are clamped.
+        """
+
+    @abstractmethod
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Set the state from labelled logits; unlabelled pixels take no part.
+
+        Raises ArgumentError where the set can't determine the state.
+        """
+
+    def summary(self) -> dict[str, float]:
+        """Name the few numbers of the state that a person wants to see."""
+        return {}
+
+
+def prepared(logits: Tensor) -> Tensor:
+    """Logits as finite float32: infinities clamped to +-3e4, pixels with a NaN set to zero."""
+    logits = logits.float()
+    broken = torch.isnan(logits).any(dim=1, keepdim=True)
+    return torch.where(broken, 0.0, logits).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)

@@ -1,0 +1,190 @@
+"""`segcal`: serve, segment, calibrate, and look after models and calibrators."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from app import batch
+from app.artifacts import ArtifactStore
+from app.calibration.base import FitContext
+from app.errors import SegcalError
+from app.inference.card import read_model_folder
+from app.inference.predictor import Predictor, open_predictor
+from app.labelled import SpooledLogits, find_pairs
+from app.main import create_app, find_model, model_folders
+from app.recalibration import Activate, calibrate
+from app.settings import Settings, load_settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+models_app = typer.Typer(no_args_is_help=True, help="Models that can be served.")
+calibrators_app = typer.Typer(no_args_is_help=True, help="Fitted calibrators.")
+app.add_typer(models_app, name="models")
+app.add_typer(calibrators_app, name="calibrators")
+
+console = Console(stderr=True)
+SHUTDOWN_S = 30
+
+ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
+
+
+class DrainingServer(uvicorn.Server):
+    """Turns /readyz to 503 with the first signal, while requests in flight are finished."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain, then shut down."""
+        self.config.app.state.segcal.readiness.draining.set()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+) -> None:
+    """Serve all models over HTTP."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    config = uvicorn.Config(
+        create_app(load_settings()),
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        server_header=False,
+    )
+    DrainingServer(config).run()
+
+
+@app.command()
+def segment(
+    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    url: Annotated[str | None, typer.Option(help="A running service; default: here.")] = None,
+    model: ModelOption = None,
+    token: Annotated[str | None, typer.Option(envvar="SEGCAL_TOKEN")] = None,
+) -> None:
+    """Write masks, confidence maps and a CSV of per-image figures."""
+    settings = load_settings()
+    source: batch.Source = (
+        batch.Remote(url, model, token)
+        if url
+        else batch.Local(settings, predictor_named(settings, model))
+    )
+    with Progress(console=console) as progress:
+        task = progress.add_task("segmenting", total=len(images))
+        failed = batch.segment_all(images, out, source, lambda: progress.advance(task))
+    for path, reason in failed.items():
+        console.print(f"{path}: {reason}", style="red", markup=False)
+    console.print(f"{len(images) - len(failed)} of {len(images)} images, results in {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(name="calibrate")
+def calibrate_command(
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Pictures.")],
+    labels: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Label maps.")],
+    model: ModelOption = None,
+    method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
+    activate: Annotated[Activate, typer.Option()] = "if_better",
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Label of void pixels; default: the card's.")
+    ] = None,
+    seed: int = 0,
+    note: str = "",
+) -> None:
+    """Fit a calibrator on labelled pictures, publish it, and activate it if it is better."""
+    settings = load_settings()
+    predictor = predictor_named(settings, model)
+    void = predictor.folder.card.output.ignore_index if ignore_index is None else ignore_index
+    with Progress(console=console) as progress:
+        tasks = {}
+
+        def on_progress(stage: str, share: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=1.0)
+            progress.update(tasks[stage], completed=share)
+
+        pairs = find_pairs(images, labels)
+        data = SpooledLogits(predictor, pairs, void, settings.max_pixels, on_progress)
+        store = ArtifactStore(settings.artifacts_dir)
+        context = FitContext(seed, on_progress)
+        done = calibrate(predictor.folder, data, store, context, method, activate, note)
+    print_candidates(done.report)
+    state = "active" if done.activated else "not activated"
+    console.print(f"{done.manifest.id} is {state}: {done.why}", markup=False)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """List the models directory, with the reason where one can't be served."""
+    table = Table("model", "classes", "file", "sha256", "title")
+    for path in model_folders(load_settings().models_dir):
+        try:
+            folder = read_model_folder(path)
+        except SegcalError as error:
+            table.add_row(path.name, "", "", "", f"refused: {error}")
+            continue
+        card = folder.card
+        table.add_row(card.name, str(folder.num_classes), card.file, folder.sha256[:12], card.title)
+    Console().print(table)
+
+
+@calibrators_app.command("list")
+def list_calibrators(model: ModelOption = None) -> None:
+    """List a model's calibrators, newest first."""
+    settings = load_settings()
+    folder = find_model(settings, model)
+    store = ArtifactStore(settings.artifacts_dir)
+    active = store.active_id(folder.card.name)
+    table = Table("", "calibrator", "method", "ECE before", "ECE after", "images", "model")
+    for m in store.versions(folder.card.name):
+        fits = "this" if m.model_sha256 == folder.sha256 else f"other ({m.model_sha256[:12]})"
+        ece = f"{m.ece_before:.4f}", f"{m.ece_after:.4f}"
+        table.add_row("*" if m.id == active else "", m.id, m.method, *ece, str(m.images), fits)
+    Console().print(table)
+
+
+@calibrators_app.command("activate")
+def activate_calibrator(calibrator: str, model: ModelOption = None, reason: str = "") -> None:
+    """Make a version the active one, or an earlier one again."""
+    settings = load_settings()
+    folder = find_model(settings, model)
+    store = ArtifactStore(settings.artifacts_dir)
+    store.load(folder.card.name, calibrator, folder.sha256)
+    store.activate(folder.card.name, calibrator, reason or "activated by command")
+    console.print(f"{calibrator} is active for {folder.card.name}")
+
+
+def predictor_named(settings: Settings, name: str | None) -> Predictor:
+    """Open one model by name."""
+    return open_predictor(find_model(settings, name), settings.device, settings.threads)
+
+
+def print_candidates(report: dict[str, object]) -> None:
+    """Show the figures of a report's candidates."""
+    rows = report["candidates"]
+    assert isinstance(rows, list)  # noqa: S101 - the report's own shape
+    columns = ("method", "ece_image", "ece_pooled", "nll", "auroc_misprediction", "aurc", "miou")
+    table = Table(*columns, title="on held-out images")
+    for row in [report["uncalibrated"], *rows]:
+        values = [row[column] for column in columns]
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; our own errors end it with one sentence."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        app()
+    except SegcalError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Model cards, backbones, preprocessing and emission: from a picture to mask and confidence."""

@@ -1,0 +1,109 @@
+"""Backbones behind one call: float32 images [N,3,H,W] in, float32 logits [N,K,h,w] out."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from app.errors import ModelError
+
+Array = NDArray[np.float32]
+
+
+class Backbone(Protocol):
+    """Any network that segments; threads may share one."""
+
+    device: str
+
+    def __call__(self, images: Array) -> Array:
+        """Images float32 [N,3,H,W] to logits float32 [N,K,h,w] on the network's own grid."""
+
+
+def open_backbone(path: Path, device: str, threads: int) -> Backbone:
+    """Load a model file by its ending: .onnx, .pt2 (torch.export) or .pt (TorchScript).
+
+    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. Raises
+    ModelError for a file that does not load, and for cuda without a working device.
+    """
+    loaders: dict[str, Callable[[Path, str, int], Backbone]] = {
+        ".onnx": OnnxBackbone,
+        ".pt2": TorchBackbone,
+        ".pt": TorchBackbone,
+    }
+    try:
+        return loaders[path.suffix](path, device, threads)
+    except ModelError:
+        raise
+    except Exception as error:  # the loaders raise whatever their parsers raise
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+        raise ModelError(f"{path.name}: expected a model that loads, got: {reason}") from error
+
+
+class OnnxBackbone:
+    """A network in ONNX Runtime."""
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        wants_cuda = device == "cuda" or (device == "auto" and nvidia_device_present())
+        providers = ["CUDAExecutionProvider"] if wants_cuda else []
+        self._session = ort.InferenceSession(
+            path, options, providers=[*providers, "CPUExecutionProvider"]
+        )
+        # ONNX Runtime falls back to the CPU without an error; whoever asked for CUDA must know.
+        has_cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
+        if device == "cuda" and not has_cuda:
+            raise ModelError(
+                f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
+            )
+        self.device = "cuda" if has_cuda else "cpu"
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1:
+            raise ModelError(f"{path.name}: expected one input, got {len(inputs)}")
+        self._input = inputs[0].name
+        self._output = self._session.get_outputs()[0].name
+        self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+
+    def __call__(self, images: Array) -> Array:
+        """Run the session on the first output."""
+        feed = {self._input: images.astype(self._dtype, copy=False)}
+        logits = self._session.run([self._output], feed)[0]
+        return np.asarray(logits, np.float32)
+
+
+class TorchBackbone:
+    """A network exported from torch, as an exported program or as TorchScript.
+
+    The thread count is the process's own, set once by whoever starts it.
+    """
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        del threads
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise ModelError(
+                f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
+            )
+        self.device = "cuda" if cuda and device != "cpu" else "cpu"
+        if path.suffix == ".pt2":
+            self._module = torch.export.load(path).module()
+        else:
+            self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        self._module.to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Array) -> Array:
+        """Run the module; a dict answer gives its entry `out`, as torchvision's models do."""
+        answer = self._module(torch.from_numpy(images).to(self.device))
+        logits = answer["out"] if isinstance(answer, dict) else answer
+        return logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def nvidia_device_present() -> bool:
+    """Look for a device: the runtime lists CUDA among its providers on machines without one."""
+    return Path("/dev/nvidiactl").exists() or torch.cuda.is_available()

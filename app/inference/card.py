@@ -1,0 +1,138 @@
+"""A model's card: `card.toml` beside the model file says what it is and how it wants its input."""
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.errors import ModelError
+from app.inference.taxonomies import TAXONOMIES
+
+CARD = "card.toml"
+Triple = tuple[float, float, float]
+Side = Annotated[int, Field(ge=1, le=16384)]
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys: a typo in a card must not pass for a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShortSide(Strict):
+    """Resize so that the shorter side has this many pixels."""
+
+    short_side: Side
+
+
+class InputPolicy(Strict):
+    """How a picture becomes the network's input; mean and std are on the 0..1 scale, RGB."""
+
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+    size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
+    multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
+    mode: Literal["whole"] = "whole"
+
+    @model_validator(mode="after")
+    def _positive_std(self) -> "InputPolicy":
+        if min(self.std) <= 0:
+            raise ValueError(f"expected std above 0, got {list(self.std)}")
+        return self
+
+
+class ClassInfo(Strict):
+    """One class's name and colour (`#rrggbb`)."""
+
+    name: Annotated[str, Field(min_length=1)]
+    color: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """The colour as red, green and blue in 0..255."""
+        value = int(self.color[1:], 16)
+        return value >> 16, value >> 8 & 255, value & 255
+
+
+class OutputPolicy(Strict):
+    """What the network's channels mean; `ignore_index` is the label of unlabelled pixels."""
+
+    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
+    taxonomy: str | None = None
+    classes: Annotated[tuple[ClassInfo, ...], Field(max_length=65534)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_classes(cls, data: dict[str, object]) -> dict[str, object]:
+        taxonomy = data.get("taxonomy")
+        if (taxonomy is None) == (not data.get("classes")):
+            raise ValueError("expected either classes or a taxonomy")
+        if taxonomy is None:
+            return data
+        if taxonomy not in TAXONOMIES:
+            raise ValueError(f"expected one of {sorted(TAXONOMIES)} as taxonomy, got {taxonomy!r}")
+        classes = [{"name": name, "color": color} for name, color in TAXONOMIES[str(taxonomy)]]
+        return {**data, "classes": classes}
+
+
+class Card(Strict):
+    """The whole card."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    title: str = ""
+    license: str = ""
+    source: str = ""
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(onnx|pt2|pt)$")]
+    input: InputPolicy = InputPolicy()
+    output: OutputPolicy
+    metrics: dict[str, float | int | str] = {}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A card with the file it speaks of and that file's hash, the model's identity."""
+
+    card: Card
+    path: Path
+    sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        """Count the classes."""
+        return len(self.card.output.classes)
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """The classes' colours."""
+        return [entry.rgb for entry in self.card.output.classes]
+
+
+def read_model_folder(folder: Path) -> ModelFolder:
+    """Read and check one model's folder; raises ModelError that says what is wrong with it."""
+    try:
+        card = Card.model_validate(tomllib.loads((folder / CARD).read_text("utf-8")))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder.name}: expected a {CARD}, got none") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ModelError(f"{folder.name}: expected TOML in {CARD}, got: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or CARD
+        raise ModelError(
+            f"{folder.name}: {where}: {first['msg']}, got {first['input']!r}"
+        ) from error
+    if card.name != folder.name:
+        raise ModelError(f"{folder.name}: expected the folder's name in {CARD}, got {card.name!r}")
+    path = folder / card.file
+    if not path.is_file():
+        raise ModelError(f"{folder.name}: expected the file {card.file}, got none")
+    return ModelFolder(card, path, file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

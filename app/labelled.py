@@ -1,0 +1,134 @@
+"""Folders of pictures with labels, turned into a validation set by running the model over them."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.calibration.validation import IGNORE, LabelledImage
+from app.errors import ArgumentError
+from app.imaging.decode import check_size, decode_image
+from app.inference.predictor import Predictor
+from app.inference.preprocess import Geometry
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture's file and its label map's."""
+
+    image: Path
+    labels: Path
+
+
+def find_pairs(images: Path, labels: Path) -> list[Pair]:
+    """Match pictures and label maps by file stem; raises ArgumentError unless all match."""
+    pictures, maps = _by_stem(images), _by_stem(labels)
+    alone = sorted(set(pictures) ^ set(maps))
+    if not pictures or alone:
+        raise ArgumentError(
+            f"expected a label map for each picture, by file stem, got {len(pictures)} pictures, "
+            f"{len(maps)} label maps, and {len(alone)} without a partner, such as {alone[:3]}"
+        )
+    return [Pair(pictures[stem], maps[stem]) for stem in sorted(pictures)]
+
+
+class SpooledLogits:
+    """A validation set whose logits, once computed, lie in files until asked for."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        pairs: Sequence[Pair],
+        ignore_index: int,
+        max_pixels: int,
+        progress: Callable[[str, float], None],
+    ) -> None:
+        self.num_classes = predictor.folder.num_classes
+        self._folder = tempfile.TemporaryDirectory(prefix="segcal-logits-")
+        self._labels: list[NDArray[np.int32]] = []
+        for index, pair in enumerate(pairs):
+            progress("logits", index / len(pairs))
+            picture = decode_image(pair.image.read_bytes(), max_pixels)
+            images, geometry = predictor.prepare(picture)
+            logits = predictor.logits(images)[0]
+            labels = read_labels(pair.labels, max_pixels)
+            if labels.shape != geometry.image:
+                raise ArgumentError(
+                    f"{pair.labels.name}: expected labels of {geometry.image} (height, width), "
+                    f"got {labels.shape}"
+                )
+            self._labels.append(
+                to_grid(
+                    checked(labels, self.num_classes, ignore_index, pair.labels.name),
+                    geometry,
+                    (logits.shape[1], logits.shape[2]),
+                )
+            )
+            np.save(self._path(index), logits.numpy())
+        progress("logits", 1.0)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        logits = np.load(self._path(index), allow_pickle=False)
+        return LabelledImage(torch.from_numpy(logits), torch.from_numpy(self._labels[index]).long())
+
+    def _path(self, index: int) -> Path:
+        return Path(self._folder.name) / f"{index}.npy"
+
+
+def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
+    """Read a label map [H,W]: an indexed or grey picture, value = class id."""
+    try:
+        with Image.open(path) as picture:
+            check_size(picture.size, max_pixels)
+            if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+                raise ArgumentError(
+                    f"{path.name}: expected an indexed or grey label map, got mode {picture.mode}"
+                )
+            return np.asarray(picture).astype(np.int32)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ArgumentError(f"{path.name}: expected a label map, got: {error}") from error
+
+
+def checked(
+    labels: NDArray[np.int32], num_classes: int, ignore_index: int, name: str
+) -> NDArray[np.int32]:
+    """Turn the source's void value into IGNORE; raises ArgumentError for labels out of range."""
+    labels = np.where(labels == ignore_index, IGNORE, labels)
+    if labels.min() < IGNORE or labels.max() >= num_classes:
+        raise ArgumentError(
+            f"{name}: expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
+            f"got {labels.min()}..{labels.max()}"
+        )
+    return labels
+
+
+def to_grid(
+    labels: NDArray[np.int32], geometry: Geometry, grid: tuple[int, int]
+) -> NDArray[np.int32]:
+    """Take labels [H,W] to the logits' grid [h,w]: at each cell's centre, IGNORE in the padding."""
+    rows, columns = (
+        (np.arange(grid[axis]) + 0.5)
+        / grid[axis] * geometry.padded[axis]
+        / geometry.resized[axis] * geometry.image[axis]
+        for axis in (0, 1)
+    )  # fmt: skip
+    inside = (rows < geometry.image[0])[:, None] & (columns < geometry.image[1])[None, :]
+    y = np.minimum(rows.astype(int), geometry.image[0] - 1)
+    x = np.minimum(columns.astype(int), geometry.image[1] - 1)
+    return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise ArgumentError(f"expected a folder, got {folder}")
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS}

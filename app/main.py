@@ -1,0 +1,129 @@
+"""The factory: settings in, a wired application out."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+
+from app import __version__
+from app.api import health, models, problems, results, segment
+from app.api.limits import BodyLimit
+from app.api.state import Admission, Readiness, State
+from app.artifacts import ArtifactStore
+from app.errors import ModelError, SettingsError
+from app.inference.card import ModelFolder, read_model_folder
+from app.inference.predictor import Predictor, open_predictor
+from app.results import ResultCache
+from app.service import Segmenter
+from app.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+WORKERS = 2  # requests at work at once: one decodes or encodes while another infers
+FORM_OVERHEAD = 64 << 10  # a multipart body is a little larger than the file inside
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; models load when its lifespan begins.
+
+    Raises SettingsError for a wrong setting. Model folders that can't be served are refused by
+    name and reason, and the others serve.
+    """
+    settings = settings or load_settings()
+    check_models(settings)
+    state = State(
+        settings,
+        Readiness(),
+        Admission(WORKERS, settings.queue_limit),
+        ResultCache(settings.result_ttl_s, settings.result_bytes),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        # The port answers at once, /readyz with 503, while models load in a thread.
+        loading = asyncio.create_task(asyncio.to_thread(load_models, state))
+        yield
+        state.readiness.draining.set()
+        await loading
+
+    app = FastAPI(
+        title="segcal",
+        version=__version__,
+        summary="Segmentation with confidence you can act on",
+        lifespan=lifespan,
+    )
+    app.state.segcal = state
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_OVERHEAD)
+    for router in (segment.router, results.router, models.router, health.router):
+        app.include_router(router)
+    problems.install(app)
+    return app
+
+
+def load_models(state: State) -> None:
+    """Load and warm every model, then declare the service ready."""
+    try:
+        predictors, refused = open_models(state.settings)
+    except Exception as error:
+        log.exception("loading models failed")
+        state.readiness.reason = f"loading models failed: {error}"
+        return
+    state.readiness.refused.update(refused)
+    if not predictors:
+        state.readiness.reason = f"no model can be served: {refused}"
+        log.error(state.readiness.reason)
+        return
+    state.readiness.segmenter = Segmenter(
+        predictors,
+        state.settings.default_model,
+        ArtifactStore(state.settings.artifacts_dir),
+        state.settings.max_pixels,
+    )
+
+
+def open_models(settings: Settings) -> tuple[dict[str, Predictor], dict[str, str]]:
+    """Open all model folders: predictors by name, and reasons by name for those refused."""
+    predictors: dict[str, Predictor] = {}
+    refused: dict[str, str] = {}
+    torch.set_num_threads(settings.threads)
+    for path in model_folders(settings.models_dir):
+        try:
+            folder = read_model_folder(path)
+            predictors[path.name] = open_predictor(folder, settings.device, settings.threads)
+        except ModelError as error:
+            log.warning("refused model %s: %s", path.name, error)
+            refused[path.name] = str(error)
+    return predictors, refused
+
+
+def model_folders(models_dir: Path) -> list[Path]:
+    """List the models directory's folders, sorted by name, hidden ones aside."""
+    if not models_dir.is_dir():
+        return []
+    return sorted(p for p in models_dir.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def check_models(settings: Settings) -> None:
+    """Refuse to start without a model, or with a default one that is not there."""
+    names = [path.name for path in model_folders(settings.models_dir)]
+    if not names:
+        raise SettingsError(
+            f"SEGCAL_MODELS_DIR: expected a folder of models, got none in {settings.models_dir}"
+        )
+    if settings.default_model not in (None, *names):
+        raise SettingsError(
+            f"SEGCAL_DEFAULT_MODEL: expected one of {names}, got {settings.default_model!r}"
+        )
+
+
+def find_model(settings: Settings, name: str | None) -> ModelFolder:
+    """Find one model's folder by name, or the default or only one; for commands that need one."""
+    known = {path.name: path for path in model_folders(settings.models_dir)}
+    chosen = name or settings.default_model or (next(iter(known)) if len(known) == 1 else None)
+    if chosen not in known:
+        raise SettingsError(f"--model: expected one of {sorted(known)}, got {chosen!r}")
+    return read_model_folder(known[chosen])

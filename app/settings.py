@@ -1,0 +1,63 @@
+"""Every setting, read once from the environment (prefix `SEGCAL_`) and then frozen."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import SettingsError
+
+MEBI = 1 << 20
+
+
+def available_cores() -> int:
+    """Count the cores this process may use, honouring its affinity and its container's quota.
+
+    Without it, inference in a container starts a thread per core of the host.
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, int(quota) // int(period)))
+
+
+class Settings(BaseSettings):
+    """The service's settings; the field names in capitals, prefixed, are the variables."""
+
+    model_config = SettingsConfigDict(env_prefix="SEGCAL_", frozen=True, extra="ignore")
+
+    models_dir: Path = Path("models")
+    artifacts_dir: Path = Path("calibration_artifacts")
+    default_model: str | None = None
+    api_tokens: Annotated[tuple[str, ...], NoDecode] = ()
+    max_upload_bytes: int = Field(32 * MEBI, ge=1)
+    max_pixels: int = Field(50_000_000, ge=1)
+    queue_limit: int = Field(64, ge=1)
+    result_ttl_s: float = Field(600.0, ge=0)
+    result_bytes: int = Field(256 * MEBI, ge=0)
+    threads: int = Field(default_factory=available_cores, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("api_tokens", mode="before")
+    @classmethod
+    def _split_tokens(cls, value: object) -> object:
+        """Read a comma-separated list; empty entries would let everyone in, so they go."""
+        if isinstance(value, str):
+            return tuple(token.strip() for token in value.split(",") if token.strip())
+        return value
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; raises SettingsError with a sentence that names the variable."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "SEGCAL_" + str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from error

@@ -1,0 +1,1 @@
+"""How the bundled backbone is made: network, data, recipe, export."""

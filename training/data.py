@@ -1,0 +1,210 @@
+"""Labelled street pictures for training: CamVid's drives, rendered scenes, and augmentation.
+
+A frame is an 8-bit RGB picture [H,W,3] with a label map uint8 [H,W]; 11 marks void pixels.
+Geometry and colour are changed in 8 bits with Pillow, because two cores have better uses for
+their time than floating-point jitter.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torch.utils.data import Dataset
+
+VOID = 11
+CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree",
+    "sign symbol", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+THINGS = (2, 6, 7, 8, 9, 10)  # what copy-paste carries from one frame to another
+
+Bytes = NDArray[np.uint8]
+
+
+class Frame(NamedTuple):
+    """One labelled picture: image uint8 [H,W,3], label uint8 [H,W], 11 where unlabelled."""
+
+    image: Bytes
+    label: Bytes
+
+
+def camvid_dir(given: str | None = None) -> Path:
+    """Find CamVid's folder: the argument, else the environment variable `CAMVID_DIR`."""
+    place = given or os.environ.get("CAMVID_DIR")
+    if not place or not (Path(place) / "trainannot").is_dir():
+        raise FileNotFoundError(
+            f"expected a folder with train/ and trainannot/ (CAMVID_DIR), got {place!r}"
+        )
+    return Path(place)
+
+
+def load_frames(images: Path, labels: Path, drives: tuple[str, ...] = ()) -> list[Frame]:
+    """Read all frames of the named drives (all drives where none is named), sorted by name."""
+    frames = []
+    for path in sorted(images.glob("*.png")):
+        if drives and not path.name.startswith(drives):
+            continue
+        image = np.asarray(Image.open(path).convert("RGB"))
+        frames.append(Frame(image, np.asarray(Image.open(labels / path.name))))
+    return frames
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How hard training pictures are bent; every number is a range or a probability."""
+
+    crop: tuple[int, int] = (256, 352)
+    scale: tuple[float, float] = (0.6, 2.0)
+    aspect: float = 1.15
+    degrees: float = 4.0
+    gain: float = 0.35  # brightness and per-channel gain, in powers of two x 2
+    contrast: float = 0.4
+    gamma: float = 0.4
+    saturation: float = 0.6
+    hue_degrees: float = 15.0
+    blur: float = 0.15
+    noise: float = 0.25
+    shade: float = 0.25
+    cutout: float = 0.3
+    paste: float = 0.5
+    rendered: float = 0.20
+
+    @classmethod
+    def basic(cls) -> "Augmentation":
+        """Only scale, crop, flip and mild colour jitter: the recipe to beat."""
+        return cls(
+            aspect=1.0, degrees=0.0, gain=0.15, contrast=0.2, gamma=0.0, saturation=0.2,
+            hue_degrees=0.0, blur=0.0, noise=0.0, shade=0.0, cutout=0.0, paste=0.0, rendered=0.0,
+        )  # fmt: skip
+
+
+class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented crops: image uint8 [3,h,w] RGB, label uint8 [h,w]; an epoch is all real frames."""
+
+    def __init__(
+        self, real: list[Frame], rendered: list[Frame], augmentation: Augmentation, seed: int
+    ) -> None:
+        self.real, self.rendered, self.augmentation, self.seed = real, rendered, augmentation, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Count the real frames; rendered ones stand in for a share of them."""
+        return len(self.real)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Draw one augmented crop, the same for the same seed, epoch and index."""
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        frame = self.real[index]
+        if self.rendered and rng.random() < self.augmentation.rendered:
+            frame = self.rendered[rng.integers(len(self.rendered))]
+        elif rng.random() < self.augmentation.paste:
+            frame = paste_things(frame, self.real[rng.integers(len(self.real))], rng)
+        image, label = augment(frame, self.augmentation, rng)
+        return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
+
+
+def paste_things(frame: Frame, donor: Frame, rng: np.random.Generator) -> Frame:
+    """Lay some thing classes of a donor over a frame, at the same height, maybe mirrored."""
+    chosen = [c for c in THINGS if rng.random() < 0.5]
+    image, label = donor
+    if rng.random() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+    shift = int(rng.integers(-60, 61))
+    image, label = np.roll(image, shift, 1), np.roll(label, shift, 1)
+    mask = np.isin(label, chosen)
+    return Frame(np.where(mask[..., None], image, frame.image), np.where(mask, label, frame.label))
+
+
+def augment(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
+    """Bend geometry and colours of one frame: image uint8 [h,w,3] and label uint8 [h,w]."""
+    picture, label = _warp(frame, how, rng)
+    picture = _recolour(picture, how, rng)
+    if rng.random() < how.blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.4)))
+    image = np.array(picture)
+    if rng.random() < how.shade:
+        image = _shade(image, rng)
+    if rng.random() < how.noise:
+        sigma = rng.uniform(2, 14)
+        noisy = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
+        image = np.clip(noisy, 0, 255).astype(np.uint8)
+    if rng.random() < how.cutout:
+        _cut_out(image, label, rng)
+    return image, label
+
+
+def _warp(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Image.Image, Bytes]:
+    """Scale, stretch, turn, mirror and crop, in one resampling."""
+    height, width = how.crop
+    source_height, source_width = frame.label.shape
+    scale = float(np.exp(rng.uniform(*np.log(how.scale))))
+    stretch = float(np.exp(rng.uniform(-1, 1) * np.log(how.aspect)))
+    angle = np.deg2rad(rng.uniform(-how.degrees, how.degrees))
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.diag([mirror / (scale * stretch), stretch / scale])
+    reach = np.abs(matrix) @ np.array([width / 2, height / 2])
+    slack = np.maximum(np.array([source_width, source_height]) / 2 - reach, 0)
+    middle = np.array([source_width, source_height]) / 2 + rng.uniform(-1, 1, 2) * slack
+    offset = middle - matrix @ np.array([width / 2, height / 2])
+    data = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
+    picture = Image.fromarray(frame.image)
+    if scale < 0.8:  # a reduced picture needs a low-pass first, or edges turn to noise
+        picture = picture.filter(ImageFilter.BoxBlur(0.5 / scale - 0.5))
+    affine = Image.Transform.AFFINE
+    grey = (110, 110, 110)
+    picture = picture.transform(
+        (width, height), affine, data, Image.Resampling.BILINEAR, fillcolor=grey
+    )
+    label = Image.fromarray(frame.label).transform(
+        (width, height), affine, data, Image.Resampling.NEAREST, fillcolor=VOID
+    )
+    return picture, np.array(label)
+
+
+def _recolour(picture: Image.Image, how: Augmentation, rng: np.random.Generator) -> Image.Image:
+    """Change hue, saturation, gain, contrast and gamma: a matrix and a look-up table."""
+    hue = np.deg2rad(rng.uniform(-how.hue_degrees, how.hue_degrees))
+    saturation = 1 + rng.uniform(-how.saturation, how.saturation * 0.6)
+    luma = np.array([0.299, 0.587, 0.114])
+    axis = np.full(3, 1 / np.sqrt(3))
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    turn = np.cos(hue) * np.eye(3) + np.sin(hue) * cross
+    turn = turn + (1 - np.cos(hue)) * np.outer(axis, axis)
+    matrix = saturation * turn + (1 - saturation) * luma[None, :]
+    rows = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
+    picture = picture.convert("RGB", tuple(rows.ravel()))
+    gamma = float(np.exp(rng.uniform(-how.gamma, how.gamma)))
+    contrast = 1 + rng.uniform(-how.contrast, how.contrast)
+    exposure = 2.0 ** rng.uniform(-2 * how.gain, 1.5 * how.gain)
+    tint = 2.0 ** rng.uniform(-how.gain / 3, how.gain / 3, 3)
+    levels = np.linspace(0, 1, 256) ** gamma
+    tables = [(levels * exposure * t - 0.45) * contrast + 0.45 for t in tint]
+    return picture.point(np.clip(np.concatenate(tables) * 255, 0, 255).astype(int).tolist())
+
+
+def _shade(image: Bytes, rng: np.random.Generator) -> Bytes:
+    """Lay a smooth field of haze or shadow over a picture."""
+    height, width = image.shape[:2]
+    field = Image.fromarray(rng.uniform(0, 255, (4, 5)).astype(np.uint8))
+    alpha = np.asarray(field.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    alpha *= np.float32(rng.uniform(0.2, 0.65) / 255)
+    level = np.float32(rng.choice([rng.uniform(0, 40), rng.uniform(150, 255)]))
+    mixed = image * (1 - alpha[..., None]) + level * alpha[..., None]
+    return mixed.astype(np.uint8)
+
+
+def _cut_out(image: Bytes, label: Bytes, rng: np.random.Generator) -> None:
+    """Paint out a few boxes, in place; their pixels count no more."""
+    height, width = label.shape
+    for _ in range(int(rng.integers(1, 4))):
+        h, w = int(rng.integers(12, 72)), int(rng.integers(12, 72))
+        y, x = int(rng.integers(0, height - h)), int(rng.integers(0, width - w))
+        image[y : y + h, x : x + w] = rng.integers(0, 256, 3, dtype=np.uint8)
+        label[y : y + h, x : x + w] = VOID

@@ -1,0 +1,154 @@
+"""A small pyramidal SwiftNet: one backbone shared by several resolutions, one lean ladder.
+
+After Oršić and Šegvić, "Efficient semantic segmentation with pyramidal fusion" (Pattern
+Recognition 2021), and Grcić, "A SwiftNet for 2020s"; sized for two CPU cores and trained from
+scratch. The same residual backbone sees the image at full, half and quarter size. Features that
+end up at the same stride are summed, and a ladder of 3x3 convolutions carries the sum from the
+coarsest stride (128) up to stride 4. The classifier predicts four logit vectors per stride-4
+cell and unfolds them to stride 2, which thin objects need.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGE_MEAN = (0.39, 0.40, 0.41)
+IMAGE_STD = (0.29, 0.30, 0.29)
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Widths and depths of a `PyramidNet`; stages stand at strides 4, 8, 16 and 32."""
+
+    num_classes: int = 11
+    widths: tuple[int, int, int, int] = (32, 64, 128, 256)
+    blocks: tuple[int, int, int, int] = (2, 2, 2, 2)
+    stem: int = 32
+    ladder: int = 64
+    head: int = 48
+    levels: int = 3
+    dropout: float = 0.1
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, then batch normalisation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, as in ResNet-18."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = ConvNorm(inputs, outputs, 3, stride)
+        self.second = ConvNorm(outputs, outputs)
+        self.shortcut = (
+            nn.Identity()
+            if inputs == outputs and stride == 1
+            else nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+                ConvNorm(inputs, outputs, 1),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,h,w] to [N,C',ceil(h/stride),ceil(w/stride)]."""
+        y = self.second(F.relu(self.first(x), inplace=True))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+class Backbone(nn.Module):
+    """A residual network that returns its features at strides 4, 8, 16 and 32."""
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            ConvNorm(3, shape.stem, 3, 2),
+            nn.ReLU(inplace=True),
+            ConvNorm(shape.stem, shape.widths[0], 3, 2),
+            nn.ReLU(inplace=True),
+        )
+        self.stages = nn.ModuleList()
+        inputs = shape.widths[0]
+        for index, (width, depth) in enumerate(zip(shape.widths, shape.blocks, strict=True)):
+            strides = [1 if index == 0 else 2] + [1] * (depth - 1)
+            blocks = []
+            for stride in strides:
+                blocks.append(ResidualBlock(inputs, width, stride))
+                inputs = width
+            self.stages.append(nn.Sequential(*blocks))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[N,3,H,W] to four maps, finest first."""
+        features = []
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class PyramidNet(nn.Module):
+    """Logits [N,K,H/2,W/2] for an image [N,3,H,W], RGB in 0..1, H and W multiples of 8.
+
+    Normalisation belongs to the network: the mean and standard deviation are buffers, so a
+    caller cannot forget them.
+    """
+
+    def __init__(self, shape: NetworkShape | None = None) -> None:
+        super().__init__()
+        self.shape = shape = shape or NetworkShape()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGE_STD).view(1, 3, 1, 1))
+        self.backbone = Backbone(shape)
+        steps = len(shape.widths) + shape.levels - 1
+        ladder = [shape.head] + [shape.ladder] * (steps - 1)
+        # A stage meets the ladder at as many strides as there are resolutions, and the finest
+        # rung is narrower than the rest: it holds four times the cells of the next one.
+        self.laterals = nn.ModuleList(
+            nn.ModuleList(
+                ConvNorm(width, ladder[stage + level], 1) for level in range(shape.levels)
+            )
+            for stage, width in enumerate(shape.widths)
+        )
+        self.narrow = nn.ModuleList(
+            ConvNorm(above, here, 1) if above != here else nn.Identity()
+            for here, above in pairwise(ladder)
+        )
+        self.blend = nn.ModuleList(ConvNorm(width, width) for width in ladder)
+        self.dropout = nn.Dropout2d(shape.dropout)
+        self.classifier = nn.Conv2d(shape.head, 4 * shape.num_classes, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Segment a batch; see the class for shapes and ranges."""
+        x = (image - self.mean) / self.std
+        rungs: list[Tensor | None] = [None] * len(self.blend)
+        for level in range(self.shape.levels):
+            for stage, feature in enumerate(self.backbone(x)):
+                lateral = self.laterals[stage][level](feature)  # type: ignore[index]
+                known = rungs[stage + level]
+                rungs[stage + level] = lateral if known is None else known + lateral
+            x = F.avg_pool2d(x, 2)
+        return self.classify(self.climb([rung for rung in rungs if rung is not None]))
+
+    def climb(self, rungs: list[Tensor]) -> Tensor:
+        """Carry the pyramid's sums from the coarsest stride to stride 4."""
+        x = F.relu(self.blend[-1](F.relu(rungs[-1])), inplace=True)
+        for index in range(len(rungs) - 2, -1, -1):
+            x = F.interpolate(self.narrow[index](x), size=rungs[index].shape[-2:], mode="bilinear")
+            x = F.relu(self.blend[index](F.relu(x + rungs[index])), inplace=True)
+        return x
+
+    def classify(self, x: Tensor) -> Tensor:
+        """[N,C,H/4,W/4] to logits [N,K,H/2,W/2]."""
+        return F.pixel_shuffle(self.classifier(self.dropout(x)), 2)
