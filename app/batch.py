@@ -70,7 +70,7 @@ class Local:
             calibrator=done.calibrator.manifest.id if done.calibrator else NO_CALIBRATOR,
             width=done.mask.shape[1],
             height=done.mask.shape[0],
-            mean_confidence=float(done.confidence.mean(dtype="f8")),
+            mean_confidence=done.mean_confidence,
             abstained_fraction=abstained_fraction(done),
         )
         palette = done.predictor.folder.palette

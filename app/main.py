@@ -10,7 +10,8 @@ import torch
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import health, models, problems, results, segment
+from app.api import docs, health, models, page, problems, results, segment, server
+from app.api.counters import Counters, CountRequests
 from app.api.limits import BodyLimit
 from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Readiness(),
         Admission(WORKERS, settings.queue_limit),
         ResultCache(settings.result_ttl_s, settings.result_bytes),
+        Counters(),
     )
 
     @asynccontextmanager
@@ -55,13 +57,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         summary="Segmentation with confidence you can act on",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.segcal = state
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_OVERHEAD)
+    app.add_middleware(CountRequests, counters=state.counters)
     for router in (segment.router, results.router, models.router, health.router):
         app.include_router(router)
+    docs.install(app)
+    page.install(app)
     problems.install(app)
     return app
+
+
+def run(settings: Settings, host: str, port: int) -> None:
+    """Build the application and serve it until a signal."""
+    server.serve(create_app(settings), host, port)
 
 
 def load_models(state: State) -> None:

@@ -64,6 +64,11 @@ class Segmentation:
     confidence: NDArray[np.float32]
     threshold: float | None
 
+    @property
+    def mean_confidence(self) -> float:
+        """Mean over all pixels, in 0..1."""
+        return float(self.confidence.mean(dtype=np.float64))
+
 
 class Segmenter:
     """All models that serve, and the calibrators they serve with. Safe for threads."""

@@ -30,7 +30,9 @@ def available_cores() -> int:
 class Settings(BaseSettings):
     """The service's settings; the field names in capitals, prefixed, are the variables."""
 
-    model_config = SettingsConfigDict(env_prefix="SEGCAL_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SEGCAL_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     models_dir: Path = Path("models")
     artifacts_dir: Path = Path("calibration_artifacts")
@@ -47,10 +49,13 @@ class Settings(BaseSettings):
     @field_validator("api_tokens", mode="before")
     @classmethod
     def _split_tokens(cls, value: object) -> object:
-        """Read a comma-separated list; empty entries would let everyone in, so they go."""
-        if isinstance(value, str):
-            return tuple(token.strip() for token in value.split(",") if token.strip())
-        return value
+        """Read a comma-separated list; one of empty entries only would let everyone in."""
+        if not isinstance(value, str):
+            return value
+        tokens = tuple(token.strip() for token in value.split(",") if token.strip())
+        if not tokens:
+            raise ValueError("expected tokens separated by commas")
+        return tokens
 
 
 def load_settings(**overrides: object) -> Settings:

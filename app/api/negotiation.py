@@ -7,7 +7,7 @@ PNG = "image/png"
 NPZ = "application/x-npz"
 
 
-def choose_answer(accept: str | None, output: str | None) -> str:
+def choose_answer(accept: str, output: str | None) -> str:
     """Choose JSON, PNG or npz; a caller that names a picture and takes anything gets the picture.
 
     Raises HTTPException 406 where nothing on offer is accepted.

@@ -8,6 +8,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.errors import (
     ArgumentError,
@@ -83,23 +84,37 @@ async def on_segcal_error(_request: Request, error: Exception) -> JSONResponse:
     return problem(status, str(error), errors)
 
 
-async def on_invalid_request(_request: Request, error: Exception) -> JSONResponse:
+async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     """Answer arguments that did not pass their schema."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     errors = [
-        {"loc": list(item["loc"]), "msg": item["msg"], "type": item["type"]}
+        {"loc": list(item["loc"][:2]), "msg": item["msg"], "type": item["type"]}
         for item in error.errors()
     ]
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    if first["loc"][0] == "path":
+        return problem(404, f"expected a path of this service, got {request.url.path[:80]}")
+    where = ".".join(str(part) for part in first["loc"][:2])
     detail = f"{where}: {first['msg']}, got {str(first.get('input'))[:80]!r}"
     return problem(422, detail, jsonable_encoder(errors))
 
 
-async def on_http_exception(_request: Request, error: Exception) -> JSONResponse:
+async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Answer what the framework itself refuses: unknown paths, methods, malformed forms."""
     assert isinstance(error, HTTPException)  # noqa: S101
-    return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    detail = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"expected a path of this service, got {request.url.path[:80]}"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"expected {allowed} here, got {request.method}"
+    return problem(error.status_code, detail, headers=dict(error.headers or {}))
+
+
+async def on_disconnect(request: Request, _error: Exception) -> JSONResponse:
+    """Answer nobody: the caller has gone, which is no fault of ours."""
+    log.info("the caller of %s %s went away", request.method, request.url.path)
+    return problem(400, "expected a whole body, got one that breaks off")
 
 
 async def on_crash(request: Request, error: Exception) -> JSONResponse:
@@ -113,4 +128,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SegcalError, on_segcal_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_crash)

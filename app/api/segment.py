@@ -20,7 +20,7 @@ from app.api.schemas import (
     SegmentQuery,
 )
 from app.api.state import SegmenterDep, State, StateDep, TokenCheck
-from app.errors import ArgumentError, MediaTypeError
+from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
 from app.results import Result
 from app.service import (
@@ -64,16 +64,23 @@ async def segment(
     segmenter: SegmenterDep,
 ) -> Response:
     """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence."""
-    answer = choose_answer(request.headers.get("accept"), query.output)
+    answer = choose_answer(", ".join(request.headers.getlist("accept")), query.output)
     async with state.admission.enter():
-        upload = await read_upload(request)
+        upload = await read_upload(request, state.settings.max_upload_bytes)
         return await state.admission.run(
             lambda: answer_upload(upload, query, answer, segmenter, state)
         )
 
 
-async def read_upload(request: Request) -> bytes:
+async def read_upload(request: Request, max_bytes: int) -> bytes:
     """Take the picture's bytes from a form's field `image` or from the raw body."""
+    upload = await _image_bytes(request)
+    if len(upload) > max_bytes:
+        raise TooLargeError(f"expected an image of at most {max_bytes} bytes, got {len(upload)}")
+    return upload
+
+
+async def _image_bytes(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/"):
         return await request.body()
@@ -107,6 +114,7 @@ def answer_upload(
         else:
             body = picture_of(result, query.output or "mask", state.settings.max_pixels)
     watch.stages["total"] = (time.perf_counter() - started) * 1000
+    state.counters.count_segmentation(model.card.name, done.mean_confidence, watch.stages)
     headers = {
         "X-Model": model.card.name,
         "X-Calibrator": NO_CALIBRATOR if done.calibrator is None else done.calibrator.manifest.id,
@@ -127,7 +135,7 @@ def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
         width=width,
         height=height,
         classes=[PresentClass.model_validate(row) for row in table],
-        mean_confidence=float(done.confidence.mean(dtype="f8")),
+        mean_confidence=done.mean_confidence,
         abstained_fraction=abstained_fraction(done),
         threshold=done.threshold,
         calibration=calibration_block(done),

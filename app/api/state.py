@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 from fastapi import Depends, Request
 
+from app.api.counters import Counters
 from app.errors import BusyError, UnauthorizedError, UnavailableError
 from app.results import ResultCache
 from app.service import Segmenter
@@ -70,6 +71,7 @@ class State:
     readiness: Readiness
     admission: Admission
     results: ResultCache
+    counters: Counters
 
 
 def get_state(request: Request) -> State:

@@ -1,0 +1,68 @@
+"""What is happening, counted for Prometheus; each application has a registry of its own."""
+
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
+
+
+class Counters:
+    """The service's counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "segcal_http_requests", "Requests by route, method and status.",
+            ("route", "method", "status"), registry=self.registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "segcal_http_request_seconds", "Time to answer, by route.",
+            ("route",), registry=self.registry,
+        )  # fmt: skip
+        self.stages = Histogram(
+            "segcal_stage_seconds", "Time of one stage of a segmentation.",
+            ("stage",), registry=self.registry,
+        )  # fmt: skip
+        self.confidence = Histogram(
+            "segcal_image_mean_confidence", "Mean confidence of an image, by model.",
+            ("model",), buckets=CONFIDENCE_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+
+    def count_segmentation(
+        self, model: str, mean_confidence: float, milliseconds: Mapping[str, float]
+    ) -> None:
+        """Count one answer with its stages' times."""
+        self.confidence.labels(model).observe(mean_confidence)
+        for stage, spent in milliseconds.items():
+            self.stages.labels(stage).observe(spent / 1000)
+
+
+class CountRequests:
+    """Counts every answer under its route's template, so that ids in paths make no new series."""
+
+    def __init__(self, app: ASGIApp, counters: Counters) -> None:
+        self._app, self._counters = app, counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Time one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._counters.requests.labels(route, scope["method"], status).inc()
+            self._counters.seconds.labels(route).observe(time.perf_counter() - started)

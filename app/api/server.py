@@ -1,0 +1,62 @@
+"""uvicorn, as we run it: it drains on the first signal, and malformed HTTP is a problem as well."""
+
+import signal
+from types import FrameType
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.api.problems import problem
+from app.api.state import State
+
+SHUTDOWN_S = 30
+
+
+class DrainingServer(uvicorn.Server):
+    """Turns /readyz to 503 with the first signal, and ends well once requests are finished."""
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain, then shut down; a second interrupt does not wait.
+
+        Unlike uvicorn's own, it does not raise the signal again afterwards: a stop that was asked
+        for is no failure, so the process exits with 0.
+        """
+        del frame
+        self._state.readiness.draining.set()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+class ProblemProtocol(H11Protocol):
+    """HTTP/1.1 whose answer to what is no HTTP has the form of all our other answers."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer 400 and close."""
+        answer = problem(400, f"expected an HTTP/1.1 request, got one that breaks off: {msg}")
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serve until a signal."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=ProblemProtocol,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        server_header=False,
+    )
+    DrainingServer(config, app.state.segcal).run()

@@ -1,0 +1,154 @@
+// One picture, its labels and its confidence; the threshold is moved here, without the server.
+const $ = (id) => document.getElementById(id);
+const state = { picture: null, labels: null, confidence: null, heat: null, answer: null, file: null };
+
+function headers() {
+  const token = $("token").value;
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+function say(text, isError = false) {
+  $("message").textContent = text;
+  $("message").classList.toggle("error", isError);
+}
+
+async function pixelsOf(blob) {
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  return context.getImageData(0, 0, bitmap.width, bitmap.height);
+}
+
+const blobOf = (base64) => fetch(`data:image/png;base64,${base64}`).then((r) => r.blob());
+
+async function segment() {
+  if (!state.file) return;
+  say("Segmenting …");
+  const query = new URLSearchParams({ include: "mask,confidence", calibrator: $("calibrator").value });
+  if ($("model").value) query.set("model", $("model").value);
+  const form = new FormData();
+  form.append("image", state.file);
+  const started = performance.now();
+  const response = await fetch(`/segment?${query}`, { method: "POST", body: form, headers: headers() });
+  const body = await response.json();
+  if (response.status === 401) $("token-field").hidden = false;
+  if (!response.ok) { $("answer").hidden = true; say(body.detail, true); return; }
+  state.answer = body;
+  const heatmap = await fetch(body.links.heatmap, { headers: headers() });
+  [state.labels, state.confidence, state.heat] = await Promise.all([
+    blobOf(body.mask.data).then(pixelsOf),
+    blobOf(body.confidence.data).then(pixelsOf),
+    heatmap.blob().then(pixelsOf),
+  ]);
+  state.picture = await pictureOf(body);
+  const seconds = ((performance.now() - started) / 1000).toFixed(2);
+  say(`${body.width}×${body.height} pixels in ${seconds} s, mean confidence ${percent(body.mean_confidence)}`);
+  $("answer").hidden = false;
+  showTable(body);
+  draw();
+}
+
+// The browser may not decode TIFF; the labels are then shown without the picture behind them.
+async function pictureOf(body) {
+  try {
+    const pixels = await pixelsOf(state.file);
+    return pixels.width === body.width && pixels.height === body.height ? pixels : null;
+  } catch { return null; }
+}
+
+const percent = (p) => `${(100 * p).toFixed(1)}%`;
+
+function draw() {
+  const { labels, confidence, heat, picture } = state;
+  const threshold = Number($("threshold").value) * 2.55;
+  const opacity = Number($("opacity").value) / 100;
+  const out = new ImageData(labels.width, labels.height);
+  let trusted = 0;
+  for (let i = 0; i < out.data.length; i += 4) {
+    const sure = confidence.data[i] >= threshold;
+    trusted += sure;
+    for (let c = 0; c < 3; c++) {
+      const behind = picture ? picture.data[i + c] : 128;
+      out.data[i + c] = sure ? behind + (labels.data[i + c] - behind) * opacity : behind * 0.35;
+    }
+    out.data[i + 3] = 255;
+  }
+  paint($("overlay"), out);
+  paint($("heat"), heat);
+  $("threshold-value").textContent = `${$("threshold").value}%`;
+  $("coverage").textContent = percent(trusted / (labels.width * labels.height));
+}
+
+function paint(canvas, pixels) {
+  canvas.width = pixels.width;
+  canvas.height = pixels.height;
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+function showTable(body) {
+  $("classes").replaceChildren(...body.classes.map((entry) => {
+    const row = document.createElement("tr");
+    const name = row.insertCell();
+    const swatch = document.createElement("span");
+    swatch.className = "swatch";
+    swatch.style.backgroundColor = entry.color;
+    name.append(swatch, entry.name);
+    for (const value of [entry.fraction, entry.mean_confidence]) {
+      const cell = row.insertCell();
+      cell.className = "number";
+      cell.textContent = percent(value);
+    }
+    return row;
+  }));
+  const c = body.calibration;
+  $("calibration").textContent = c.calibrator === "none"
+    ? "The confidence is the plain softmax: no calibrator is active."
+    : `Calibrated by ${c.calibrator} (${c.method}), fitted ${c.fitted_at} on ${c.images} images; ` +
+      `image-wise ECE on held-out images ${c.ece_before.toFixed(4)} before, ${c.ece_after.toFixed(4)} after` +
+      (c.stale ? "; stale: live images no longer look like those" : "") + ".";
+  $("links").replaceChildren(...Object.entries(body.links).flatMap(([name, url]) => {
+    const link = document.createElement("a");
+    link.href = url;
+    link.textContent = name;
+    return [link, " "];
+  }));
+}
+
+function point(event) {
+  const box = event.target.getBoundingClientRect();
+  const x = Math.floor((event.offsetX / box.width) * state.labels.width);
+  const y = Math.floor((event.offsetY / box.height) * state.labels.height);
+  const i = 4 * (y * state.labels.width + x);
+  const color = [0, 1, 2].map((c) => state.labels.data[i + c].toString(16).padStart(2, "0")).join("");
+  const entry = state.answer.classes.find((e) => e.color.toLowerCase() === `#${color}`);
+  $("pointed").textContent = `At ${x}, ${y}: ${entry ? entry.name : "?"}, ${percent(state.confidence.data[i] / 255)}`;
+}
+
+function take(file) {
+  if (file) { state.file = file; run(); }
+}
+
+function run() {
+  segment().catch((error) => say(`The service did not answer: ${error.message}`, true));
+}
+
+$("file").addEventListener("change", (event) => take(event.target.files[0]));
+for (const id of ["model", "calibrator", "token"]) $(id).addEventListener("change", run);
+for (const id of ["threshold", "opacity"]) $(id).addEventListener("input", draw);
+for (const id of ["overlay", "heat"]) $(id).addEventListener("mousemove", point);
+$("form").addEventListener("submit", (event) => event.preventDefault());
+for (const name of ["dragover", "dragleave", "drop"]) {
+  $("drop").addEventListener(name, (event) => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", name === "dragover");
+    if (name === "drop") take(event.dataTransfer.files[0]);
+  });
+}
+
+const listed = await fetch("/models").then((response) => response.json()).catch(() => null);
+if (listed?.models) {
+  $("model").replaceChildren(...listed.models.map((m) => new Option(m.title || m.name, m.name)));
+} else {
+  say(listed?.detail ?? "The service does not answer.", true);
+}
