@@ -10,11 +10,14 @@ outside are looked up among what is there, never joined to a path.
 """
 
 import errno
+import io
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,10 +30,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
-from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
+from app.errors import (
+    ArgumentError,
+    ArtifactError,
+    ConflictError,
+    NotFoundError,
+    StorageError,
+)
+
+log = logging.getLogger(__name__)
 
 FORMAT = "segcal-calibrator"
 FORMAT_VERSION = 1
+FILES = ("manifest.json", "calibrator.safetensors", "report.json")
 ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
 
 
@@ -77,6 +89,7 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._loaded: dict[str, StoredCalibrator] = {}
+        self._unusable: set[str] = set()  # complained of once each
 
     def versions(self, model: str) -> list[Manifest]:
         """List a model's versions, newest first; damaged ones are left out."""
@@ -96,6 +109,23 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
+    def active(self, model: str, model_sha256: str) -> StoredCalibrator | None:
+        """Load the active version; None where there is none that a model of this hash can use.
+
+        A replaced model file or a damaged artefact must not take the service down: answers then
+        say that they are uncalibrated.
+        """
+        version = self.active_id(model)
+        if version is None:
+            return None
+        try:
+            return self.load(model, version, model_sha256)
+        except (ArtifactError, ConflictError, NotFoundError) as error:
+            if version not in self._unusable:
+                log.error("the active calibrator of %s can't be used: %s", model, error)  # noqa: TRY400
+                self._unusable.add(version)
+            return None
+
     def load(self, model: str, version: str, model_sha256: str) -> StoredCalibrator:
         """Load one version for a model of this hash; loaded versions are remembered.
 
@@ -113,6 +143,13 @@ class ArtifactStore:
                 f"got one fitted for {stored.manifest.model_sha256[:12]}"
             )
         return stored
+
+    def find(self, version: str) -> Manifest:
+        """Find a version of whatever model; raises NotFoundError, or ArtifactError for damage."""
+        if ID_PATTERN.fullmatch(version):
+            for folder in self._root.glob(f"*/{version}"):
+                return _read_manifest(folder)
+        raise NotFoundError(f"expected the id of a calibrator, got {version[:80]!r}")
 
     def report(self, model: str, version: str) -> dict[str, object]:
         """Read a version's report."""
@@ -140,11 +177,32 @@ class ArtifactStore:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
 
-    def activate(self, model: str, version: str, reason: str) -> None:
+    def archive(self, model: str, version: str) -> bytes:
+        """Pack a version's files into a zip archive."""
+        folder = self._version_folder(model, version)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in FILES:
+                archive.write(folder / name, f"{version}/{name}")
+        return buffer.getvalue()
+
+    def delete(self, model: str, version: str) -> None:
+        """Remove a version in one step; raises ConflictError for the active one."""
+        folder = self._version_folder(model, version)
+        if version == self.active_id(model):
+            raise ConflictError(f"expected a calibrator that is not active, got {version}")
+        doomed = folder.with_name(f".{version}.deleted")
+        with _storage():
+            folder.rename(doomed)
+            _sync_folder(folder.parent)
+        self._loaded.pop(version, None)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def activate(self, model: str, version: str, reason: str, by: str) -> None:
         """Point a model at a version, in one atomic step, and note it in the history."""
         self._version_folder(model, version)
         folder = self._folder(model)
-        line = {"at": timestamp(), "calibrator": version, "reason": reason}
+        line = {"at": timestamp(), "calibrator": version, "by": by, "reason": reason}
         with _storage():
             temporary = folder / f".active.{secrets.token_hex(4)}.tmp"
             _write(temporary, f"{version}\n".encode("ascii"))
@@ -161,9 +219,14 @@ class ArtifactStore:
     def _version_folder(self, model: str, version: str) -> Path:
         """Find a version's folder; the id must have our form before it meets a path."""
         folder = self._folder(model) / version
-        if not ID_PATTERN.fullmatch(version) or not folder.is_dir():
-            raise NotFoundError(f"expected the id of a calibrator of {model}, got {version[:80]!r}")
-        return folder
+        if ID_PATTERN.fullmatch(version):
+            if folder.is_dir():
+                return folder
+            for other in self._root.glob(f"*/{version}"):
+                raise ConflictError(
+                    f"expected a calibrator of {model}, got one of {other.parent.name}"
+                )
+        raise NotFoundError(f"expected the id of a calibrator of {model}, got {version[:80]!r}")
 
 
 def timestamp() -> str:
@@ -187,11 +250,11 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _read(folder: Path, manifest: Manifest) -> Calibrator:
-    calibrator = build(manifest.method, manifest.num_classes)
     try:
+        calibrator = build(manifest.method, manifest.num_classes)
         state = safetensors.torch.load_file(folder / "calibrator.safetensors")
         calibrator.load_state_dict(state)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except (ArgumentError, OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"{folder.name}: expected a calibrator's state, got: {error}"
         ) from error

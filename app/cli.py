@@ -1,14 +1,11 @@
 """`segcal`: serve, segment, calibrate, and look after models and calibrators."""
 
 import logging
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
-import uvicorn
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -20,7 +17,7 @@ from app.errors import SegcalError
 from app.inference.card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.labelled import SpooledLogits, find_pairs
-from app.main import create_app, find_model, model_folders
+from app.main import find_model, model_folders, run
 from app.recalibration import Activate, calibrate
 from app.settings import Settings, load_settings
 
@@ -31,18 +28,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(calibrators_app, name="calibrators")
 
 console = Console(stderr=True)
-SHUTDOWN_S = 30
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
-
-
-class DrainingServer(uvicorn.Server):
-    """Turns /readyz to 503 with the first signal, while requests in flight are finished."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain, then shut down."""
-        self.config.app.state.segcal.readiness.draining.set()  # type: ignore[union-attr]
-        super().handle_exit(sig, frame)
 
 
 @app.command()
@@ -52,20 +39,13 @@ def serve(
 ) -> None:
     """Serve all models over HTTP."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    config = uvicorn.Config(
-        create_app(load_settings()),
-        host=host,
-        port=port,
-        timeout_graceful_shutdown=SHUTDOWN_S,
-        server_header=False,
-    )
-    DrainingServer(config).run()
+    run(load_settings(), host, port)
 
 
 @app.command()
 def segment(
     images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
     url: Annotated[str | None, typer.Option(help="A running service; default: here.")] = None,
     model: ModelOption = None,
     token: Annotated[str | None, typer.Option(envvar="SEGCAL_TOKEN")] = None,
@@ -81,7 +61,7 @@ def segment(
         task = progress.add_task("segmenting", total=len(images))
         failed = batch.segment_all(images, out, source, lambda: progress.advance(task))
     for path, reason in failed.items():
-        console.print(f"{path}: {reason}", style="red", markup=False)
+        console.print(f"{path}: {reason}", style="red", markup=False, soft_wrap=True)
     console.print(f"{len(images) - len(failed)} of {len(images)} images, results in {out}")
     if failed:
         raise typer.Exit(1)
@@ -159,8 +139,19 @@ def activate_calibrator(calibrator: str, model: ModelOption = None, reason: str 
     folder = find_model(settings, model)
     store = ArtifactStore(settings.artifacts_dir)
     store.load(folder.card.name, calibrator, folder.sha256)
-    store.activate(folder.card.name, calibrator, reason or "activated by command")
+    store.activate(folder.card.name, calibrator, reason or "no reason given", by="command")
     console.print(f"{calibrator} is active for {folder.card.name}")
+
+
+@calibrators_app.command("archive")
+def archive_calibrator(
+    calibrator: str,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The zip file to write.")],
+) -> None:
+    """Pack a version's manifest, parameters and report into a zip file."""
+    store = ArtifactStore(load_settings().artifacts_dir)
+    out.write_bytes(store.archive(store.find(calibrator).model, calibrator))
+    console.print(f"wrote {out}", markup=False)
 
 
 def predictor_named(settings: Settings, name: str | None) -> Predictor:
@@ -182,9 +173,8 @@ def print_candidates(report: dict[str, object]) -> None:
 
 def main() -> None:
     """Run the command line; our own errors end it with one sentence."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         app()
     except SegcalError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         sys.exit(2)

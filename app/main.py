@@ -10,7 +10,7 @@ import torch
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import docs, health, models, page, problems, results, segment, server
+from app.api import calibrators, docs, health, models, page, problems, results, segment, server
 from app.api.counters import Counters, CountRequests
 from app.api.limits import BodyLimit
 from app.api.state import Admission, Readiness, State
@@ -21,6 +21,7 @@ from app.inference.predictor import Predictor, open_predictor
 from app.results import ResultCache
 from app.service import Segmenter
 from app.settings import Settings, load_settings
+from app.tokens import admin_token
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     check_models(settings)
     state = State(
-        settings,
-        Readiness(),
-        Admission(WORKERS, settings.queue_limit),
-        ResultCache(settings.result_ttl_s, settings.result_bytes),
-        Counters(),
+        settings=settings,
+        admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
+        readiness=Readiness(),
+        admission=Admission(WORKERS, settings.queue_limit),
+        results=ResultCache(settings.result_ttl_s, settings.result_bytes),
+        counters=Counters(),
+        artifacts=ArtifactStore(settings.artifacts_dir),
     )
 
     @asynccontextmanager
@@ -63,8 +66,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.segcal = state
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_OVERHEAD)
     app.add_middleware(CountRequests, counters=state.counters)
-    for router in (segment.router, results.router, models.router, health.router):
-        app.include_router(router)
+    for room in (segment, results, models, calibrators, health):
+        app.include_router(room.router)
     docs.install(app)
     page.install(app)
     problems.install(app)
@@ -92,7 +95,7 @@ def load_models(state: State) -> None:
     state.readiness.segmenter = Segmenter(
         predictors,
         state.settings.default_model,
-        ArtifactStore(state.settings.artifacts_dir),
+        state.artifacts,
         state.settings.max_pixels,
     )
 

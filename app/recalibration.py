@@ -32,18 +32,19 @@ def calibrate(
     method: str = "auto",
     activate: Activate = "if_better",
     note: str = "",
+    by: str = "command",
 ) -> Calibrated:
     """Fit, publish, and activate or not; raises ArgumentError, StorageError."""
     name = folder.card.name
-    active = store.active_id(name)
-    current = None if active is None else store.load(name, active, folder.sha256).calibrator
+    active = store.active(name, folder.sha256)
+    current = None if active is None else active.calibrator
     outcome = fit(data, candidates(method), context, current)
-    activated, why = decide(outcome, activate, active)
+    activated, why = decide(outcome, activate, active.manifest.id if active else None)
     manifest = describe(folder, outcome, note)
     document = report(outcome, activated, why)
     store.publish(manifest, outcome.chosen.calibrator, document)
     if activated:
-        store.activate(name, manifest.id, why)
+        store.activate(name, manifest.id, why, by)
     return Calibrated(manifest, document, activated, why)
 
 

@@ -120,11 +120,12 @@ class Segmenter:
 
     def calibrator(self, predictor: Predictor, wanted: str) -> StoredCalibrator | None:
         """Find the calibrator to use: a version, the active one if there is any, or none."""
-        model = predictor.folder.card.name
-        version = self.artifacts.active_id(model) if wanted == ACTIVE else wanted
-        if version is None or version == NO_CALIBRATOR:
+        folder = predictor.folder
+        if wanted == NO_CALIBRATOR:
             return None
-        return self.artifacts.load(model, version, predictor.folder.sha256)
+        if wanted == ACTIVE:
+            return self.artifacts.active(folder.card.name, folder.sha256)
+        return self.artifacts.load(folder.card.name, wanted, folder.sha256)
 
 
 def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     models_dir: Path = Path("models")
     artifacts_dir: Path = Path("calibration_artifacts")
     default_model: str | None = None
+    admin_token: str | None = Field(None, min_length=8)
     api_tokens: Annotated[tuple[str, ...], NoDecode] = ()
     max_upload_bytes: int = Field(32 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)

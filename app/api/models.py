@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from app.api.schemas import ClassInfo, ModelInfo, ModelList
 from app.api.state import SegmenterDep, StateDep
 from app.inference.predictor import Predictor
-from app.service import Segmenter
+from app.service import ACTIVE, Segmenter
 
 router = APIRouter(tags=["models"])
 
@@ -21,6 +21,12 @@ def models(segmenter: SegmenterDep, state: StateDep) -> ModelList:
 def model(model: str, segmenter: SegmenterDep) -> ModelInfo:
     """Describe one model."""
     return describe(segmenter, segmenter.predictor(model))
+
+
+def active_id(segmenter: Segmenter, predictor: Predictor) -> str | None:
+    """Name the calibrator that answers now rest on."""
+    stored = segmenter.calibrator(predictor, ACTIVE)
+    return None if stored is None else stored.manifest.id
 
 
 def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
@@ -40,6 +46,6 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         input=card.input.model_dump(mode="json"),
         ignore_index=card.output.ignore_index,
         device=predictor.backbone.device,
-        active_calibrator=segmenter.artifacts.active_id(card.name),
+        active_calibrator=active_id(segmenter, predictor),
         metrics=card.metrics,
     )

@@ -161,3 +161,38 @@ class Health(BaseModel):
     """Alive or ready."""
 
     status: str
+
+
+class CalibratorInfo(BaseModel):
+    """A stored calibrator; ECE is image-wise, 10 bins, on images held out from the fit."""
+
+    id: str
+    model: str
+    model_sha256: str
+    method: str
+    num_classes: int
+    fitted_at: str
+    images: int
+    pixels: int
+    ece_before: float
+    ece_after: float
+    seed: int
+    note: str
+    summary: dict[str, float]
+    active: bool
+    format: str
+    format_version: int
+
+
+class CalibratorList(BaseModel):
+    """A model's calibrators, newest first."""
+
+    calibrators: list[CalibratorInfo]
+
+
+class Activation(BaseModel):
+    """Why a version is made active; kept in the history."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(max_length=1000)] = "no reason given"

@@ -1,0 +1,79 @@
+"""`/calibrators`: versions, their reports, and which one is active."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Response
+
+from app.api.schemas import Activation, CalibratorInfo, CalibratorList
+from app.api.state import AdminCheck, SegmenterDep, State, StateDep
+from app.artifacts import Manifest
+
+router = APIRouter(prefix="/calibrators", tags=["calibrators"])
+
+SVG = "image/svg+xml"
+ZIP = "application/zip"
+
+
+@router.get("")
+def calibrators(
+    state: StateDep, segmenter: SegmenterDep, model: str | None = None
+) -> CalibratorList:
+    """List a model's versions, newest first."""
+    name = segmenter.predictor(model).folder.card.name
+    versions = state.artifacts.versions(name)
+    return CalibratorList(calibrators=[describe(state, manifest) for manifest in versions])
+
+
+@router.get("/{calibrator}")
+def calibrator(calibrator: str, state: StateDep) -> CalibratorInfo:
+    """Describe one version."""
+    return describe(state, state.artifacts.find(calibrator))
+
+
+@router.get("/{calibrator}/report")
+def report(calibrator: str, state: StateDep) -> dict[str, object]:
+    """Give the report of the fit: every candidate's figures, reliability curves, the decision."""
+    return state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
+
+
+@router.get("/{calibrator}/reliability.svg", response_class=Response)
+def reliability(calibrator: str, state: StateDep) -> Response:
+    """Draw the reliability diagram before and after."""
+    # matplotlib takes half a second to import, which only this answer should pay for.
+    from app.calibration.diagrams import reliability_svg  # noqa: PLC0415
+
+    document = state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
+    return Response(reliability_svg(document), media_type=SVG)
+
+
+@router.get("/{calibrator}/archive", response_class=Response)
+def archive(calibrator: str, state: StateDep) -> Response:
+    """Download a version: manifest, parameters and report in a zip archive."""
+    body = state.artifacts.archive(state.artifacts.find(calibrator).model, calibrator)
+    headers = {"Content-Disposition": f'attachment; filename="{calibrator}.zip"'}
+    return Response(body, media_type=ZIP, headers=headers)
+
+
+@router.post("/{calibrator}/activate", dependencies=[AdminCheck])
+def activate(
+    calibrator: str, state: StateDep, segmenter: SegmenterDep, body: Activation | None = None
+) -> CalibratorInfo:
+    """Make a version the active one; an earlier one too, which is the rollback."""
+    manifest = state.artifacts.find(calibrator)
+    folder = segmenter.predictor(manifest.model).folder
+    state.artifacts.load(manifest.model, calibrator, folder.sha256)
+    reason = body.reason if body else Activation().reason
+    state.artifacts.activate(manifest.model, calibrator, reason, by="admin over HTTP")
+    return describe(state, manifest)
+
+
+@router.delete("/{calibrator}", status_code=204, dependencies=[AdminCheck])
+def delete(calibrator: str, state: StateDep) -> None:
+    """Delete a version that is not active."""
+    state.artifacts.delete(state.artifacts.find(calibrator).model, calibrator)
+
+
+def describe(state: State, manifest: Manifest) -> CalibratorInfo:
+    """Shape what is known of a version."""
+    active = state.artifacts.active_id(manifest.model) == manifest.id
+    return CalibratorInfo(**asdict(manifest), active=active)
