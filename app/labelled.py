@@ -1,6 +1,8 @@
 """Folders of pictures with labels, turned into a validation set by running the model over them."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.calibration.validation import IGNORE, LabelledImage
-from app.errors import ArgumentError
+from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
 from app.inference.preprocess import Geometry
@@ -51,11 +53,12 @@ class SpooledLogits:
         progress: Callable[[str, float], None],
     ) -> None:
         self.num_classes = predictor.folder.num_classes
-        self._folder = tempfile.TemporaryDirectory(prefix="segcal-logits-")
+        self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._labels: list[NDArray[np.int32]] = []
         for index, pair in enumerate(pairs):
             progress("logits", index / len(pairs))
-            picture = decode_image(pair.image.read_bytes(), max_pixels)
+            picture = read_picture(pair.image, max_pixels)
             images, geometry = predictor.prepare(picture)
             logits = predictor.logits(images)[0]
             labels = read_labels(pair.labels, max_pixels)
@@ -82,7 +85,15 @@ class SpooledLogits:
         return LabelledImage(torch.from_numpy(logits), torch.from_numpy(self._labels[index]).long())
 
     def _path(self, index: int) -> Path:
-        return Path(self._folder.name) / f"{index}.npy"
+        return self._folder / f"{index}.npy"
+
+
+def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a picture to uint8 RGB [H,W,3]; a refusal names the file."""
+    try:
+        return decode_image(path.read_bytes(), max_pixels)
+    except InputError as error:
+        raise type(error)(f"{path.name}: {error}") from error
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
@@ -90,13 +101,17 @@ def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
     try:
         with Image.open(path) as picture:
             check_size(picture.size, max_pixels)
-            if picture.mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
-                raise ArgumentError(
-                    f"{path.name}: expected an indexed or grey label map, got mode {picture.mode}"
-                )
+            _check_grey(picture.mode, path.name)
             return np.asarray(picture).astype(np.int32)
-    except (OSError, SyntaxError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders answer damaged files with many kinds
         raise ArgumentError(f"{path.name}: expected a label map, got: {error}") from error
+
+
+def _check_grey(mode: str, name: str) -> None:
+    if mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+        raise ArgumentError(f"{name}: expected an indexed or grey label map, got mode {mode}")
 
 
 def checked(
@@ -131,4 +146,13 @@ def to_grid(
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ArgumentError(f"expected a folder, got {folder}")
-    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in ENDINGS}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in ENDINGS:
+            continue
+        if path.stem in found:
+            raise ArgumentError(
+                f"expected one file for each stem, got {found[path.stem].name} and {path.name}"
+            )
+        found[path.stem] = path
+    return found

@@ -9,12 +9,16 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from app.errors import TooLargeError, UndecodableError
+from app.errors import InputError, TooLargeError, UndecodableError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-REDUCED_OR_MASK = 0b101  # TIFF NewSubfileType: a smaller copy, or a transparency mask
-NEW_SUBFILE_TYPE = 254
+# TIFF tags and what they say.
+NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC = 254, 258, 262
+REDUCED_OR_MASK = 0b101  # of NewSubfileType: a smaller copy, or a transparency mask
+WHITE_IS_ZERO = 0  # of PhotometricInterpretation
+MAX_PAGES = 64  # Pillow's count of pages takes time in the square of their number
 
 # Our own limit, a setting, takes the place of Pillow's process-wide one.
 Image.MAX_IMAGE_PIXELS = None
@@ -34,15 +38,17 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             check_size(picture.size, max_pixels)
             _check_still(picture)
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(picture)))
+            levels = _grey_levels(picture)
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(picture), levels))
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
         raise UndecodableError(
             f"expected a JPEG, PNG, WebP, TIFF or BMP image, got {len(data)} bytes of another kind"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
-        # Pillow's decoders answer hostile bytes with any of these.
+    except Exception as error:  # Pillow's decoders answer hostile bytes with many kinds
         raise UndecodableError(
-            f"expected a whole image, got one that breaks off: {error}"
+            f"expected a whole image, got one that is cut off or damaged: {error}"
         ) from error
 
 
@@ -57,33 +63,49 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _check_still(picture: Image.Image) -> None:
     """Refuse animations and multi-page files: one mask can't answer for all their frames."""
+    if picture.format == "MPO":  # a phone's JPEG with its preview inside
+        return
+    if isinstance(picture, TiffImageFile):
+        _check_one_page(picture)
+        return
     frames = getattr(picture, "n_frames", 1)
-    if frames == 1 or picture.format == "MPO":  # a phone's JPEG with its preview inside
-        return
-    if picture.format == "TIFF" and _has_one_page(picture, frames):
-        return
-    raise UndecodableError(f"expected a still image, got one of {frames} frames")
+    if frames != 1:
+        raise UndecodableError(f"expected a still image, got one of {frames} frames")
 
 
-def _has_one_page(picture: Image.Image, frames: int) -> bool:
-    """Tell a TIFF with overviews or masks behind its first page from one with many pages."""
-    extra = []
-    for frame in range(1, min(frames, 64)):
-        picture.seek(frame)
-        extra.append(picture.tag_v2.get(NEW_SUBFILE_TYPE, 0))  # type: ignore[attr-defined]
-    picture.seek(0)
-    return all(kind & REDUCED_OR_MASK for kind in extra)
+def _check_one_page(picture: TiffImageFile) -> None:
+    """Refuse a TIFF of many pages; overviews and masks behind the first page are no pages."""
+    for page in range(1, MAX_PAGES + 1):
+        try:
+            picture.seek(page)
+        except EOFError:
+            picture.seek(0)
+            return
+        if not picture.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED_OR_MASK:
+            break
+    raise UndecodableError("expected a still image, got a TIFF of several pages")
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _grey_levels(picture: Image.Image) -> tuple[int, int]:
+    """Give the values of black and white in 16-bit grey; only a TIFF may have its own."""
+    if not isinstance(picture, TiffImageFile):
+        return 0, 65535
+    top = 4095 if picture.tag_v2.get(BITS_PER_SAMPLE) == (12,) else 65535
+    return (top, 0) if picture.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0, top)
+
+
+def _to_rgb(picture: Image.Image, levels: tuple[int, int]) -> Image.Image:
     """Convert any mode to RGB; refuse the ones whose values have no defined range."""
     if picture.mode.startswith("I;16"):
-        return _scaled_down(np.asarray(picture, np.uint16))
+        return _scaled_down(np.asarray(picture, np.uint16), levels)
     if picture.mode == "I":
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
-            raise UndecodableError("expected 8 or 16 bits a channel, got 32-bit integers")
-        return _scaled_down(values)
+            raise UndecodableError(
+                "expected 8 bits a channel or unsigned 16, got grey values in "
+                f"{values.min()}..{values.max()}"
+            )
+        return _scaled_down(values, levels)
     if picture.mode == "F":
         raise UndecodableError("expected 8 or 16 bits a channel, got floating-point pixels")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -91,7 +113,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _scaled_down(values: NDArray[np.generic]) -> Image.Image:
-    """16-bit grey [H,W] to RGB; the full range 0..65535 becomes 0..255, rounded."""
-    eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _scaled_down(values: NDArray[np.generic], levels: tuple[int, int]) -> Image.Image:
+    """16-bit grey [H,W] to RGB; the range from black to white becomes 0..255, rounded."""
+    black, top = levels[0], max(levels)
+    above_black = np.abs(values.astype(np.int32) - black)
+    eight = ((above_black * 255 + top // 2) // top).astype(np.uint8)
     return Image.fromarray(eight).convert("RGB")

@@ -1,5 +1,6 @@
 """Backbones behind one call: float32 images [N,3,H,W] in, float32 logits [N,K,h,w] out."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -8,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from app.errors import ModelError
+from app.errors import ArgumentError, ModelError
 
 Array = NDArray[np.float32]
 
@@ -39,8 +41,15 @@ def open_backbone(path: Path, device: str, threads: int) -> Backbone:
     except ModelError:
         raise
     except Exception as error:  # the loaders raise whatever their parsers raise
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
-        raise ModelError(f"{path.name}: expected a model that loads, got: {reason}") from error
+        raise ModelError(
+            f"{path.name}: expected a model that loads, got: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Give the start of an error's message, or its name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else repr(error)
 
 
 class OnnxBackbone:
@@ -70,9 +79,16 @@ class OnnxBackbone:
         self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
     def __call__(self, images: Array) -> Array:
-        """Run the session on the first output."""
+        """Run the session on the first output; raises ArgumentError for a size it can't take."""
         feed = {self._input: images.astype(self._dtype, copy=False)}
-        logits = self._session.run([self._output], feed)[0]
+        try:
+            logits = self._session.run([self._output], feed)[0]
+        except InvalidArgument as error:
+            size = "x".join(str(side) for side in images.shape[:1:-1])
+            raise ArgumentError(
+                f"expected a picture of a size the model takes, got {size} as its input: "
+                f"{first_line(error)}"
+            ) from error
         return np.asarray(logits, np.float32)
 
 
@@ -93,7 +109,9 @@ class TorchBackbone:
         if path.suffix == ".pt2":
             self._module = torch.export.load(path).module()
         else:
-            self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():  # torch would rather have .pt2; cards may name .pt
+                warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+                self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         self._module.to(self.device)
 
     @torch.inference_mode()

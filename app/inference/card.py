@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from app.errors import ModelError
 from app.inference.taxonomies import TAXONOMIES
@@ -19,7 +27,7 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 class Strict(BaseModel):
     """Refuses unknown keys: a typo in a card must not pass for a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ShortSide(Strict):
@@ -36,6 +44,17 @@ class InputPolicy(Strict):
     size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
     mode: Literal["whole"] = "whole"
+
+    @field_validator("size", mode="wrap")
+    @classmethod
+    def _one_of_the_sizes(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError as error:  # of three forms at once, which tells nobody anything
+            raise ValueError(
+                'expected "native", [H, W] or {short_side = N}, with sides in 1..16384, '
+                f"got {value!r}"
+            ) from error
 
     @model_validator(mode="after")
     def _positive_std(self) -> "InputPolicy":
@@ -66,15 +85,17 @@ class OutputPolicy(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_classes(cls, data: dict[str, object]) -> dict[str, object]:
+    def _fill_classes(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
         taxonomy = data.get("taxonomy")
         if (taxonomy is None) == (not data.get("classes")):
-            raise ValueError("expected either classes or a taxonomy")
+            raise ValueError("expected either classes or a taxonomy, got both or neither")
         if taxonomy is None:
             return data
-        if taxonomy not in TAXONOMIES:
+        if not isinstance(taxonomy, str) or taxonomy not in TAXONOMIES:
             raise ValueError(f"expected one of {sorted(TAXONOMIES)} as taxonomy, got {taxonomy!r}")
-        classes = [{"name": name, "color": color} for name, color in TAXONOMIES[str(taxonomy)]]
+        classes = [{"name": name, "color": color} for name, color in TAXONOMIES[taxonomy]]
         return {**data, "classes": classes}
 
 
@@ -119,17 +140,34 @@ def read_model_folder(folder: Path) -> ModelFolder:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ModelError(f"{folder.name}: expected TOML in {CARD}, got: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or CARD
-        raise ModelError(
-            f"{folder.name}: {where}: {first['msg']}, got {first['input']!r}"
-        ) from error
+        raise ModelError(f"{folder.name}: {_first_fault(error)}") from error
     if card.name != folder.name:
         raise ModelError(f"{folder.name}: expected the folder's name in {CARD}, got {card.name!r}")
     path = folder / card.file
     if not path.is_file():
         raise ModelError(f"{folder.name}: expected the file {card.file}, got none")
-    return ModelFolder(card, path, file_sha256(path))
+    return ModelFolder(card, path, model_sha256(path))
+
+
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or CARD
+    if first["type"] == "missing":
+        return f"{where}: expected a value, got none"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: expected no such key, got {first['input']!r}"
+    if first["type"] == "value_error":  # one of our own sentences
+        return f"{where}: {first['ctx']['error']}"
+    return f"{where}: {first['msg']}, got {first['input']!r}"
+
+
+def model_sha256(path: Path) -> str:
+    """Hash a model: its file and, where an exporter put weights beside it, those files too."""
+    beside = sorted(p for p in path.parent.glob(f"{path.name}[._]*") if p.is_file())
+    if not beside:
+        return file_sha256(path)
+    hashes = "".join(file_sha256(part) for part in (path, *beside))
+    return hashlib.sha256(hashes.encode("ascii")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.errors import ModelError
-from app.inference.backbone import Backbone, open_backbone
+from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
 from app.inference.preprocess import Geometry, preprocess
 
@@ -82,10 +82,9 @@ def open_predictor(folder: ModelFolder, device: str, threads: int) -> Predictor:
     try:
         logits = predictor.logits(images)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:300]
         raise ModelError(
             f"{folder.card.name}: expected a model that takes [1,3,{images.shape[2]},"
-            f"{images.shape[3]}], got: {reason}"
+            f"{images.shape[3]}], got: {first_line(error)}"
         ) from error
     if logits.ndim != 4 or logits.shape[1] != folder.num_classes:
         raise ModelError(

@@ -6,7 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.errors import TooLargeError
 from app.inference.card import InputPolicy, ShortSide
+
+# A picture one pixel wide grows 32-fold when padded to 32: beyond this many pixels a network's
+# input may be at most MAX_GROWTH times the picture it is made from.
+SMALL_INPUT = 1 << 25
+MAX_GROWTH = 4
 
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float32]
@@ -23,7 +29,10 @@ class Geometry:
 
 
 def plan(image: Size, policy: InputPolicy) -> Geometry:
-    """Work out the sizes, (height, width) each, for a picture under a policy."""
+    """Work out the sizes, (height, width) each, for a picture under a policy.
+
+    Raises TooLargeError for a picture so long and thin that it would grow beyond all measure.
+    """
     height, width = image
     if policy.size == "native":
         resized = image
@@ -34,6 +43,11 @@ def plan(image: Size, policy: InputPolicy) -> Geometry:
         resized = policy.size
     multiple = policy.multiple_of
     padded = -(-resized[0] // multiple) * multiple, -(-resized[1] // multiple) * multiple
+    if padded[0] * padded[1] > max(SMALL_INPUT, MAX_GROWTH * height * width):
+        raise TooLargeError(
+            f"expected a picture that the model can take in, got {width}x{height}, which its "
+            f"input policy makes {padded[1]}x{padded[0]}"
+        )
     return Geometry(image, resized, padded)
 
 

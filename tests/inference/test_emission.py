@@ -1,0 +1,175 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.inference.card import InputPolicy
+from app.inference.emission import Confidence, Mask, emit
+from app.inference.preprocess import Geometry, plan
+
+
+def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
+    """Logits [K,H,W] in float64, by torch's grid sampler: an implementation of its own."""
+    axes = []
+    for axis, count in enumerate(geometry.image):
+        centre = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # of the picture
+        share = centre * geometry.resized[axis] / geometry.padded[axis]  # of the grid
+        axes.append(2 * share - 1)
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    points = torch.stack([x, y], -1)[None]
+    return F.grid_sample(
+        grid.double()[None], points, "bilinear", padding_mode="border", align_corners=False
+    )[0]
+
+
+def agrees(mask: Mask, confidence: Confidence, labelling: Tensor, calibrated: Tensor) -> None:
+    """Compare with full-size logits float64 [K,H,W]; labels may differ where two classes tie."""
+    top = labelling.amax(0)
+    chosen = labelling.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
+    assert (top - chosen).max() < 1e-4
+    certain = labelling.topk(min(2, len(labelling)), dim=0).values
+    clear = (certain[0] - certain[-1]).numpy() > 1e-4
+    assert np.array_equal(mask[clear], labelling.argmax(0).numpy()[clear])
+    own = calibrated.softmax(0).gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
+    assert np.abs(confidence - own.numpy()).max() < 2e-6
+
+
+def native(height: int, width: int) -> Geometry:
+    return Geometry((height, width), (height, width), (height, width))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def test_two_by_two_cells_become_four_by_four_pixels():
+    # Pixel centres lie at -1/4 (clamped to 0), 1/4, 3/4 and 5/4 (clamped to 1) of the way.
+    logits = torch.tensor([[[0.0, 4.0], [8.0, 4.0]], [[4.0, 4.0], [4.0, 4.0]]])
+    mask, confidence = emit(logits, logits, native(4, 4))
+    first = np.array([[0, 1, 3, 4], [2, 2.5, 3.5, 4], [6, 5.5, 4.5, 4], [8, 7, 5, 4]])
+    assert mask.dtype == np.uint8
+    assert confidence.dtype == np.float32
+    # Where both have 4 the lower class is chosen.
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert np.allclose(confidence, 1 / (1 + np.exp(-np.abs(first - 4))), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 11, 19, 150, 255, 256, 300])
+def test_emission_equals_interpolate_softmax_max(classes):
+    logits = noise(classes, 5, 6)
+    mask, confidence = emit(logits, logits, native(20, 24))
+    fine = F.interpolate(logits.double()[None], (20, 24), mode="bilinear", align_corners=False)[0]
+    assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
+    agrees(mask, confidence, fine, fine)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"),
+    [
+        ((1, 1), (7, 5)),
+        ((1, 9), (4, 36)),
+        ((9, 1), (36, 4)),
+        ((1, 9), (1, 9)),
+        ((4, 4), (1, 1)),
+        ((3, 5), (97, 101)),
+        ((40, 30), (40, 30)),
+        ((40, 30), (13, 7)),
+        ((2, 2), (2, 300)),
+    ],
+)
+def test_emission_at_any_shape(grid, size):
+    logits = noise(4, *grid)
+    mask, confidence = emit(logits, logits, native(*size))
+    fine = F.interpolate(logits.double()[None], size, mode="bilinear", align_corners=False)[0]
+    assert mask.shape == confidence.shape == size
+    agrees(mask, confidence, fine, fine)
+
+
+def test_padding_is_cut_off():
+    geometry = Geometry((50, 61), (50, 61), (64, 64))
+    logits = noise(3, 16, 16)
+    mask, confidence = emit(logits, logits, geometry)
+    fine = F.interpolate(logits.double()[None], (64, 64), mode="bilinear", align_corners=False)[0]
+    agrees(mask, confidence, fine[:, :50, :61], fine[:, :50, :61])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    image=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    size=st.sampled_from(["native", (24, 17), (64, 64), {"short_side": 13}]),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    classes=st.integers(2, 6),
+)
+def test_emission_undoes_resizing_and_padding(image, size, stride, classes):
+    geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
+    logits = noise(classes, geometry.padded[0] // stride, geometry.padded[1] // stride)
+    mask, confidence = emit(logits, logits, geometry)
+    fine = upsampled(logits, geometry)
+    assert mask.shape == image
+    agrees(mask, confidence, fine, fine)
+
+
+def test_large_picture_of_many_classes_has_no_seams():
+    # 150 full-size planes are about 40 MiB, more than is upsampled at a time.
+    logits = noise(150, 32, 16)
+    geometry = native(256, 260)
+    mask, confidence = emit(logits, logits, geometry)
+    fine = upsampled(logits, geometry)
+    agrees(mask, confidence, fine, fine)
+
+
+def test_lowest_class_wins_a_tie():
+    mask, confidence = emit(torch.zeros(5, 3, 3), torch.zeros(5, 3, 3), native(6, 6))
+    assert not mask.any()
+    assert np.allclose(confidence, 0.2)
+
+
+def test_confidence_is_the_calibrated_probability_of_the_emitted_label():
+    logits = torch.tensor([2.0, 1.0, 0.0])[:, None, None]
+    calibrated = torch.tensor([0.1, 0.7, 0.2]).log()[:, None, None]
+    mask, confidence = emit(logits, calibrated, native(2, 2))
+    assert (mask == 0).all()
+    assert np.allclose(confidence, 0.1)
+
+
+def test_calibrator_that_decides_gives_label_and_confidence():
+    calibrated = torch.tensor([0.1, 0.7, 0.2]).log()[:, None, None]
+    mask, confidence = emit(calibrated, calibrated, native(2, 2))
+    assert (mask == 1).all()
+    assert np.allclose(confidence, 0.7)
+
+
+def test_labels_and_confidence_from_two_grids_agree_with_both():
+    logits, calibrated = noise(7, 9, 8), noise(7, 9, 8, seed=1)
+    geometry = Geometry((31, 29), (31, 29), (36, 32))
+    mask, confidence = emit(logits, calibrated, geometry)
+    agrees(mask, confidence, upsampled(logits, geometry), upsampled(calibrated, geometry))
+
+
+def test_extreme_logits_stay_within_zero_and_one():
+    logits = torch.tensor([3e4, -3e4])[:, None, None]
+    mask, confidence = emit(logits, logits, native(1, 1))
+    assert (mask.item(), confidence.item()) == (0, 1.0)
+    _, confidence = emit(logits, -logits, native(1, 1))
+    assert confidence.item() == 0.0
+
+
+def test_temperature_on_the_grid_equals_temperature_at_full_size():
+    # An affine map commutes with upsampling, so calibrating on the small grid loses nothing.
+    logits, geometry = noise(3, 6, 5), native(24, 20)
+    _, confidence = emit(logits, logits / 2.5, geometry)
+    fine = upsampled(logits, geometry)
+    expected = (fine / 2.5).softmax(0).gather(0, fine.argmax(0)[None])[0]
+    assert np.abs(confidence - expected.numpy()).max() < 2e-6
+
+
+def test_softmax_by_hand():
+    logits = torch.tensor([0.0, math.log(3.0)])[:, None, None]
+    mask, confidence = emit(logits, logits, native(1, 1))
+    assert mask.item() == 1
+    assert confidence.item() == pytest.approx(0.75)

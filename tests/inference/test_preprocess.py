@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.errors import TooLargeError
+from app.inference.card import InputPolicy, ShortSide
+from app.inference.preprocess import Geometry, plan, preprocess
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "multiple_of", "resized", "padded"),
+    [
+        ((480, 360), "native", 32, (480, 360), (480, 384)),
+        ((64, 32), "native", 32, (64, 32), (64, 32)),
+        ((1, 1), "native", 32, (1, 1), (32, 32)),
+        ((5, 7), "native", 1, (5, 7), (5, 7)),
+        ((100, 300), (64, 48), 16, (64, 48), (64, 48)),
+        ((100, 300), (60, 50), 16, (60, 50), (64, 64)),
+        ((100, 300), ShortSide(short_side=50), 1, (50, 150), (50, 150)),
+        ((300, 100), ShortSide(short_side=200), 64, (600, 200), (640, 256)),
+        ((1000, 3), ShortSide(short_side=2), 1, (667, 2), (667, 2)),
+    ],
+)
+def test_plan_gives_sizes(image, size, multiple_of, resized, padded):
+    policy = InputPolicy(size=size, multiple_of=multiple_of)
+    assert plan(image, policy) == Geometry(image, resized, padded)
+
+
+@given(
+    image=st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    side=st.integers(1, 300),
+    multiple=st.integers(1, 64),
+)
+def test_plan_keeps_its_promises(image, side, multiple):
+    geometry = plan(image, InputPolicy(size=ShortSide(short_side=side), multiple_of=multiple))
+    assert min(geometry.resized) == side
+    for resized, padded in zip(geometry.resized, geometry.padded, strict=True):
+        assert padded % multiple == 0
+        assert resized <= padded < resized + multiple
+
+
+@pytest.mark.parametrize(
+    ("image", "policy"),
+    [
+        ((1, 40_000_000), InputPolicy()),
+        ((40_000_000, 1), InputPolicy()),
+        ((1, 1_000_000), InputPolicy(size=ShortSide(short_side=512))),
+    ],
+)
+def test_picture_too_thin_for_the_policy_is_refused(image, policy):
+    with pytest.raises(TooLargeError, match=f"got {image[1]}x{image[0]}, which its input policy"):
+        plan(image, policy)
+
+
+def test_large_picture_that_hardly_grows_is_accepted():
+    assert plan((7001, 7001), InputPolicy()).padded == (7008, 7008)
+
+
+def test_native_picture_is_put_on_the_unit_scale(picture):
+    images, geometry = preprocess(picture, InputPolicy(multiple_of=1))
+    assert images.shape == (1, 3, 5, 7)
+    assert images.dtype == np.float32
+    assert images.flags.c_contiguous
+    assert geometry == Geometry((5, 7), (5, 7), (5, 7))
+    assert np.allclose(images[0], picture.transpose(2, 0, 1) / 255, atol=1e-7)
+
+
+def test_normalisation_by_hand():
+    pixel = np.array([[[255, 51, 0]]], np.uint8)  # 1, 0.2 and 0 on the unit scale
+    policy = InputPolicy(mean=(0.5, 0.2, 0.4), std=(0.25, 0.5, 2.0), multiple_of=1)
+    images, _ = preprocess(pixel, policy)
+    assert images.ravel().tolist() == pytest.approx([2.0, 0.0, -0.2], abs=1e-6)
+
+
+def test_padding_repeats_the_edge_right_and_below(picture):
+    images, geometry = preprocess(picture, InputPolicy(multiple_of=8))
+    assert geometry.padded == (8, 8)
+    expected = np.pad(picture, ((0, 3), (0, 1), (0, 0)), mode="edge").transpose(2, 0, 1) / 255
+    assert np.allclose(images[0], expected, atol=1e-7)
+
+
+def test_resizing_is_bilinear_and_comes_before_padding(picture):
+    images, geometry = preprocess(picture, InputPolicy(size=(10, 13), multiple_of=4))
+    assert geometry == Geometry((5, 7), (10, 13), (12, 16))
+    small = np.asarray(Image.fromarray(picture).resize((13, 10), Image.Resampling.BILINEAR))
+    assert np.allclose(images[0, :, :10, :13], small.transpose(2, 0, 1) / 255, atol=1e-7)
+    assert (images[0, :, 10:, :] == images[0, :, 9:10, :]).all()
+    assert (images[0, :, :, 13:] == images[0, :, :, 12:13]).all()
+
+
+def test_resizing_keeps_a_flat_picture_flat():
+    flat = np.full((5, 7, 3), 102, np.uint8)
+    images, _ = preprocess(flat, InputPolicy(size=ShortSide(short_side=11), multiple_of=16))
+    assert np.allclose(images, 0.4)
+
+
+def test_picture_is_left_as_it_was(picture):
+    before = picture.copy()
+    preprocess(picture, InputPolicy(mean=(0.5, 0.5, 0.5), multiple_of=1))
+    assert np.array_equal(picture, before)

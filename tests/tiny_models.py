@@ -1,0 +1,154 @@
+"""Tiny real networks on disk, whose logits can be worked out by hand.
+
+A network of K classes and stride s takes float32 images [N,3,H,W] and gives float32 logits
+[N,K,H/s,W/s]: class k's logit is `weights(K)[k]` times the mean colour of the cell's s x s pixels.
+So with three classes a cell's label is its strongest channel, and a saturated red cell has the
+logits (4, 0, 0).
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+GAIN = 4.0
+INPUT_KEYS = ("mean", "std", "size", "multiple_of", "mode")
+OUTPUT_KEYS = ("ignore_index", "taxonomy", "classes")
+
+
+def weights(num_classes: int) -> NDArray[np.float32]:
+    """Weights [K,3]: class k looks at channel k % 3 only, every three classes more faintly."""
+    table = np.zeros((num_classes, 3), np.float32)
+    for k in range(num_classes):
+        table[k, k % 3] = GAIN / (1 + k // 3)
+    return table
+
+
+def expected_logits(
+    images: NDArray[np.float32], num_classes: int = 3, stride: int = 2
+) -> NDArray[np.float64]:
+    """What the network of these classes and stride must answer, in float64 numpy."""
+    n, _, height, width = images.shape
+    cells = images.astype(np.float64).reshape(
+        n, 3, height // stride, stride, width // stride, stride
+    )
+    logits: NDArray[np.float64] = np.einsum(
+        "kc,nchw->nkhw", weights(num_classes).astype(np.float64), cells.mean(axis=(3, 5))
+    )
+    return logits
+
+
+def write_onnx_model(
+    folder: Path, name: str, num_classes: int = 3, stride: int = 2, **card_overrides: object
+) -> Path:
+    """Make `folder/name/{model.onnx,card.toml}` and return `folder/name`; see `write_card`."""
+    target = folder / name
+    target.mkdir(parents=True)
+    onnx.save(onnx_network(num_classes, stride), target / "model.onnx")
+    write_card(target, num_classes, stride, **card_overrides)
+    return target
+
+
+def write_torch_model(
+    folder: Path,
+    name: str,
+    kind: Literal["pt", "pt2"],
+    num_classes: int = 3,
+    stride: int = 2,
+    **card_overrides: object,
+) -> Path:
+    """Make `folder/name/{model.pt|model.pt2,card.toml}` with the very same network."""
+    target = folder / name
+    target.mkdir(parents=True)
+    network, path = TorchNetwork(num_classes, stride).eval(), target / f"model.{kind}"
+    # torch announces the ends of TorchScript and of parts of its own exporter; not our matter.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "pt":
+            torch.jit.script(network).save(str(path))  # type: ignore[no-untyped-call]
+        else:
+            example = torch.zeros(2, 3, 4 * stride, 6 * stride)
+            high, wide = (torch.export.Dim(side, min=1, max=4096) for side in ("h", "w"))
+            shapes = ({0: torch.export.Dim("n"), 2: stride * high, 3: stride * wide},)
+            torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), path)
+    write_card(target, num_classes, stride, **{"file": path.name, **card_overrides})
+    return target
+
+
+def write_card(folder: Path, num_classes: int = 3, stride: int = 2, **overrides: object) -> None:
+    """Write a card; each override goes to its own table, None leaves the key out.
+
+    By default the classes are class-0, class-1, … in distinct colours, the input is taken as it
+    is on the 0..1 scale, and padded up to the stride.
+    """
+    values: dict[str, object] = {
+        "name": folder.name,
+        "file": "model.onnx",
+        "title": f"Tiny {folder.name}",
+        "license": "CC0-1.0",
+        "multiple_of": stride,
+        "classes": [
+            {"name": f"class-{k}", "color": f"#{k * 2654435761 % 2**24:06x}"}
+            for k in range(num_classes)
+        ],
+        **overrides,
+    }
+    tables: dict[str, list[str]] = {"": [], "[input]": [], "[output]": []}
+    for key, value in values.items():
+        if value is None:
+            continue
+        table = "[input]" if key in INPUT_KEYS else "[output]" if key in OUTPUT_KEYS else ""
+        tables[table].append(f"{key} = {toml(value)}")
+    lines = [line for table, entries in tables.items() for line in (table, *entries)]
+    (folder / "card.toml").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def toml(value: object) -> str:
+    """Write a value in TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def onnx_network(num_classes: int = 3, stride: int = 2) -> onnx.ModelProto:
+    """The network as an ONNX graph of dynamic batch, height and width."""
+    kernel = numpy_helper.from_array(weights(num_classes)[:, :, None, None], "weights")
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "AveragePool",
+                ["image"],
+                ["cells"],
+                kernel_shape=[stride, stride],
+                strides=[stride, stride],
+            ),
+            helper.make_node("Conv", ["cells", "weights"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", num_classes, "y", "x"])],
+        [kernel],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+class TorchNetwork(torch.nn.Module):
+    """The network in torch."""
+
+    def __init__(self, num_classes: int = 3, stride: int = 2) -> None:
+        super().__init__()
+        self.stride = stride
+        self.kernel: torch.Tensor
+        self.register_buffer("kernel", torch.from_numpy(weights(num_classes)[:, :, None, None]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        cells = torch.nn.functional.avg_pool2d(images, self.stride)
+        return torch.nn.functional.conv2d(cells, self.kernel)

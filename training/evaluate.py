@@ -1,0 +1,75 @@
+"""Measure a model folder on labelled frames as it is served: mIoU, latency, parameters.
+
+`python -m training.evaluate models/camvid-street [--split val] [--threads 2]`
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from app.inference.card import read_model_folder
+from app.inference.emission import emit
+from app.inference.predictor import Predictor, open_predictor
+from training.data import CLASSES, VOID, Frame, camvid_dir, load_frames
+from training.train import iou
+
+WARM_RUNS, TIMED_RUNS = 10, 60
+
+
+def confusion(predictor: Predictor, frames: list[Frame]) -> np.ndarray:
+    """Count label against emitted mask at full size: int64 [K,K], rows are labels."""
+    table = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+    for frame in frames:
+        images, geometry = predictor.prepare(frame.image)
+        logits = predictor.logits(images)[0]
+        mask, _ = emit(logits, logits, geometry)
+        keep = frame.label != VOID
+        pairs = frame.label[keep].astype(np.int64) * len(CLASSES) + mask[keep]
+        table += np.bincount(pairs, minlength=table.size).reshape(table.shape)
+    return table
+
+
+def milliseconds(predictor: Predictor, frame: Frame) -> float:
+    """Median time of the backbone alone on one frame."""
+    images, _ = predictor.prepare(frame.image)
+    array = images.numpy()
+    times = []
+    for run in range(WARM_RUNS + TIMED_RUNS):
+        started = time.perf_counter()
+        predictor.backbone(array)
+        if run >= WARM_RUNS:
+            times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times)
+
+
+def parameters(path: Path) -> int:
+    """Count the numbers in a model file's initialisers."""
+    weights = onnx.load(path).graph.initializer
+    return sum(int(np.prod(w.dims)) for w in weights if w.data_type == onnx.TensorProto.FLOAT)
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
+    parser.add_argument("--split", default="val", choices=["train", "val"])
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    root = camvid_dir(args.camvid)
+    frames = load_frames(root / args.split, root / f"{args.split}annot")
+    predictor = open_predictor(read_model_folder(args.folder), "cpu", args.threads)
+    values = iou(confusion(predictor, frames))
+    print(f"parameters {parameters(predictor.folder.path)}")
+    print(f"milliseconds {milliseconds(predictor, frames[0]):.1f} at {args.threads} threads")
+    for name, value in zip(CLASSES, values, strict=True):
+        print(f"  {name:12} {value:.3f}")
+    print(f"mIoU on {args.split} ({len(frames)} frames): {np.nanmean(values):.4f}")
+
+
+if __name__ == "__main__":
+    main()
