@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors.torch
 import torch
@@ -208,8 +209,8 @@ class ArtifactStore:
             _write(temporary, f"{version}\n".encode("ascii"))
             temporary.replace(folder / "active")
             _sync_folder(folder)
-            with (folder / "history.jsonl").open("a", encoding="utf-8") as history:
-                history.write(json.dumps(line) + "\n")
+            with (folder / "history.jsonl").open("a+b") as history:
+                history.write(_line_after(history, json.dumps(line)))
                 history.flush()
                 os.fsync(history.fileno())
 
@@ -261,6 +262,14 @@ def _read(folder: Path, manifest: Manifest) -> Calibrator:
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise ArtifactError(f"{folder.name}: expected finite parameters, got NaN or infinity")
     return calibrator.eval()
+
+
+def _line_after(file: BinaryIO, text: str) -> bytes:
+    """Make a line to append; where a crash has torn the last one, it starts on a new one."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return f"{text}\n".encode()
+    file.seek(-1, os.SEEK_END)
+    return (text if file.read(1) == b"\n" else f"\n{text}").encode() + b"\n"
 
 
 def _json(value: object) -> bytes:

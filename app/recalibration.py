@@ -6,11 +6,15 @@ from typing import Literal
 
 from app.artifacts import ArtifactStore, Manifest, new_id, timestamp
 from app.calibration.base import FitContext
-from app.calibration.fitting import AUTO, Outcome, fit
+from app.calibration.fitting import AUTO, AUTO_LABEL_CHANGING, Outcome, fit
+from app.calibration.registry import METHODS
 from app.calibration.report import report
 from app.calibration.validation import ValidationSet
+from app.errors import ArgumentError
 from app.inference.card import ModelFolder
 
+AUTO_METHOD = "auto"
+PUBLISHING = "publishing"  # the stage from which a fit is carried through
 Activate = Literal["if_better", "always", "never"]
 
 
@@ -33,24 +37,38 @@ def calibrate(
     activate: Activate = "if_better",
     note: str = "",
     by: str = "command",
+    *,
+    allow_label_changes: bool = False,
 ) -> Calibrated:
     """Fit, publish, and activate or not; raises ArgumentError, StorageError."""
     name = folder.card.name
     active = store.active(name, folder.sha256)
     current = None if active is None else active.calibrator
-    outcome = fit(data, candidates(method), context, current)
+    outcome = fit(data, candidates(method, allow_label_changes), context, current)
     activated, why = decide(outcome, activate, active.manifest.id if active else None)
     manifest = describe(folder, outcome, note)
     document = report(outcome, activated, why)
+    context.progress(PUBLISHING, 1.0)
     store.publish(manifest, outcome.chosen.calibrator, document)
     if activated:
         store.activate(name, manifest.id, why, by)
     return Calibrated(manifest, document, activated, why)
 
 
-def candidates(method: str) -> Sequence[str]:
-    """Name the methods to fit."""
-    return AUTO if method == "auto" else (method,)
+def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
+    """Name the methods to fit.
+
+    Raises ArgumentError for an unknown one, and for one that changes labels unless that is allowed.
+    """
+    if method == AUTO_METHOD:
+        return AUTO + (AUTO_LABEL_CHANGING if allow_label_changes else ())
+    if method not in METHODS:
+        raise ArgumentError(f"expected {AUTO_METHOD} or one of {', '.join(METHODS)}, got {method}")
+    if not (allow_label_changes or METHODS[method].invariances.argmax):
+        raise ArgumentError(
+            f"expected allow_label_changes with the method {method}, which may change labels"
+        )
+    return (method,)
 
 
 def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:

@@ -40,11 +40,17 @@ class Settings(BaseSettings):
     admin_token: str | None = Field(None, min_length=8)
     api_tokens: Annotated[tuple[str, ...], NoDecode] = ()
     max_upload_bytes: int = Field(32 * MEBI, ge=1)
+    max_calibration_bytes: int = Field(8192 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
     queue_limit: int = Field(64, ge=1)
+    job_limit: int = Field(8, ge=1)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
     threads: int = Field(default_factory=available_cores, ge=1)
+    # Half of them, so that a fit leaves room for requests.
+    fit_threads: int = Field(
+        default_factory=lambda known: max(1, known.get("threads", 1) // 2), ge=1
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("api_tokens", mode="before")
@@ -66,4 +72,6 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "SEGCAL_" + str(first["loc"][0]).upper()
-        raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from error
+        # A token must not end up in a log; neither must the chained error, which repeats it.
+        came = "a secret" if name.endswith(("TOKEN", "TOKENS")) else repr(first["input"])
+        raise SettingsError(f"{name}: {first['msg']}, got {came}") from None

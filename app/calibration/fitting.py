@@ -1,8 +1,8 @@
 """The fit: part the images, fit every candidate on one part, measure all of them on the other."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,9 +11,13 @@ from app.calibration.bootstrap import Interval, bootstrap_difference
 from app.calibration.identity import Identity
 from app.calibration.metrics import Evaluation
 from app.calibration.registry import build
-from app.calibration.validation import Subset, ValidationSet, labelled_pixels, split
+from app.calibration.validation import Subset, ValidationSet, labelled_pixels, pixels, split
+from app.errors import ArgumentError
 
-AUTO = ("identity", "temperature")
+# Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
+AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective")
+AUTO_LABEL_CHANGING = ("vector_ti", "dirichlet")
+FITTING_SHARE = 0.8  # of a method's time; the rest goes to measuring it
 FIT_SHARE = 0.5
 
 
@@ -40,6 +44,7 @@ class Outcome:
     fit_images: int
     held_out_images: int
     seed: int
+    refused: Mapping[str, str] = field(default_factory=dict)  # reasons by method, of several
 
     @property
     def better(self) -> bool:
@@ -55,19 +60,35 @@ def fit(
 ) -> Outcome:
     """Fit the methods on one half of the images and choose by image-wise ECE on the other.
 
-    The half is drawn at random under the seed. Ties go to the method named first. Raises
-    ArgumentError for an unknown method or a set that can't be fitted on.
+    The half is drawn at random under the seed. Ties go to the method named first. Of several
+    methods, one that the set can't determine is left out, with its reason. Progress is over all
+    methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
     """
     fit_on, hold_out = split(len(data), FIT_SHARE, context.seed)
     held_out = Subset(data, hold_out)
-    fitted = []
-    for method in methods:
+    # A fault of the whole set is not a method's: identity reads no data and would hide it.
+    if not sum(len(labels) for _, labels in pixels(Subset(data, fit_on))):
+        raise ArgumentError("expected at least one labelled pixel to fit on, got none")
+    uncalibrated = measure("none", Identity(data.num_classes), held_out)
+    if not uncalibrated.evaluation.result().pixels:
+        raise ArgumentError("expected labelled pixels on the held-out images, got none")
+    fitted: list[Candidate] = []
+    refused: dict[str, str] = {}
+    for done, method in enumerate(methods):
         calibrator = build(method, data.num_classes)
         started = time.perf_counter()
-        calibrator.fit(Subset(data, fit_on), context)
+        try:
+            calibrator.fit(Subset(data, fit_on), _part(context, method, done, len(methods)))
+        except ArgumentError as error:
+            if len(methods) == 1:
+                raise
+            refused[method] = str(error)
+            continue
         seconds = time.perf_counter() - started
+        context.progress(f"measuring {method}", (done + FITTING_SHARE) / len(methods))
         fitted.append(measure(method, calibrator.eval(), held_out, seconds))
-    uncalibrated = measure("none", Identity(data.num_classes), held_out)
+    if not fitted:
+        raise ArgumentError(f"expected data that one of the methods can be fitted on: {refused}")
     before = uncalibrated if current is None else measure("current", current, held_out)
     chosen = min(fitted, key=lambda candidate: candidate.evaluation.result().ece_image)
     difference = bootstrap_difference(
@@ -84,7 +105,25 @@ def fit(
         fit_images=len(fit_on),
         held_out_images=len(hold_out),
         seed=context.seed,
+        refused=refused,
     )
+
+
+def _part(context: FitContext, method: str, done: int, methods: int) -> FitContext:
+    """Take one method's progress as a part of the whole.
+
+    A method has stages it does not announce, so each new one takes half of what is left.
+    """
+    stages: list[str] = []
+
+    def progress(stage: str, share: float) -> None:
+        if stage not in stages[-1:]:
+            stages.append(stage)
+        left = 0.5 ** (len(stages) - 1)
+        fitted = 1 - left + left / 2 * share
+        context.progress(f"fitting {method}", (done + FITTING_SHARE * fitted) / methods)
+
+    return replace(context, progress=progress)
 
 
 @torch.inference_mode()

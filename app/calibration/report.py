@@ -19,6 +19,7 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
         "seed": outcome.seed,
         "uncalibrated": figures(outcome.uncalibrated),
         "candidates": [figures(candidate) for candidate in outcome.candidates],
+        "refused": dict(outcome.refused),
         "chosen": outcome.chosen.method,
         "parameters": outcome.chosen.calibrator.summary(),
         "ece_difference": outcome.ece_difference._asdict(),

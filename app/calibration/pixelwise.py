@@ -1,0 +1,42 @@
+"""What calibrators share that treat each pixel by itself, as one row of K logits."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from app.calibration.base import Calibrator, prepared
+
+FEATURE_FLOOR = -30.0  # below it a log-probability says nothing more, but would rule every fit
+
+
+class Pixelwise(Calibrator):
+    """A calibrator that maps rows of logits to rows of log-probabilities."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] of any float type to log-probabilities, float32 of the same shape."""
+        calibrated = self.calibrate_rows(prepared(logits).movedim(1, -1)).movedim(-1, 1)
+        return uniform_where_broken(calibrated, logits)
+
+    @abstractmethod
+    def calibrate_rows(self, rows: Tensor) -> Tensor:
+        """Finite float32 logits [...,K] to log-probabilities [...,K]."""
+
+
+def uniform_where_broken(calibrated: Tensor, logits: Tensor) -> Tensor:
+    """Log-probabilities [N,K,...] with 1/K at the pixels whose logits hold a NaN.
+
+    `prepared` makes such logits zero, which an affine map's bias would turn into an opinion.
+    """
+    broken = torch.isnan(logits).any(dim=1, keepdim=True)
+    return torch.where(broken, -torch.log(torch.tensor(float(logits.shape[1]))), calibrated)
+
+
+def floored_log_softmax(rows: Tensor) -> Tensor:
+    """Logits [...,K] to log-probabilities [...,K] in [-30, 0]."""
+    return rows.log_softmax(dim=-1).clamp_min(FEATURE_FLOOR)
+
+
+def with_one(features: Tensor) -> Tensor:
+    """Features [...,D] with a last column of ones, which the bias multiplies."""
+    return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)

@@ -1,0 +1,162 @@
+"""Bounded everything: bytes, pixels and the queue; full is a fast refusal."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+import httpx2
+import numpy as np
+import pytest
+
+from app.main import FORM_OVERHEAD, WORKERS
+from tests.conftest import MakeClient, MakeServer
+from tests.service import (
+    BLUE,
+    GREEN,
+    RED,
+    THIRDS_MASK,
+    assert_problem,
+    assert_serves,
+    decoded,
+    encoded,
+    post,
+    solid,
+    thirds,
+)
+
+LIMIT = 1000
+
+
+@contextmanager
+def unfinished(url: str, length: int) -> Iterator[tuple[socket.socket, bytes]]:
+    """An upload that has begun and stands still, with the server's first words to it.
+
+    Those are `100 Continue` once it holds a place in the queue and its body is waited for.
+    """
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+        head = (
+            f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n"
+            "Content-Type: image/png\r\nExpect: 100-continue\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        yield connection, connection.recv(65536)
+
+
+def padded(picture: np.ndarray, size: int) -> bytes:
+    """Encode a picture in just so many bytes; what follows a PNG's end is ignored."""
+    data = encoded(picture)
+    return data + bytes(size - len(data))
+
+
+@pytest.mark.parametrize("way", ["raw", "multipart"])
+def test_body_of_the_limit_is_served_and_one_byte_more_is_not(make_client: MakeClient, way):
+    client = make_client(max_upload_bytes=LIMIT)
+
+    def send(size: int) -> httpx2.Response:
+        data = padded(thirds(), size)
+        if way == "raw":
+            return post(client, data)
+        return client.post("/segment", files={"image": ("a.png", data)})
+
+    assert send(LIMIT).status_code == 200
+    assert_problem(send(LIMIT + 1), 413, str(LIMIT), str(LIMIT + 1))
+    assert_serves(client)
+
+
+def test_declared_length_beyond_the_limit_is_refused_before_a_byte_of_it(make_server: MakeServer):
+    url = make_server(max_upload_bytes=LIMIT)
+    with unfinished(url, 10**9) as (_, answer):
+        pass
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"application/problem+json" in answer
+    with httpx2.Client(base_url=url) as client:
+        assert_serves(client)
+
+
+@pytest.mark.parametrize("way", ["raw", "multipart"])
+def test_stream_beyond_the_limit_is_cut_off_as_it_comes(make_server: MakeServer, way):
+    sent = 0
+
+    def stream() -> Iterator[bytes]:
+        nonlocal sent
+        if way == "multipart":
+            yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(32):
+            sent += 1
+            yield bytes(FORM_OVERHEAD // 8)
+
+    kind = "image/png" if way == "raw" else "multipart/form-data; boundary=x"
+    with httpx2.Client(base_url=make_server(max_upload_bytes=LIMIT)) as client:
+        response = client.post("/segment", content=stream(), headers={"Content-Type": kind})
+
+        assert response.request.headers["transfer-encoding"] == "chunked"
+        assert_problem(response, 413, str(LIMIT + FORM_OVERHEAD))
+        assert_serves(client)
+
+
+def test_stream_within_the_limit_is_served(make_server: MakeServer):
+    data = encoded(thirds())
+    with httpx2.Client(base_url=make_server()) as client:
+        response = client.post(
+            "/segment",
+            content=iter([data[:20], data[20:]]),
+            headers={"Content-Type": "image/png", "Accept": "image/png"},
+        )
+
+    assert (np.asarray(decoded(response.content)) == THIRDS_MASK).all()
+
+
+def test_pixels_of_the_limit_are_served_and_one_row_more_is_not(make_client: MakeClient):
+    client = make_client(max_pixels=96)
+
+    assert post(client, solid(RED, 8, 12)).status_code == 200
+    assert_problem(post(client, solid(RED, 9, 12)), 413, "96", "12x9")
+
+
+def test_full_queue_is_refused_at_once_and_recovers(make_server: MakeServer):
+    url = make_server(queue_limit=1)
+    data = encoded(thirds())
+    with httpx2.Client(base_url=url) as client, ExitStack() as stack:
+        held = [stack.enter_context(unfinished(url, len(data))) for _ in range(WORKERS + 1)]
+
+        assert all(words.startswith(b"HTTP/1.1 100 ") for _, words in held)
+        assert_problem(post(client, thirds()), 429, "full queue")
+        assert client.get("/healthz").status_code == 200
+        for connection, _ in held:
+            connection.sendall(data)
+        for connection, _ in held:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert_serves(client)
+
+
+def test_caller_that_goes_away_gives_its_place_back(make_server: MakeServer):
+    url = make_server(queue_limit=1)
+    with httpx2.Client(base_url=url) as client:
+        for _ in range(3 * (WORKERS + 1)):
+            with unfinished(url, 1000) as (connection, _):
+                connection.sendall(b"half a pic")
+        for _ in range(100):
+            if post(client, thirds()).status_code == 200:
+                break
+        assert_serves(client)
+
+
+def test_sixteen_at_once_each_get_their_own_answer(make_server: MakeServer):
+    url = make_server()
+    colors = [RED, GREEN, BLUE]
+
+    def ask(index: int) -> tuple[int, tuple[int, int], set[int]]:
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            picture = solid(colors[index % 3], 8 + 2 * index, 10)
+            response = post(client, picture, {"Accept": "image/png"})
+            mask = decoded(response.content)
+            return response.status_code, mask.size, set(np.unique(np.asarray(mask)).tolist())
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(16)))
+
+    assert answers == [(200, (10, 8 + 2 * i), {i % 3}) for i in range(16)]

@@ -1,0 +1,69 @@
+"""Which kind of answer a caller gets."""
+
+import pytest
+
+from app.api.negotiation import choose_answer
+from tests.service import assert_problem, post, thirds
+
+JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "output", "kind"),
+    [
+        ("*/*", None, JSON),
+        ("application/json", None, JSON),
+        ("application/*", None, JSON),
+        ("image/png", None, PNG),
+        ("image/*", None, PNG),
+        ("IMAGE/PNG", None, PNG),
+        ("application/x-npz", None, NPZ),
+        ("image/png;q=0.5, application/json", None, JSON),
+        ("image/png, application/json;q=0.5", None, PNG),
+        ("application/json;q=0, */*", None, PNG),
+        ("text/html, application/json", None, JSON),
+        (BROWSER, None, JSON),
+        # A caller that names a picture and takes anything gets the picture.
+        ("*/*", "overlay", PNG),
+        (BROWSER, "overlay", PNG),
+        ("image/*", "heatmap", PNG),
+        ("application/json", "overlay", JSON),
+        ("application/x-npz", "overlay", NPZ),
+    ],
+)
+def test_answer_follows_accept_and_output(client, accept, output, kind):
+    query = {"output": output} if output else {}
+    response = post(client, thirds(), {"Accept": accept}, **query)
+
+    assert response.status_code == 200
+    assert response.headers["content-type"] == kind
+
+
+def test_nothing_asked_for_is_anything():
+    assert choose_answer("", None) == JSON
+    assert choose_answer("", "mask") == PNG
+
+
+def test_weight_that_is_no_number_counts_as_1():
+    assert choose_answer("image/png;q=much, application/json;q=0.9", None) == PNG
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/jpeg", "*/*;q=0", "nonsense", "image/gif,text/*"]
+)
+def test_answer_nobody_offers_is_refused(client, accept):
+    assert_problem(post(client, thirds(), {"Accept": accept}), 406, accept, JSON, PNG, NPZ)
+
+
+def test_several_accept_headers_count_as_one(client):
+    response = client.post(
+        "/segment",
+        content=b"",
+        headers=[("Accept", "text/html"), ("Accept", "text/plain"), ("Content-Type", "image/png")],
+    )
+    assert_problem(response, 406, "text/html, text/plain")
+
+
+def test_problem_stays_a_problem_whatever_is_accepted(client):
+    assert_problem(post(client, b"no picture", {"Accept": "image/png"}), 400)
