@@ -98,7 +98,7 @@ class Remote:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
                 body = json.load(response)
         except urllib.error.HTTPError as error:
-            raise InputError(_detail(error)) from error
+            raise InputError(problem_detail(error)) from error
         except (urllib.error.URLError, TimeoutError) as error:
             raise UnavailableError(f"expected a service at {self._url}, got: {error}") from error
         row = Row(
@@ -146,7 +146,7 @@ def segment_all(
     return failed
 
 
-def _detail(error: urllib.error.HTTPError) -> str:
+def problem_detail(error: urllib.error.HTTPError) -> str:
     """Read the sentence out of a problem."""
     try:
         return str(json.load(error)["detail"])

@@ -12,13 +12,12 @@ from rich.table import Table
 
 from app import batch
 from app.artifacts import ArtifactStore
-from app.calibration.base import FitContext
-from app.errors import SegcalError
+from app.errors import ArgumentError, SegcalError
+from app.fits import Service, Wanted, fit_here
 from app.inference.card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
-from app.labelled import SpooledLogits, find_pairs
 from app.main import find_model, model_folders, run
-from app.recalibration import Activate, calibrate
+from app.recalibration import Activate
 from app.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -69,37 +68,65 @@ def segment(
 
 @app.command(name="calibrate")
 def calibrate_command(
-    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Pictures.")],
-    labels: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Label maps.")],
+    logits: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help=".npz, .npy or .safetensors."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Pictures, for the model.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, help="Label maps, or the logits' labels.")
+    ] = None,
+    image_index: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Of a table's rows.")
+    ] = None,
     model: ModelOption = None,
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
     activate: Annotated[Activate, typer.Option()] = "if_better",
+    allow_label_changes: bool = False,
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     note: str = "",
+    url: Annotated[str | None, typer.Option(help="A running service; default: here.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="SEGCAL_ADMIN_TOKEN", help="The service's admin token.")
+    ] = None,
 ) -> None:
-    """Fit a calibrator on labelled pictures, publish it, and activate it if it is better."""
-    settings = load_settings()
-    predictor = predictor_named(settings, model)
-    void = predictor.folder.card.output.ignore_index if ignore_index is None else ignore_index
+    """Fit a calibrator on labelled data, publish it, and activate it if it is better."""
+    given = {"logits": logits, "images": images, "labels": labels, "image_index": image_index}
+    paths = {field: path for field, path in given.items() if path is not None}
+    check_sources(paths)
+    wanted = Wanted(paths, method, activate, allow_label_changes, ignore_index, seed, note)
     with Progress(console=console) as progress:
-        tasks = {}
+        task = progress.add_task("starting", total=1.0)
 
         def on_progress(stage: str, share: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=1.0)
-            progress.update(tasks[stage], completed=share)
+            progress.update(task, description=stage, completed=share)
 
-        pairs = find_pairs(images, labels)
-        data = SpooledLogits(predictor, pairs, void, settings.max_pixels, on_progress)
-        store = ArtifactStore(settings.artifacts_dir)
-        context = FitContext(seed, on_progress)
-        done = calibrate(predictor.folder, data, store, context, method, activate, note)
+        if url:
+            done = Service(url, token).fit(wanted, model, on_progress)
+        else:
+            settings = load_settings()
+            done = fit_here(wanted, find_model(settings, model), settings, on_progress)
     print_candidates(done.report)
-    state = "active" if done.activated else "not activated"
-    console.print(f"{done.manifest.id} is {state}: {done.why}", markup=False)
+    decision = done.report["decision"]
+    state = "active" if decision["activated"] else "not activated"
+    console.print(f"{done.calibrator} is {state}: {decision['why']}", markup=False)
+
+
+def check_sources(paths: dict[str, Path]) -> None:
+    """Refuse what is neither logits nor pictures with labels."""
+    with_pictures = set(paths) == {"images", "labels"} and paths["labels"].is_dir()
+    labels_are_files = "labels" not in paths or paths["labels"].is_file()
+    with_logits = "logits" in paths and "images" not in paths and labels_are_files
+    if not (with_pictures or with_logits):
+        raise ArgumentError(
+            "expected --logits, with --labels unless inside, or the folders --images and "
+            f"--labels, got {' '.join(f'--{field}' for field in paths) or 'neither'}"
+        )
 
 
 @models_app.command("list")

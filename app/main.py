@@ -10,7 +10,18 @@ import torch
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrators, docs, health, models, page, problems, results, segment, server
+from app.api import (
+    calibrate,
+    calibrators,
+    docs,
+    health,
+    models,
+    page,
+    problems,
+    results,
+    segment,
+    server,
+)
 from app.api.counters import Counters, CountRequests
 from app.api.limits import BodyLimit
 from app.api.state import Admission, Readiness, State
@@ -18,6 +29,7 @@ from app.artifacts import ArtifactStore
 from app.errors import ModelError, SettingsError
 from app.inference.card import ModelFolder, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
+from app.jobs import Jobs
 from app.results import ResultCache
 from app.service import Segmenter
 from app.settings import Settings, load_settings
@@ -45,14 +57,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
         counters=Counters(),
         artifacts=ArtifactStore(settings.artifacts_dir),
+        jobs=Jobs(settings),
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The port answers at once, /readyz with 503, while models load in a thread.
         loading = asyncio.create_task(asyncio.to_thread(load_models, state))
+        await asyncio.to_thread(state.jobs.start)
         yield
         state.readiness.draining.set()
+        await asyncio.to_thread(state.jobs.stop)
         await loading
 
     app = FastAPI(
@@ -64,9 +79,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.segcal = state
-    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_OVERHEAD)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
+        own={"/calibrate": settings.max_calibration_bytes + FORM_OVERHEAD},
+    )
     app.add_middleware(CountRequests, counters=state.counters)
-    for room in (segment, results, models, calibrators, health):
+    for room in (segment, results, models, calibrators, calibrate, health):
         app.include_router(room.router)
     docs.install(app)
     page.install(app)

@@ -16,6 +16,7 @@ from app.artifacts import ArtifactStore
 from tests.conftest import MakeServer
 from tests.service import RED, THIRDS_MASK, decoded, encoded, publish_temperature, solid, thirds
 from tests.tiny_models import write_onnx_model
+from tests.validation_data import npz, overconfident
 
 
 class Ended(NamedTuple):
@@ -301,6 +302,79 @@ def test_calibrate_refuses_an_unknown_method(run: Run, labelled, artifacts_dir):
     assert ended.code == 2
     assert "magic" in ended.err
     assert ArtifactStore(artifacts_dir).versions("tiny") == []
+
+
+@pytest.fixture
+def logits(tmp_path: Path) -> Path:
+    """An .npz of logits three times too sure of themselves, with labels."""
+    values, labels = overconfident(16, 16, 16)
+    (tmp_path / "val.npz").write_bytes(npz(logits=values, labels=labels))
+    return tmp_path / "val.npz"
+
+
+def test_calibrate_fits_on_logits(run: Run, logits, artifacts_dir):
+    ended = run("calibrate", "--logits", logits, "--method", "temperature")
+    (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
+
+    assert ended.code == 0, ended.err
+    assert f"{manifest.id} is active: better: " in ended.err
+    assert manifest.summary["temperature"] == pytest.approx(3, rel=0.1)
+    assert logits.is_file()
+
+
+def test_calibrate_over_http_fits_what_it_fits_here(
+    run: Run, logits, artifacts_dir, make_server: MakeServer
+):
+    url = make_server(admin_token="a token for tests")
+    arguments = ["calibrate", "--logits", logits, "--method", "temperature", "--seed", 4]
+    here = run(*arguments, "--activate", "never")
+    there = run(*arguments, "--url", url, "--token", "a token for tests")
+    store = ArtifactStore(artifacts_dir)
+    newest, oldest = store.versions("tiny")
+
+    assert (here.code, there.code) == (0, 0), there.err
+    assert newest.summary == pytest.approx(oldest.summary)
+    assert f"{newest.id} is active: better: " in there.err
+    assert store.active_id("tiny") == newest.id
+
+
+def test_calibrate_over_http_sends_folders_as_archives(
+    run: Run, labelled, artifacts_dir, make_server: MakeServer
+):
+    images, labels = labelled
+    url = make_server(admin_token="a token for tests")
+    sources = ["--images", images, "--labels", labels]
+    refused = run("calibrate", *sources, "--url", url, "--token", "wrong")
+    magic = run(
+        "calibrate", *sources, "--method", "magic", "--url", url, "--token", "a token for tests"
+    )
+
+    assert refused.code == magic.code == 2
+    assert "got another one" in refused.err
+    assert "expected auto or one of" in magic.err
+    assert "got magic" in magic.err
+
+
+def test_calibrate_needs_logits_or_pictures(run: Run, labelled, logits):
+    images, labels = labelled
+    for arguments in (
+        [],
+        ["--images", images],
+        ["--labels", labels],
+        ["--images", images, "--labels", labels, "--logits", logits],
+        ["--logits", logits, "--labels", labels],
+    ):
+        ended = run("calibrate", *arguments)
+        assert ended.code == 2
+        assert "expected --logits" in ended.err
+
+
+def test_calibrate_changes_labels_only_where_that_is_allowed(run: Run, logits, artifacts_dir):
+    arguments = ["calibrate", "--logits", logits, "--method", "vector_ti"]
+
+    assert "expected allow_label_changes with the method vector_ti" in run(*arguments).err
+    assert run(*arguments, "--allow-label-changes").code == 0
+    assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
 
 
 def test_two_models_need_a_name(run: Run, models_dir):

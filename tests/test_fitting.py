@@ -8,12 +8,13 @@ import torch
 from app.artifacts import ArtifactStore
 from app.calibration.base import FitContext
 from app.calibration.fitting import AUTO, fit
+from app.calibration.registry import METHODS as METHODS_BY_NAME
 from app.calibration.report import report
 from app.calibration.temperature import Temperature
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from app.errors import ArgumentError
 from app.inference.card import read_model_folder
-from app.recalibration import calibrate
+from app.recalibration import calibrate, candidates
 from tests.service import publish_temperature
 from tests.tiny_models import write_onnx_model
 
@@ -280,3 +281,38 @@ def test_damaged_active_calibrator_is_replaced_by_a_new_fit(folder, store, tmp_p
     done = calibrate(folder, labelled(3), store, SEEDED, "temperature")
 
     assert store.active_id("tiny") == done.manifest.id
+
+
+def test_auto_leaves_out_what_the_data_can_not_determine():
+    one_class = InMemory(
+        3, [LabelledImage(i.logits, torch.zeros_like(i.labels)) for i in labelled(3).images]
+    )
+    outcome = fit(one_class, ("identity", "vector_ti"), SEEDED)
+
+    assert [candidate.method for candidate in outcome.candidates] == ["identity"]
+    assert "at least two classes" in outcome.refused["vector_ti"]
+    assert report(outcome, False, "")["refused"] == outcome.refused
+    with pytest.raises(ArgumentError, match="at least two classes"):
+        fit(one_class, ("vector_ti",), SEEDED)
+
+
+def test_labels_change_only_where_that_is_allowed():
+    assert all(METHODS_BY_NAME[method].invariances.argmax for method in candidates("auto", False))
+    assert {"vector_ti", "dirichlet"} < set(candidates("auto", True))
+    assert candidates("vector", True) == ("vector",)
+    with pytest.raises(ArgumentError, match="expected allow_label_changes with the method vector"):
+        candidates("vector", False)
+    with pytest.raises(ArgumentError, match=r"expected auto or one of .*, got magic"):
+        candidates("magic", True)
+
+
+def test_progress_is_over_all_methods_and_never_falls():
+    told: list[tuple[str, float]] = []
+    context = FitContext(seed=3, progress=lambda stage, share: told.append((stage, share)))
+    fit(labelled(3), ("identity", "temperature", "ets", "isotonic"), context)
+    shares = [share for _, share in told]
+
+    assert shares == sorted(shares)
+    assert 0 < shares[0] <= 0.25
+    assert 0.75 < shares[-1] <= 1
+    assert {"fitting ets", "measuring isotonic"} < {stage for stage, _ in told}

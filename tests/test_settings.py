@@ -32,7 +32,10 @@ def test_defaults_serve_the_bundled_model_to_everyone():
         ("API_TOKENS", "alpha", ("alpha",)),
         ("API_TOKENS", " alpha ,,beta, ", ("alpha", "beta")),
         ("MAX_UPLOAD_BYTES", "1000", 1000),
+        ("MAX_CALIBRATION_BYTES", "1000", 1000),
         ("MAX_PIXELS", "1000", 1000),
+        ("JOB_LIMIT", "3", 3),
+        ("FIT_THREADS", "3", 3),
         ("QUEUE_LIMIT", "1", 1),
         ("RESULT_TTL_S", "0.5", 0.5),
         ("RESULT_BYTES", "0", 0),
@@ -68,6 +71,13 @@ def test_empty_variable_counts_as_unset(monkeypatch, name):
     monkeypatch.setenv(f"SEGCAL_{name}", "")
 
     assert load_settings() == plain
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("1", 1), ("2", 1), ("5", 2)])
+def test_fit_takes_half_the_threads(monkeypatch, threads, expected):
+    monkeypatch.setenv("SEGCAL_THREADS", threads)
+
+    assert load_settings().fit_threads == expected
 
 
 def test_settings_are_frozen():

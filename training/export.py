@@ -27,7 +27,10 @@ def load(path: Path) -> PyramidNet:
 def export(net: PyramidNet, path: Path) -> None:
     """Write ONNX with dynamic batch, height and width (multiples of 8)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    eight = torch.export.Dim("eight_rows", min=1, max=2048), torch.export.Dim("eight_columns", min=1, max=2048)
+    eight = (
+        torch.export.Dim("eight_rows", min=1, max=2048),
+        torch.export.Dim("eight_columns", min=1, max=2048),
+    )
     program = torch.onnx.export(
         net,
         (torch.rand(2, 3, 256, 320),),

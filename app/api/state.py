@@ -14,6 +14,7 @@ from app import tokens
 from app.api.counters import Counters
 from app.artifacts import ArtifactStore
 from app.errors import BusyError, UnavailableError
+from app.jobs import Jobs
 from app.results import ResultCache
 from app.service import Segmenter
 from app.settings import Settings
@@ -75,6 +76,7 @@ class State:
     results: ResultCache
     counters: Counters
     artifacts: ArtifactStore
+    jobs: Jobs
 
 
 def get_state(request: Request) -> State:

@@ -1,0 +1,125 @@
+"""Arrays in files, read piece by piece: headers are checked first, and nothing is unpickled."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from app.errors import ArgumentError, UndecodableError
+
+Kind = Literal["npy", "zip", "safetensors"]
+
+NPY_MAGIC = b"\x93NUMPY"
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+MAX_HEADER = 1 << 20  # of a safetensors file; three tensors take 300 bytes
+SAFETENSORS_TYPES = {
+    "F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?",
+    "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """Where an array lies in a file; `name` is what messages call it."""
+
+    name: str
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    fortran: bool = False
+
+    def map(self) -> NDArray[Any]:
+        """Map the array for reading.
+
+        Each call maps anew and the map goes with its last reference: pages that were read count
+        as this process's memory for as long as a map of them lives.
+        """
+        order: Literal["F", "C"] = "F" if self.fortran else "C"
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype.name} {list(self.shape)}"
+
+
+def kind_of(path: Path, name: str) -> Kind:
+    """Tell a file's kind by its first bytes; raises UndecodableError for any other."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(NPY_MAGIC):
+        return "npy"
+    if start.startswith(ZIP_MAGIC):
+        return "zip"
+    if start[8:9] == b"{":  # behind the header's length
+        return "safetensors"
+    raise UndecodableError(
+        f"{name}: expected a .npy, .npz, .safetensors or .zip file, "
+        f"got {path.stat().st_size} bytes of another kind"
+    )
+
+
+def open_npy(path: Path, name: str) -> ArrayFile:
+    """Read a .npy file's header; raises UndecodableError where it and the file do not agree."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+            offset = file.tell()
+    except (ValueError, TypeError, SyntaxError, EOFError, OverflowError) as error:
+        raise UndecodableError(f"{name}: expected a .npy header, got: {error}") from error
+    if dtype.hasobject:
+        raise UndecodableError(f"{name}: expected numbers, got pickled objects, which are not read")
+    return _checked(ArrayFile(name, path, dtype, shape, offset, fortran))
+
+
+def open_safetensors(path: Path, wanted: Sequence[str]) -> dict[str, ArrayFile]:
+    """Read a .safetensors file's header and find those of the wanted arrays that are there.
+
+    Raises UndecodableError where the header lies, ArgumentError for a number type of no use here.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise UndecodableError(
+                    f"{path.stem}: expected a header of at most {MAX_HEADER} bytes, got {length}"
+                )
+            header = json.loads(file.read(length))
+        with safetensors.safe_open(path, "np"):
+            pass  # checks that the tensors fill the file without gap or overlap
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UndecodableError(
+            f"{path.stem}: expected a whole .safetensors file, got: {error}"
+        ) from error
+    found = {}
+    for name in wanted:
+        if name not in header:
+            continue
+        entry = header[name]
+        if entry["dtype"] not in SAFETENSORS_TYPES:
+            raise ArgumentError(f"{name}: expected numpy's numbers, got {entry['dtype']}")
+        dtype: np.dtype[Any] = np.dtype(SAFETENSORS_TYPES[entry["dtype"]])
+        offset = 8 + length + entry["data_offsets"][0]
+        found[name] = _checked(ArrayFile(name, path, dtype, tuple(entry["shape"]), offset))
+    return found
+
+
+def _checked(array: ArrayFile) -> ArrayFile:
+    """Hold a header to the size of its file; raises ArgumentError for an array without values."""
+    if not array.shape or min(array.shape) < 1:
+        raise ArgumentError(f"expected an array with values, got {array}")
+    end = array.offset + math.prod(array.shape) * array.dtype.itemsize
+    size = array.path.stat().st_size
+    if array.dtype.itemsize == 0 or end > size:
+        raise UndecodableError(f"expected {end} bytes for {array}, got {size}")
+    return array

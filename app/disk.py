@@ -1,0 +1,37 @@
+"""Writing to a disk that may be full: whole files or none, and one error for what goes wrong."""
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.errors import StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def storage(what: str) -> Iterator[None]:
+    """Turn a full or failing disk into StorageError; `what` is what was to be stored."""
+    try:
+        yield
+    except OSError as error:
+        came = "no space left" if error.errno in FULL else error.strerror or str(error)
+        raise StorageError(f"expected to store {what}, got: {came}") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file of JSON in one atomic step; the content is on the disk before the name is."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
