@@ -71,7 +71,7 @@ def write_torch_model(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind == "pt":
-            torch.jit.script(network).save(str(path))  # type: ignore[no-untyped-call]
+            torch.jit.script(network).save(str(path))
         else:
             example = torch.zeros(2, 3, 4 * stride, 6 * stride)
             high, wide = (torch.export.Dim(side, min=1, max=4096) for side in ("h", "w"))

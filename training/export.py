@@ -4,13 +4,17 @@
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from training.network import PyramidNet
+from training.network import ConvNorm, PyramidNet
 
 TOLERANCE = 1e-3  # on logits of magnitude ten
 SIZES = ((360, 480), (256, 320), (720, 960), (64, 72), (8, 8))
@@ -22,6 +26,19 @@ def load(path: Path) -> PyramidNet:
     net = PyramidNet()
     net.load_state_dict(state.get("averaged", state))
     return net.eval()
+
+
+def fold(net: PyramidNet) -> PyramidNet:
+    """Copy a network with its batch normalisations multiplied into the convolutions."""
+    folded = copy.deepcopy(net)
+    for module in folded.modules():
+        if isinstance(module, ConvNorm):
+            convolution, norm = module[0], module[1]
+            assert isinstance(convolution, nn.Conv2d)  # noqa: S101 - by construction
+            assert isinstance(norm, nn.BatchNorm2d)  # noqa: S101
+            module[0] = fuse_conv_bn_eval(convolution, norm)
+            module[1] = nn.Identity()
+    return folded
 
 
 def export(net: PyramidNet, path: Path) -> None:
@@ -43,6 +60,20 @@ def export(net: PyramidNet, path: Path) -> None:
     )
     assert program is not None  # noqa: S101 - the exporter's promise without a file name
     program.save(str(path), include_initializers=True, external_data=False)
+    onnx.save(anonymous(onnx.load(path)), path)
+
+
+def anonymous(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what the exporter notes of the machine and the sources it ran on."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for weight in graph.initializer:
+        del weight.metadata_props[:]
+        weight.doc_string = ""
+    return model
 
 
 @torch.inference_mode()
@@ -64,7 +95,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     net = load(args.weights)
-    export(net, args.out)
+    export(fold(net), args.out)
     worst = largest_difference(net, args.out)
     parameters = sum(p.numel() for p in net.parameters())
     print(f"{parameters} parameters, {args.out.stat().st_size} bytes, logits differ by {worst:.2e}")
