@@ -24,6 +24,7 @@ from app.api import (
 )
 from app.api.counters import Counters, CountRequests
 from app.api.limits import BodyLimit
+from app.api.lingering import Linger
 from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
 from app.errors import ModelError, SettingsError
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
         own={"/calibrate": settings.max_calibration_bytes + FORM_OVERHEAD},
     )
+    app.add_middleware(Linger)
     app.add_middleware(CountRequests, counters=state.counters)
     for room in (segment, results, models, calibrators, calibrate, health):
         app.include_router(room.router)

@@ -288,3 +288,19 @@ def test_port_that_is_taken_stops_the_start(served: Served, folder: Path):
         assert second.process.wait(START_S) > 0
         assert "address already in use" in second.log.read_text()
     assert_serves(served.client)
+
+
+def test_refusal_reaches_a_caller_that_is_still_sending(make_server):
+    url = make_server(admin_token="a token for tests")
+    host, port = url.removeprefix("http://").split(":")
+    body = b"x" * (2 << 20)
+    for _ in range(5):
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = (
+                f"POST /calibrate HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            connection.sendall(head.encode())
+            for start in range(0, len(body), 1 << 18):
+                connection.sendall(body[start : start + (1 << 18)])
+                time.sleep(0.01)
+            assert connection.recv(32).startswith(b"HTTP/1.1 401 ")

@@ -88,15 +88,22 @@ async def on_invalid_request(request: Request, error: Exception) -> JSONResponse
     """Answer arguments that did not pass their schema."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     errors = [
-        {"loc": list(item["loc"][:2]), "msg": item["msg"], "type": item["type"]}
+        {"loc": list(item["loc"][:2]), "msg": sentence(item["msg"]), "type": item["type"]}
         for item in error.errors()
     ]
     first = error.errors()[0]
     if first["loc"][0] == "path":
         return problem(404, f"expected a path of this service, got {request.url.path[:80]}")
     where = ".".join(str(part) for part in first["loc"][:2])
-    detail = f"{where}: {first['msg']}, got {str(first.get('input'))[:80]!r}"
+    detail = f"{where}: {sentence(first['msg'])}"
+    if first["type"] != "value_error":  # our own validators say themselves what came
+        detail += f", got {str(first.get('input'))[:80]!r}"
     return problem(422, detail, jsonable_encoder(errors))
+
+
+def sentence(message: str) -> str:
+    """Take a validator's own words out of pydantic's frame."""
+    return message.removeprefix("Value error, ")
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
