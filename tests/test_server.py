@@ -292,14 +292,12 @@ def test_port_that_is_taken_stops_the_start(served: Served, folder: Path):
 
 def test_refusal_reaches_a_caller_that_is_still_sending(make_server):
     url = make_server(admin_token="a token for tests")
-    host, port = url.removeprefix("http://").split(":")
+    host, _, port = url.removeprefix("http://").partition(":")
     body = b"x" * (2 << 20)
+    head = "POST /calibrate HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
     for _ in range(5):
         with socket.create_connection((host, int(port)), timeout=10) as connection:
-            head = (
-                f"POST /calibrate HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-            )
-            connection.sendall(head.encode())
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
             for start in range(0, len(body), 1 << 18):
                 connection.sendall(body[start : start + (1 << 18)])
                 time.sleep(0.01)
