@@ -9,7 +9,6 @@ crash at any instant leaves the old state or the new one. Ids and model names th
 outside are looked up among what is there, never joined to a path.
 """
 
-import errno
 import io
 import json
 import logging
@@ -18,8 +17,6 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,12 +28,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
+from app.disk import replace_file, storage, sync_folder, write_synced
 from app.errors import (
     ArgumentError,
     ArtifactError,
     ConflictError,
     NotFoundError,
-    StorageError,
 )
 
 log = logging.getLogger(__name__)
@@ -164,16 +161,16 @@ class ArtifactStore:
         folder = self._folder(manifest.model)
         target = folder / manifest.id
         staging = folder / f".{manifest.id}.tmp"
-        with _storage():
+        with storage("a calibrator"):
             staging.mkdir(parents=True)
             try:
                 tensors = {name: t.contiguous() for name, t in calibrator.state_dict().items()}
-                _write(staging / "calibrator.safetensors", safetensors.torch.save(tensors))
-                _write(staging / "report.json", _json(report))
-                _write(staging / "manifest.json", _json(asdict(manifest)))
-                _sync_folder(staging)
+                write_synced(staging / "calibrator.safetensors", safetensors.torch.save(tensors))
+                write_synced(staging / "report.json", _json(report))
+                write_synced(staging / "manifest.json", _json(asdict(manifest)))
+                sync_folder(staging)
                 staging.rename(target)
-                _sync_folder(folder)
+                sync_folder(folder)
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
@@ -193,9 +190,9 @@ class ArtifactStore:
         if version == self.active_id(model):
             raise ConflictError(f"expected a calibrator that is not active, got {version}")
         doomed = folder.with_name(f".{version}.deleted")
-        with _storage():
+        with storage("a calibrator"):
             folder.rename(doomed)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         self._loaded.pop(version, None)
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -204,11 +201,9 @@ class ArtifactStore:
         self._version_folder(model, version)
         folder = self._folder(model)
         line = {"at": timestamp(), "calibrator": version, "by": by, "reason": reason}
-        with _storage():
-            temporary = folder / f".active.{secrets.token_hex(4)}.tmp"
-            _write(temporary, f"{version}\n".encode("ascii"))
-            temporary.replace(folder / "active")
-            _sync_folder(folder)
+        with storage("a calibrator"):
+            replace_file(folder / "active", f"{version}\n".encode("ascii"))
+            sync_folder(folder)
             with (folder / "history.jsonl").open("a+b") as history:
                 history.write(_line_after(history, json.dumps(line)))
                 history.flush()
@@ -274,29 +269,3 @@ def _line_after(file: BinaryIO, text: str) -> bytes:
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8")
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _storage() -> Iterator[None]:
-    """Turn a full or failing disk into StorageError."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "no space left" if full else error.strerror or str(error)
-        raise StorageError(f"expected to store a calibrator, got: {what}") from error

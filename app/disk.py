@@ -23,15 +23,34 @@ def storage(what: str) -> Iterator[None]:
         raise StorageError(f"expected to store {what}, got: {came}") from error
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace a file of JSON in one atomic step; the content is on the disk before the name is."""
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file whose content is on the disk when this returns."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one atomic step; the content is on the disk before the name is."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, data)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file of JSON, as `replace_file` does."""
+    replace_file(path, json.dumps(value).encode())

@@ -19,7 +19,7 @@ from app.calibration.isotonic import Array, pool_adjacent_violators
 from app.calibration.pixelwise import Pixelwise
 from app.calibration.sampling import chunks, count_classes, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
-from app.calibration.validation import IGNORE, LabelledImage, Subset, ValidationSet, split
+from app.calibration.validation import IGNORE, LabelledImage, Subset, ValidationSet, View, split
 from app.errors import ArgumentError
 
 ETA_SHARE = 0.2  # of the images
@@ -84,19 +84,10 @@ class MetaCal(Pixelwise):
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Accepted(View):
     """A set with labels only where a rule on logits [...,K] holds."""
 
-    whole: ValidationSet
     rule: Callable[[Tensor], Tensor]
-
-    @property
-    def num_classes(self) -> int:
-        """Count the classes."""
-        return self.whole.num_classes
-
-    def __len__(self) -> int:
-        return len(self.whole)
 
     def __getitem__(self, index: int) -> LabelledImage:
         logits, labels = self.whole[index]

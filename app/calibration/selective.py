@@ -18,7 +18,7 @@ from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, draw, require_two_classes
 from app.calibration.selector import Selector
 from app.calibration.temperature import fit_inverse_temperature
-from app.calibration.validation import IGNORE, LabelledImage, Subset, ValidationSet, split
+from app.calibration.validation import IGNORE, LabelledImage, Subset, ValidationSet, View, split
 from app.errors import ArgumentError
 
 TRAIN_SHARE = 0.7  # of the images; the rest stops training and sets the temperatures
@@ -111,21 +111,12 @@ class Selective(Calibrator):
 
 
 @dataclass(frozen=True)
-class Routed:
+class Routed(View):
     """A set as the base calibrates it, labelled only where the selector's odds are chosen."""
 
-    whole: ValidationSet
     base: Calibrator
     selector: Selector
     chosen: Callable[[Tensor], Tensor]
-
-    @property
-    def num_classes(self) -> int:
-        """Count the classes."""
-        return self.whole.num_classes
-
-    def __len__(self) -> int:
-        return len(self.whole)
 
     def __getitem__(self, index: int) -> LabelledImage:
         logits, labels = self.whole[index]

@@ -4,6 +4,7 @@ A set is never held in memory as a whole: each image is read when asked for, whi
 upload, a folder of arrays or a backbone run on demand can all do.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -42,16 +43,28 @@ class ValidationSet(Protocol):
 
 
 @dataclass(frozen=True)
-class Subset:
-    """Some images of another set."""
+class View(ABC):
+    """Another set seen differently, image by image."""
 
     whole: ValidationSet
-    indices: Sequence[int]
 
     @property
     def num_classes(self) -> int:
         """Count the classes."""
         return self.whole.num_classes
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> LabelledImage: ...
+
+
+@dataclass(frozen=True)
+class Subset(View):
+    """Some images of another set."""
+
+    indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)
