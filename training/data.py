@@ -6,7 +6,7 @@ their time than floating-point jitter.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +74,7 @@ class Augmentation:
     cutout: float = 0.3
     paste: float = 0.5
     rendered: float = 0.20
+    mirror: float = 0.5
 
     @classmethod
     def basic(cls) -> "Augmentation":
@@ -82,6 +83,13 @@ class Augmentation:
             aspect=1.0, degrees=0.0, gain=0.15, contrast=0.2, gamma=0.0, saturation=0.2,
             hue_degrees=0.0, blur=0.0, noise=0.0, shade=0.0, cutout=0.0, paste=0.0, rendered=0.0,
         )  # fmt: skip
+
+    @classmethod
+    def none(cls) -> "Augmentation":
+        """Only random crops, so that a long run over-fits: for the study of calibration."""
+        return replace(
+            cls.basic(), scale=(1.0, 1.0), gain=0.0, contrast=0.0, saturation=0.0, mirror=0.0
+        )
 
 
 class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
@@ -146,7 +154,7 @@ def _warp(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Im
     scale = float(np.exp(rng.uniform(*np.log(how.scale))))
     stretch = float(np.exp(rng.uniform(-1, 1) * np.log(how.aspect)))
     angle = np.deg2rad(rng.uniform(-how.degrees, how.degrees))
-    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    mirror = -1.0 if rng.random() < how.mirror else 1.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.diag([mirror / (scale * stretch), stretch / scale])
     reach = np.abs(matrix) @ np.array([width / 2, height / 2])

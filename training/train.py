@@ -9,7 +9,7 @@ import argparse
 import copy
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,12 @@ from training.data import (
     load_frames,
 )
 from training.network import NetworkShape, PyramidNet
+
+AUGMENTATIONS = {
+    "none": Augmentation.none,
+    "basic": Augmentation.basic,
+    "strong": Augmentation,
+}
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,12 @@ class Run:
         self.optimiser.load_state_dict(state["optimiser"])
         self.epoch, self.step = state["epoch"], state["step"]
 
+    def start_from(self, path: Path) -> None:
+        """Take averaged weights of an earlier run as the first weights of this one."""
+        state = torch.load(path, weights_only=True)
+        self.net.load_state_dict(state)
+        self.averaged.load_state_dict(state)
+
     def train_epoch(self, loader: DataLoader[tuple[Tensor, Tensor]]) -> float:
         """Pass once over the data and return the mean loss."""
         self.net.train()
@@ -185,9 +197,11 @@ def main() -> None:
     parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
     parser.add_argument("--rendered", type=Path, help="a folder made by training.scenes")
     parser.add_argument("--drives", default="", help="train on these drives only, comma-separated")
-    parser.add_argument("--augment", choices=["basic", "strong"], default="strong")
+    parser.add_argument("--augment", choices=list(AUGMENTATIONS), default="strong")
     parser.add_argument("--every", type=int, default=10, help="epochs between evaluations")
-    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
+    parser.add_argument("--start", type=Path, help="weights to start a new run from")
+    parser.add_argument("--widths", help="the backbone's four widths, comma-separated")
     for name in ("epochs", "cooldown", "batch", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
     for name in ("rate", "weight_decay", "average", "boundary", "balance"):
@@ -209,10 +223,15 @@ def main() -> None:
     rendered = (
         load_frames(args.rendered / "images", args.rendered / "labels") if args.rendered else []
     )
-    augmentation = Augmentation() if args.augment == "strong" else Augmentation.basic()
-    dataset = StreetFrames(frames, rendered, augmentation, recipe.seed)
+    dataset = StreetFrames(frames, rendered, AUGMENTATIONS[args.augment](), recipe.seed)
 
-    run = Run(recipe, NetworkShape(), class_weights(everything, recipe.balance), args.out)
+    shape = NetworkShape()
+    if args.widths:
+        first, second, third, fourth = (int(width) for width in args.widths.split(","))
+        shape = replace(shape, widths=(first, second, third, fourth))
+    run = Run(recipe, shape, class_weights(everything, recipe.balance), args.out)
+    if args.start:
+        run.start_from(args.start)
     if args.resume:
         run.resume(args.resume)
     start = time.monotonic()
