@@ -190,8 +190,8 @@ class Run:
                 value.lerp_(net_state[name], 1 - decay)
 
 
-def main() -> None:
-    """Train, log a JSON line an epoch, and keep `last.pt` and `averaged.pt`."""
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
@@ -206,7 +206,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
     for name in ("rate", "weight_decay", "average", "boundary", "balance"):
         parser.add_argument(f"--{name}", type=float, default=getattr(Recipe, name))
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, log a JSON line an epoch, and keep `last.pt` and `averaged.pt`."""
+    args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(
         **{name: getattr(args, name) for name in asdict(Recipe()) if hasattr(args, name)}
