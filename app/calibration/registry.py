@@ -6,6 +6,7 @@ from types import MappingProxyType
 from app.calibration.affine import Dirichlet, Matrix, MatrixTI
 from app.calibration.base import Calibrator
 from app.calibration.conditional import CDC, CMSap, CMSop
+from app.calibration.contextual import Contextual
 from app.calibration.ensemble import Ensemble
 from app.calibration.identity import Identity
 from app.calibration.isotonic import Isotonic, IsotonicOneVsAll
@@ -32,10 +33,11 @@ _ALONE: tuple[type[Calibrator], ...] = (
     CDC,
     CMSap,
     CMSop,
+    Contextual,
 )
 _SELECTIVE: tuple[type[Calibrator], ...] = (
     Selective,
-    *(over(other) for other in _ALONE if other is not Identity),
+    *(over(other) for other in _ALONE if other not in (Identity, Contextual)),
 )
 
 METHODS: Mapping[str, type[Calibrator]] = MappingProxyType(

@@ -7,7 +7,7 @@ upload, a folder of arrays or a backbone run on demand can all do.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -42,6 +42,19 @@ class ValidationSet(Protocol):
         """Read one image."""
 
 
+@runtime_checkable
+class WithCopies(Protocol):
+    """A set that can show its images under other weather, their labels unchanged."""
+
+    def copies(self, index: int) -> Sequence[LabelledImage]:
+        """Read one image's copies; maybe none."""
+
+
+def copies_of(data: ValidationSet, index: int) -> Sequence[LabelledImage]:
+    """Read an image's copies under other weather, where the set can show any."""
+    return data.copies(index) if isinstance(data, WithCopies) else ()
+
+
 @dataclass(frozen=True)
 class View(ABC):
     """Another set seen differently, image by image."""
@@ -71,6 +84,10 @@ class Subset(View):
 
     def __getitem__(self, index: int) -> LabelledImage:
         return self.whole[self.indices[index]]
+
+    def copies(self, index: int) -> Sequence[LabelledImage]:
+        """Read one image's copies, where the whole set has any."""
+        return copies_of(self.whole, self.indices[index])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ AFFINE = ("vector", "vector_ti", "matrix", "matrix_ti", "dirichlet")
 EXPORTED = [*ALONE, "selective+dirichlet"]
 # These hold the identity among their states, and are fitted by likelihood alone.
 NESTED = ("temperature", *AFFINE, "ets", "cdc", "cmsap", "cmsop")
-DRAWING = ("lts", "selective", "metacal")  # draw pixels, crops or images at random
+DRAWING = ("lts", "selective", "metacal", "contextual")  # draw pixels, crops or images at random
 
 
 @cache
@@ -161,7 +161,7 @@ def test_fit_lowers_nll_of_overconfident_model(method):
     assert nll(fitted(method, 4), data) < nll(build("identity", 4), data) - 0.01
 
 
-@every([method for method in CHOSEN if "lts" not in method], (4,))
+@every([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
 def test_unlabelled_pixels_leave_fit_bitwise_equal(method, num_classes):
     images = [LabelledImage(z.clone(), y) for z, y in data_for(num_classes).images]
     for image in images:
@@ -189,7 +189,7 @@ def test_fit_does_not_depend_on_pixel_order(method, num_classes):
     assert largest_change(fitted(method, num_classes), other, logits) < 1e-4
 
 
-@every([method for method in CHOSEN if "lts" not in method], (4,))
+@every([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
 def test_pixels_are_calibrated_each_by_itself(method, num_classes):
     logits = unseen(num_classes)
     rows = logits.movedim(1, -1).reshape(-1, num_classes)
@@ -317,5 +317,5 @@ def test_unknown_method_is_refused_with_known_names():
 
 
 def test_stacked_names_cover_all_others():
-    others = [method for method in ALONE if method not in ("identity", "selective")]
+    others = [method for method in ALONE if method not in ("identity", "selective", "contextual")]
     assert [f"selective+{method}" for method in others] == STACKED

@@ -1,0 +1,78 @@
+"""What a pixel's surroundings and its own distribution say about whether its label is right.
+
+Every feature is translation invariant. The last four look at a neighbourhood of 5 and of 15 cells
+on the logits' grid; a table of pixels has none, and zeros stand for them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, pad
+
+from app.calibration.pixelwise import FEATURE_FLOOR
+
+TOP = 5  # sorted log-probabilities that are looked at
+REACHES = (2, 7)  # cells to each side
+ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told from 1
+
+
+class Context(NamedTuple):
+    """Features float32 [N,F,...] of each pixel, with its two most probable classes [N,...].
+
+    `odds` [N,...] is the log-odds of the network's own confidence, within +-12.
+    """
+
+    features: Tensor
+    odds: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def feature_count(num_classes: int) -> int:
+    """Count the features F."""
+    return num_classes + min(TOP, num_classes) + 1 + 2 * len(REACHES)
+
+
+def context_of(logs: Tensor, local: Tensor) -> Context:
+    """Read log-probabilities float32 [N,K,h,w] of maps or [N,K,m] of tables.
+
+    `local` multiplies the neighbourhood's features: 1, or 0 for one that must not be seen.
+    """
+    floored = logs.clamp_min(FEATURE_FLOOR)
+    top = floored.topk(min(TOP, logs.shape[1]), dim=1).values
+    first = logs.argmax(dim=1, keepdim=True)  # topk's own indices are arbitrary at ties
+    others = torch.arange(logs.shape[1]).view(-1, *[1] * (logs.ndim - 2)) != first
+    second = logs.where(others, -torch.inf).argmax(dim=1)
+    odds = log_odds(top[:, :1])
+    entropy = -(floored.exp() * floored).sum(dim=1, keepdim=True)
+    own = torch.cat([odds, top[:, 1:] - top[:, :1], entropy], dim=1)
+    around = neighbourhood(entropy, first) * local
+    features = torch.cat([floored, own, around], dim=1)
+    return Context(features, odds[:, 0], first[:, 0], second)
+
+
+def log_odds(log_probability: Tensor) -> Tensor:
+    """Turn log p into log p/(1-p), within +-12."""
+    rest = -torch.expm1(log_probability)
+    return (log_probability - rest.clamp_min(1e-38).log()).clamp(-ODDS_LIMIT, ODDS_LIMIT)
+
+
+def neighbourhood(entropy: Tensor, labels: Tensor) -> Tensor:
+    """Mean entropy, and share of neighbours with another label, of [N,1,h,w]: [N,4,h,w]."""
+    if entropy.ndim != 4:
+        return entropy.new_zeros(1).expand(len(entropy), 2 * len(REACHES), *entropy.shape[2:])
+    across = (labels[..., :, 1:] != labels[..., :, :-1]).float()
+    down = (labels[..., 1:, :] != labels[..., :-1, :]).float()
+    changes = pad(across, (0, 1)) + pad(across, (1, 0))
+    changes = changes + pad(down, (0, 0, 0, 1)) + pad(down, (0, 0, 1, 0))
+    both = torch.cat([entropy, changes], dim=1)
+    return torch.cat([box_mean(both, reach) for reach in REACHES], dim=1)
+
+
+def box_mean(planes: Tensor, reach: int) -> Tensor:
+    """Mean of [N,C,h,w] over squares of 2 reach + 1, the border repeated."""
+    for axis in ((reach, reach, 0, 0), (0, 0, reach, reach)):
+        kernel = (1, 2 * reach + 1) if axis[0] else (2 * reach + 1, 1)
+        planes = avg_pool2d(pad(planes, axis, mode="replicate"), kernel, stride=1)
+    return planes

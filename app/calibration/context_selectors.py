@@ -1,0 +1,146 @@
+"""A few small networks that say, pixel by pixel, with what probability a label is right."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, relu
+
+from app.calibration.base import FitContext, prepared
+from app.calibration.context import context_of, feature_count
+from app.calibration.optimisation import Schedule, descend
+from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
+
+MEMBERS, WIDTH = 3, 16
+BATCH_PIXELS = 2048
+SCHEDULE = Schedule("training the selectors", rate=3e-3, rounds=14, patience=4)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pixels drawn from images, with what surrounds them."""
+
+    features: Tensor  # float32 [M,F]
+    odds: Tensor  # float32 [M], the network's own
+    first: Tensor  # int64 [M], the most probable class
+    second: Tensor  # int64 [M]
+    correct: Tensor  # float32 [M], 1 where the most probable class is the label
+    image: Tensor  # int64 [M], numbers the image
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Put several draws into one."""
+        columns = zip(*(part.columns() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """Give all fields in order."""
+        return (self.features, self.odds, self.first, self.second, self.correct, self.image)
+
+    def chosen(self, places: Tensor) -> "Rows":
+        """Keep some rows."""
+        return Rows(*(column[places] for column in self.columns()))
+
+    def by_image(self, values: Tensor) -> NDArray[np.float64]:
+        """Mean of [M] values over each image that has rows."""
+        count = torch.bincount(self.image)
+        total = torch.bincount(self.image, values.double())
+        return (total[count > 0] / count[count > 0]).numpy()
+
+
+def draw_rows(
+    image: LabelledImage, local: Tensor, quota: int, number: int, generator: torch.Generator
+) -> Rows:
+    """Draw at most `quota` labelled pixels of an image; raises ArgumentError for NaN at one."""
+    labelled_pixels(image)
+    seen = context_of(prepared(image.logits[None]).log_softmax(dim=1), local)
+    places = torch.nonzero((image.labels != IGNORE).flatten())[:, 0]
+    places = places[torch.randperm(len(places), generator=generator)[:quota]]
+    first = seen.first.flatten()[places]
+    return Rows(
+        features=seen.features[0].flatten(1)[:, places].T.contiguous(),
+        odds=seen.odds.flatten()[places],
+        first=first,
+        second=seen.second.flatten()[places],
+        correct=(first == image.labels.flatten()[places]).float(),
+        image=torch.full_like(places, number),
+    )
+
+
+class Selectors(nn.Module):
+    """Several small networks side by side: features to log-odds that the label is right.
+
+    Each has two hidden layers of 16 and starts at the network's own log-odds.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        hidden = MEMBERS * WIDTH
+
+        def held(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape), requires_grad=False)
+
+        self.register_buffer("mean", torch.zeros(feature_count(num_classes)))
+        self.register_buffer("scale", torch.ones(feature_count(num_classes)))
+        self.inward = held(feature_count(num_classes), hidden)
+        self.first = held(num_classes, hidden)
+        self.second = held(num_classes, hidden)
+        self.between = held(MEMBERS, WIDTH, WIDTH)
+        self.bias = held(MEMBERS, WIDTH)
+        self.outward = held(MEMBERS, WIDTH)
+        self.offset = held(MEMBERS)
+
+    mean: Tensor
+    scale: Tensor
+
+    def forward(self, features: Tensor, odds: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Rows [M,F], own log-odds [M], classes [M] twice, to each member's log-odds [M,3]."""
+        seen = ((features - self.mean) * self.scale).clamp(-4, 4)
+        hidden = relu(seen @ self.inward + self.first[first] + self.second[second])
+        grouped = hidden.reshape(-1, MEMBERS, WIDTH).transpose(0, 1)
+        deeper = relu(grouped @ self.between + self.bias[:, None])
+        change = (deeper * self.outward[:, None]).sum(dim=-1).transpose(0, 1)
+        return odds[:, None] + change + self.offset
+
+    def train_on(self, trained: Rows, held: Rows, context: FitContext) -> None:
+        """Fit by likelihood of right and wrong, and stop when held-out images say so."""
+        self._begin(trained.features, context.seed)
+        generator = torch.Generator().manual_seed(context.seed)
+
+        def loss(rows: Rows) -> Tensor:
+            right = rows.correct[:, None].expand(-1, MEMBERS)
+            odds = self(rows.features, rows.odds, rows.first, rows.second)
+            return binary_cross_entropy_with_logits(odds, right)
+
+        def batches() -> Iterator[Tensor]:
+            order = torch.randperm(len(trained.odds), generator=generator)
+            for chosen in torch.split(order, BATCH_PIXELS):
+                yield loss(trained.chosen(chosen))
+
+        def held_out_loss() -> float:
+            with torch.no_grad():
+                return loss(held).item()
+
+        self.requires_grad_(True)
+        try:
+            descend(self, batches, held_out_loss, context, SCHEDULE)
+        finally:
+            self.requires_grad_(False)
+
+    def _begin(self, features: Tensor, seed: int) -> None:
+        """Take the features' scale, and random weights where symmetry must break."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.mean.copy_(features.mean(dim=0))
+            self.scale.copy_(1 / features.std(dim=0).clamp_min(1e-6))
+            self.scale[features.std(dim=0) < 1e-6] = 0.0
+            for parameter in self.parameters():
+                parameter.zero_()
+            spread = (2 / len(self.inward)) ** 0.5
+            self.inward.normal_(0, spread, generator=generator)
+            self.first.normal_(0, 0.1, generator=generator)
+            self.second.normal_(0, 0.1, generator=generator)
+            self.between.normal_(0, (2 / WIDTH) ** 0.5, generator=generator)

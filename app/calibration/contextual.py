@@ -1,0 +1,147 @@
+"""Contextual scaling (ours): each pixel gets the temperature that makes its confidence believed.
+
+A few small networks read a pixel's log-probabilities, its two leading classes and its
+neighbourhood, and say with what probability its label is right; the mean of their log-odds is
+the selector's opinion. The pixel's confidence becomes
+
+    odds = (1 - trust) own + trust selector's,    in log-odds,
+
+and its temperature the one at which the top probability is just that, so neither the label nor the
+order of the classes changes. `trust` is the least of a few shares that held-out images can't tell
+from the best one, and never the whole: what is left of the network's own confidence is what keeps
+an unfamiliar drive from harm. Selectors alone (Wang et al. 2023 route by one) gain most on images
+like those of the fit and lose most elsewhere.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from app.calibration.base import Calibrator, FitContext, Invariances, prepared
+from app.calibration.context import context_of, feature_count
+from app.calibration.context_selectors import Rows, Selectors, draw_rows
+from app.calibration.pixelwise import uniform_where_broken
+from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.validation import ValidationSet, copies_of, split
+
+TRUSTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
+TRAIN_SHARE = 0.75  # of the images; the rest stops training and sets the trust
+SAMPLE_FLOATS = 2**22  # of features
+IMAGE_PIXELS = 1200  # pixels beyond some hundred an image teach little
+COPY_PIXELS = 200
+BETA_RANGE = (1e-3, 50.0)
+NEWTON_STEPS = 8
+
+
+class Contextual(Calibrator):
+    """softmax(beta z) with the beta of each pixel at which the top probability is as believed.
+
+    Works on maps [N,K,h,w] and tables [N,K,...]; what was fitted on tables never looks at a
+    neighbourhood. Where a source has copies of its images under other weather
+    (`copies_of`), the selectors learn from those too.
+    """
+
+    method: ClassVar[str] = "contextual"
+    invariances: ClassVar[Invariances] = Invariances(
+        translation=True, argmax=True, order=True, spatial=True
+    )
+    trust: Tensor
+    local: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.selectors = Selectors(num_classes)
+        self.register_buffer("trust", torch.zeros(()))
+        self.register_buffer("local", torch.ones(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] to log-probabilities."""
+        logs = prepared(logits).log_softmax(dim=1)
+        believed = self.believed(logs)
+        calibrated = (logs * beta_for(logs, believed)).log_softmax(dim=1)
+        return uniform_where_broken(calibrated, logits)
+
+    def believed(self, logs: Tensor) -> Tensor:
+        """Log-probabilities [N,K,...] to log-odds [N,1,...] that the top class is right."""
+        seen = context_of(logs, self.local)
+        rows = seen.features.movedim(1, -1).flatten(0, -2)
+        own = seen.odds.flatten()
+        opinion = self.selectors(rows, own, seen.first.flatten(), seen.second.flatten()).mean(1)
+        believed: Tensor = own + self.trust * (opinion - own)
+        return believed.view_as(seen.odds)[:, None]
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Train on some images, stop and set the trust on the others; needs two classes.
+
+        Where no pixel of the training images is mispredicted there is nothing to learn, and the
+        calibrator stays the identity. A set of one image serves as both parts.
+        """
+        require_two_classes(count_classes(data))
+        both = [list(range(len(data)))] * 2
+        train, select = split(len(data), TRAIN_SHARE, context.seed) if len(data) > 1 else both
+        self.local.fill_(float(data[0].labels.ndim == 2))
+        self.trust.zero_()
+        trained, held = (self._rows(data, part, context) for part in (train, select))
+        if trained.correct.all() or not len(held.odds):
+            self.selectors = Selectors(self.num_classes)
+            return
+        self.selectors.train_on(trained, held, context)
+        self.trust.fill_(self._least_trust(held))
+
+    def summary(self) -> dict[str, float]:
+        """Give the selectors' share in the log-odds."""
+        return {"trust": self.trust.item()}
+
+    def _rows(self, data: ValidationSet, indices: list[int], context: FitContext) -> Rows:
+        generator = torch.Generator().manual_seed(context.seed)
+        share = SAMPLE_FLOATS // (feature_count(self.num_classes) * len(indices))
+        quota = min(IMAGE_PIXELS, max(share, 16))
+        parts = []
+        for number, index in enumerate(indices):
+            context.progress("reading", number / len(indices))
+            parts.append(draw_rows(data[index], self.local, quota, number, generator))
+            for copy in copies_of(data, index):
+                few = min(quota, COPY_PIXELS)
+                parts.append(draw_rows(copy, self.local, few, number, generator))
+        return Rows.joined(parts)
+
+    @torch.no_grad()
+    def _least_trust(self, held: Rows) -> float:
+        """Find the smallest share whose loss is within a standard error (by image) of the best."""
+        opinion = self.selectors(held.features, held.odds, held.first, held.second).mean(dim=1)
+        losses = []
+        for trust in TRUSTS:
+            odds = held.odds + trust * (opinion - held.odds)
+            wrongness = binary_cross_entropy_with_logits(odds, held.correct, reduction="none")
+            losses.append(held.by_image(wrongness))
+        best = losses[int(np.argmin([loss.mean() for loss in losses]))]
+        for trust, loss in zip(TRUSTS, losses, strict=True):
+            worse = loss - best
+            if worse.mean() <= worse.std() / max(len(worse) - 1, 1) ** 0.5:
+                return trust
+        raise AssertionError("the best share is within a standard error of itself")
+
+
+def beta_for(logs: Tensor, odds: Tensor) -> Tensor:
+    """Find what multiplies log-probabilities [N,K,...] so that the top one gets odds [N,1,...].
+
+    With gaps d to the top class, log sum exp(-beta d) over the others falls convexly in beta and
+    is to equal minus the log-odds: Newton's steps from the left never overshoot. The result is
+    float32 [N,1,...] in 0.001..50; ties and uniform pixels end at a bound.
+    """
+    top = logs.argmax(dim=1, keepdim=True)
+    gaps = logs.gather(1, top) - logs
+    others = torch.arange(logs.shape[1]).view(-1, *[1] * (logs.ndim - 2)) != top
+    nearest = gaps.where(others, torch.inf).amin(dim=1, keepdim=True)
+    beyond = (gaps - nearest).where(others, 1e9)  # so far that it never counts
+    beta = torch.ones_like(odds)
+    for _ in range(NEWTON_STEPS):
+        weights = torch.exp(-beta * beyond)
+        total = weights.sum(dim=1, keepdim=True)
+        slope = nearest + (weights * beyond).sum(dim=1, keepdim=True) / total
+        value = total.log() - beta * nearest + odds
+        beta = (beta + value / slope.clamp_min(1e-6)).clamp(*BETA_RANGE)
+    return beta
