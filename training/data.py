@@ -6,6 +6,7 @@ their time than floating-point jitter.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -96,10 +97,14 @@ class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops: image uint8 [3,h,w] RGB, label uint8 [h,w]; an epoch is all real frames."""
 
     def __init__(
-        self, real: list[Frame], rendered: list[Frame], augmentation: Augmentation, seed: int
+        self,
+        real: list[Frame],
+        rendered: list[Frame],
+        augmentations: Sequence[Augmentation],
+        seed: int,
     ) -> None:
-        self.real, self.rendered, self.augmentation, self.seed = real, rendered, augmentation, seed
-        self.epoch = 0
+        self.real, self.rendered, self.augmentations = real, rendered, augmentations
+        self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         """Count the real frames; rendered ones stand in for a share of them."""
@@ -108,12 +113,13 @@ class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw one augmented crop, the same for the same seed, epoch and index."""
         rng = np.random.default_rng([self.seed, self.epoch, index])
+        how = self.augmentations[rng.integers(len(self.augmentations))]
         frame = self.real[index]
-        if self.rendered and rng.random() < self.augmentation.rendered:
+        if self.rendered and rng.random() < how.rendered:
             frame = self.rendered[rng.integers(len(self.rendered))]
-        elif rng.random() < self.augmentation.paste:
+        elif rng.random() < how.paste:
             frame = paste_things(frame, self.real[rng.integers(len(self.real))], rng)
-        image, label = augment(frame, self.augmentation, rng)
+        image, label = augment(frame, how, rng)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
 
 

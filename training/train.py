@@ -30,9 +30,10 @@ from training.data import (
 from training.network import NetworkShape, PyramidNet
 
 AUGMENTATIONS = {
-    "none": Augmentation.none,
-    "basic": Augmentation.basic,
-    "strong": Augmentation,
+    "none": (Augmentation.none(),),
+    "basic": (Augmentation.basic(),),
+    "strong": (Augmentation(),),
+    "mixed": (Augmentation.basic(), Augmentation()),  # one or the other, picture by picture
 }
 
 
@@ -198,6 +199,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rendered", type=Path, help="a folder made by training.scenes")
     parser.add_argument("--drives", default="", help="train on these drives only, comma-separated")
     parser.add_argument("--augment", choices=list(AUGMENTATIONS), default="strong")
+    parser.add_argument("--crop", type=int, nargs=2, default=Augmentation.crop)
     parser.add_argument("--every", type=int, default=10, help="epochs between evaluations")
     parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
     parser.add_argument("--start", type=Path, help="weights to start a new run from")
@@ -228,7 +230,8 @@ def main() -> None:
     rendered = (
         load_frames(args.rendered / "images", args.rendered / "labels") if args.rendered else []
     )
-    dataset = StreetFrames(frames, rendered, AUGMENTATIONS[args.augment](), recipe.seed)
+    augmentations = [replace(how, crop=tuple(args.crop)) for how in AUGMENTATIONS[args.augment]]
+    dataset = StreetFrames(frames, rendered, augmentations, recipe.seed)
 
     shape = NetworkShape()
     if args.widths:
