@@ -113,7 +113,7 @@ class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw one augmented crop, the same for the same seed, epoch and index."""
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        how = self.augmentations[rng.integers(len(self.augmentations))]
+        how = self.augmentations[int(rng.integers(len(self.augmentations)))]
         frame = self.real[index]
         if self.rendered and rng.random() < how.rendered:
             frame = self.rendered[rng.integers(len(self.rendered))]
