@@ -81,7 +81,10 @@ class Comparison:
 
 
 class Looked(NamedTuple):
-    """One picture segmented: uint8 RGB [H,W,3], mask and confidence [H,W], logits and geometry."""
+    """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
+
+    `decides` says whether labels come from the latter.
+    """
 
     picture: NDArray[np.uint8]
     geometry: Geometry
@@ -163,9 +166,12 @@ def look(
     picture = read_picture(pair.image, options.max_pixels)
     images, geometry = predictor.prepare(picture)
     logits = predictor.logits(images, options.tta)
-    calibrated = logits if calibrator is None else calibrator.calibrator(logits)
-    decides = calibrator is not None and not calibrator.calibrator.invariances.argmax
-    return Looked(picture, geometry, logits[0], calibrated[0], decides)
+    if calibrator is None:
+        plain = logits[0]  # one and the same tensor spares emission a second upsampling
+        return Looked(picture, geometry, plain, plain, decides=False)
+    calibrated = calibrator.calibrator(logits)[0]
+    decides = not calibrator.calibrator.invariances.argmax
+    return Looked(picture, geometry, logits[0], calibrated, decides)
 
 
 @torch.inference_mode()

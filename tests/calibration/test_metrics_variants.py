@@ -194,7 +194,7 @@ def test_overlap_of_toy_set():
 
 
 def test_overlap_by_class():
-    # Class 0: 1 hit, 2 false alarms; class 1: 1 hit, 1 false alarm, 2 misses; class 2: 1 and 1 miss.
+    # Hits 1 1 1, false alarms 2 1 0, misses 0 2 1.
     confusion = confusion_matrix(LABELS, PREDICTED, 4)
     assert class_iou(confusion) == pytest.approx([1 / 3, 1 / 4, 1 / 2, math.nan], nan_ok=True)
     assert class_dice(confusion) == pytest.approx([2 / 4, 2 / 5, 2 / 3, math.nan], nan_ok=True)
