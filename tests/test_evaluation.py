@@ -66,12 +66,12 @@ def test_uncalibrated_figures(predictor, pairs):
     half, void, whole = done.before.images
 
     assert (measured.images, measured.pixels) == (2, 192)
-    assert half[:3] == (96, pytest.approx(SATURATED - 0.5), 0.5)
+    assert half[:3] == pytest.approx((96, SATURATED - 0.5, 0.5))
     assert half.confidence == pytest.approx(SATURATED)
     assert half.confident_errors == 0.5
     assert void.pixels == 0
     assert math.isnan(void.ece)
-    assert whole[:3] == (96, pytest.approx(1 - SATURATED, abs=1e-6), 1)
+    assert whole[:3] == pytest.approx((96, 1 - SATURATED, 1), abs=1e-6)
     assert measured.ece_image == pytest.approx((half.ece + whole.ece) / 2)
     assert measured.accuracy == 0.75
     assert measured.nll == pytest.approx(-0.75 * math.log(SATURATED) - 0.25 * math.log(WRONG))
@@ -79,7 +79,7 @@ def test_uncalibrated_figures(predictor, pairs):
     wrong = SATURATED**2 + (1 - WRONG) ** 2 + WRONG**2
     assert measured.brier == pytest.approx(0.75 * right + 0.25 * wrong, rel=1e-5)
     # Two columns either side of the labels' edge, half of them right.
-    assert done.before.kind(BOUNDARY)[:3] == (32, pytest.approx(SATURATED), 0.5)
+    assert done.before.kind(BOUNDARY)[:3] == pytest.approx((32, SATURATED, 0.5))
     assert done.before.boundary_ece == pytest.approx(SATURATED - 0.5)
     assert (done.after, done.difference, done.labels_changed) == (None, None, 0)
     assert done.served is done.before
@@ -115,7 +115,7 @@ def test_other_void_labels_count_nowhere(predictor, pairs):
     with pytest.raises(ArgumentError, match=r"void\.png: expected labels in 0\.\.2 or 1"):
         evaluate(predictor, None, pairs, options, nothing)
     done = evaluate(predictor, None, [pairs[0]], options, nothing)
-    assert done.before.overall[:3] == (48, pytest.approx(SATURATED), 1)
+    assert done.before.overall[:3] == pytest.approx((48, SATURATED, 1))
 
 
 def test_worst_pictures_come_first_and_perfect_ones_never(predictor, tmp_path):
