@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from app.artifacts import ArtifactStore
+from app.artifacts import ArtifactStore, StoredCalibrator
 from app.calibration.analyses import BOUNDARY
+from app.calibration.vector import Vector
 from app.errors import ArgumentError, ConflictError, NotFoundError
 from app.evaluation import Options, evaluate, find_calibrator, look, proper_sums
 from app.inference.card import read_model_folder
@@ -18,6 +19,7 @@ from app.inference.predictor import open_predictor
 from app.inference.preprocess import Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import find_pairs
+from app.service import Segmenter, Stopwatch, Wish
 from tests.service import BLUE, GREEN, RED, SATURATED, SATURATED_AT_2, publish_temperature, solid
 from tests.tiny_models import write_onnx_model
 
@@ -104,6 +106,23 @@ def test_calibrator_changes_confidence_and_no_label(predictor, model, pairs, tmp
     assert done.labels_changed == 0
 
 
+def test_calibrator_that_decides_is_measured_with_its_own_labels(predictor, model, pairs, tmp_path):
+    version = publish_temperature(tmp_path / "artifacts", model, 2)
+    known = ArtifactStore(tmp_path / "artifacts").load("tiny", version, predictor.folder.sha256)
+    vector = Vector(3)
+    vector.bias.copy_(torch.tensor([0.0, 8.0, 0.0]))  # red and blue pixels become class 1
+    done = evaluate(predictor, StoredCalibrator(known.manifest, vector), pairs, OPTIONS, nothing)
+    assert done.after is not None
+
+    assert done.labels_changed == 1
+    assert done.before.overall.accuracy == 0.75
+    # Of 192 labelled pixels 48 are class 1; the logits (4, 8, 0) are as good as sure of it.
+    assert done.after.overall.accuracy == 0.25
+    sure = math.exp(8) / (math.exp(8) + math.exp(4) + 1)
+    assert done.after.overall.confidence == pytest.approx(sure)
+    assert done.after.evaluation.confusion.sum(0).tolist() == [0, 192, 0]
+
+
 def test_averaged_views_are_measured(predictor, pairs):
     options = Options(ignore_index=255, max_pixels=10_000, tta="flip")
     done = evaluate(predictor, None, pairs, options, nothing)
@@ -169,6 +188,24 @@ def test_calibrators_are_found_as_the_service_finds_them(predictor, model, tmp_p
     other = read_model_folder(write_onnx_model(tmp_path / "models", "other", num_classes=4))
     with pytest.raises(ConflictError):
         find_calibrator(store, other, version)
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
+def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path, tta):
+    """The same mask and confidence, pixel by pixel, of a picture that the grid does not fit."""
+    picture = np.random.default_rng(0).integers(0, 256, (37, 51, 3), np.uint8)
+    (pair,) = write_set(tmp_path, noise=(picture, np.zeros((37, 51))))
+    version = publish_temperature(tmp_path / "artifacts", model, 2)
+    store = ArtifactStore(tmp_path / "artifacts")
+    segmenter = Segmenter({"tiny": predictor}, None, store, 10_000)
+    answer = segmenter.segment(pair.image.read_bytes(), Wish(tta=tta), Stopwatch())
+
+    stored = find_calibrator(store, predictor.folder, version)
+    looked = look(predictor, stored, pair, Options(255, 10_000, tta))
+    mask, confidence = emit(looked.deciding, looked.calibrated, looked.geometry)
+
+    assert (mask == answer.mask).all()
+    assert (confidence == answer.confidence).all()
 
 
 # Distributions at the picture's size
