@@ -13,6 +13,7 @@ from rich.table import Table
 from app import batch
 from app.artifacts import ArtifactStore
 from app.errors import ArgumentError, SegcalError
+from app.evaluate_command import evaluate_command
 from app.fits import Service, Wanted, fit_here
 from app.inference.card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
@@ -127,6 +128,9 @@ def check_sources(paths: dict[str, Path]) -> None:
             "expected --logits, with --labels unless inside, or the folders --images and "
             f"--labels, got {' '.join(f'--{field}' for field in paths) or 'neither'}"
         )
+
+
+app.command(name="evaluate")(evaluate_command)
 
 
 @models_app.command("list")

@@ -61,19 +61,10 @@ class SpooledLogits:
             picture = read_picture(pair.image, max_pixels)
             images, geometry = predictor.prepare(picture)
             logits = predictor.logits(images)[0]
-            labels = read_labels(pair.labels, max_pixels)
-            if labels.shape != geometry.image:
-                raise ArgumentError(
-                    f"{pair.labels.name}: expected labels of {geometry.image} (height, width), "
-                    f"got {labels.shape}"
-                )
-            self._labels.append(
-                to_grid(
-                    checked(labels, self.num_classes, ignore_index, pair.labels.name),
-                    geometry,
-                    (logits.shape[1], logits.shape[2]),
-                )
+            labels = read_labels_for(
+                pair, geometry.image, self.num_classes, ignore_index, max_pixels
             )
+            self._labels.append(to_grid(labels, geometry, (logits.shape[1], logits.shape[2])))
             np.save(self._path(index), logits.numpy())
         progress("logits", 1.0)
 
@@ -94,6 +85,21 @@ def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         return decode_image(path.read_bytes(), max_pixels)
     except InputError as error:
         raise type(error)(f"{path.name}: {error}") from error
+
+
+def read_labels_for(
+    pair: Pair, size: tuple[int, int], num_classes: int, ignore_index: int, max_pixels: int
+) -> NDArray[np.int32]:
+    """Read a picture's label map [H,W] with IGNORE for void.
+
+    Raises ArgumentError where it is not of the picture's size (H, W) or holds other labels.
+    """
+    labels = read_labels(pair.labels, max_pixels)
+    if labels.shape != size:
+        raise ArgumentError(
+            f"{pair.labels.name}: expected labels of {size} (height, width), got {labels.shape}"
+        )
+    return checked(labels, num_classes, ignore_index, pair.labels.name)
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:

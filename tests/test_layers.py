@@ -71,7 +71,10 @@ def test_module_outside_api_knows_no_status_code(path):
     assert "fastapi.HTTPException" not in imports(path)
 
 
-@pytest.mark.parametrize("name", ["service", "artifacts", "results", "cli", "batch", "labelled"])
+@pytest.mark.parametrize(
+    "name",
+    ["service", "artifacts", "results", "cli", "batch", "labelled", "evaluation", "reporting"],
+)
 def test_nothing_but_main_reaches_into_api(name):
     assert "app.api" not in rooms_used_by(f"app.{name}")
 

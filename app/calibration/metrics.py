@@ -83,8 +83,36 @@ class Evaluation:
         brier = squares.double().sum().item()
         # A top log-probability may exceed 0 by a rounding.
         confidence = log_probabilities.amax(1).exp().clamp(max=1)
-        self._count(confidence, labels, predicted, nll, brier)
+        self.count(confidence, labels, predicted, nll, brier)
         return self
+
+    def count(
+        self, confidence: Tensor, labels: Tensor, predicted: Tensor, nll: float, brier: float
+    ) -> None:
+        """Count one image whose K probabilities a pixel were never held together.
+
+        Its labelled pixels: confidence float [m] in 0..1, labels and predicted int64 [m] in
+        0..K-1; `nll` and `brier` are sums over them.
+        """
+        correct = predicted == labels
+        ranking = Ranking().add(confidence, correct)
+        confusion = confusion_matrix(labels, predicted, self.num_classes)
+        pixels = len(labels)
+        self.images.append(
+            ImageFigures(
+                pixels=pixels,
+                ece=ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece(),
+                nll=nll / pixels if pixels else np.nan,
+                brier=brier / pixels if pixels else np.nan,
+                aurc=ranking.aurc(),
+                accuracy=accuracy(confusion),
+            )
+        )
+        self.bins.add(confidence, correct)
+        self.ranking.merge(ranking)
+        self.confusion += confusion
+        self.nll += nll
+        self.brier += brier
 
     def merge(self, other: "Evaluation") -> Self:
         """Take over what another has counted; ArgumentError where its classes differ."""
@@ -118,30 +146,6 @@ class Evaluation:
     def reliability(self) -> list[ReliabilityBin]:
         """List the pooled bins (lower, upper, pixels, mean confidence, accuracy)."""
         return self.bins.curve()
-
-    def _count(
-        self, confidence: Tensor, labels: Tensor, predicted: Tensor, nll: float, brier: float
-    ) -> None:
-        """Add one image to the sums, and its own figures to the list."""
-        correct = predicted == labels
-        ranking = Ranking().add(confidence, correct)
-        confusion = confusion_matrix(labels, predicted, self.num_classes)
-        pixels = len(labels)
-        self.images.append(
-            ImageFigures(
-                pixels=pixels,
-                ece=ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece(),
-                nll=nll / pixels if pixels else np.nan,
-                brier=brier / pixels if pixels else np.nan,
-                aurc=ranking.aurc(),
-                accuracy=accuracy(confusion),
-            )
-        )
-        self.bins.add(confidence, correct)
-        self.ranking.merge(ranking)
-        self.confusion += confusion
-        self.nll += nll
-        self.brier += brier
 
     def _check(self, log_probabilities: Tensor, labels: Tensor, predicted: Tensor) -> None:
         shapes = [list(t.shape) for t in (log_probabilities, labels, predicted)]

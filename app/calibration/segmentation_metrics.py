@@ -17,6 +17,7 @@ from app.calibration.validation import IGNORE
 from app.errors import ArgumentError
 
 Counts = NDArray[np.int64]
+Ratios = NDArray[np.float64]
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Counts:
@@ -33,13 +34,28 @@ def accuracy(confusion: Counts) -> float:
 
 def mean_iou(confusion: Counts) -> float:
     """Mean in [0,1] of TP/(TP+FP+FN) over classes that are labelled or predicted, else NaN."""
-    hits = np.diagonal(confusion)
-    return _mean_ratio(hits, confusion.sum(0) + confusion.sum(1) - hits)
+    return _mean(class_iou(confusion))
 
 
 def mean_dice(confusion: Counts) -> float:
     """Mean in [0,1] of 2TP/(2TP+FP+FN) over classes that are labelled or predicted, else NaN."""
-    return _mean_ratio(2 * np.diagonal(confusion), confusion.sum(0) + confusion.sum(1))
+    return _mean(class_dice(confusion))
+
+
+def class_iou(confusion: Counts) -> Ratios:
+    """TP/(TP+FP+FN) in [0,1] of each class, NaN for those neither labelled nor predicted: [K]."""
+    hits = np.diagonal(confusion)
+    return _ratios(hits, confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def class_dice(confusion: Counts) -> Ratios:
+    """2TP/(2TP+FP+FN) in [0,1] of each class, NaN for those neither labelled nor predicted: [K]."""
+    return _ratios(2 * np.diagonal(confusion), confusion.sum(0) + confusion.sum(1))
+
+
+def class_recall(confusion: Counts) -> Ratios:
+    """TP/(TP+FN) in [0,1] of each class, NaN for those without a labelled pixel: [K]."""
+    return _ratios(np.diagonal(confusion), confusion.sum(1))
 
 
 def boundary_band(labels: Tensor, radius: int = 2) -> Tensor:
@@ -61,6 +77,14 @@ def boundary_band(labels: Tensor, radius: int = 2) -> Tensor:
     highest = _dilated(torch.where(valid, values, -torch.inf), radius)
     lowest = -_dilated(torch.where(valid, -values, -torch.inf), radius)
     return valid & ((highest != values) | (lowest != values))[0]
+
+
+def theta_grid(num_classes: int, points: int = 10) -> list[float]:
+    """Confidences evenly spaced over [1/K, 1], both ends taken, to average UIoU over.
+
+    The benchmark's own grid is not published; the lowest point makes UIoU the plain IoU.
+    """
+    return [float(theta) for theta in np.linspace(1 / num_classes, 1, points)]
 
 
 class UncertaintyIoU:
@@ -107,7 +131,7 @@ class UncertaintyIoU:
 
     def uiou(self) -> list[float]:
         """Mean over classes at each theta, in [0,1]; NaN without pixels."""
-        return [_mean_ratio(*rows) for rows in zip(self.credited, self.union, strict=True)]
+        return [_mean(_ratios(*rows)) for rows in zip(self.credited, self.union, strict=True)]
 
     def auiou(self) -> float:
         """Plain mean of UIoU over the thetas, in [0,1]; NaN without pixels."""
@@ -122,7 +146,13 @@ def _dilated(values: Tensor, radius: int) -> Tensor:
     return max_pool2d(values, 2 * radius + 1, stride=1, padding=radius)
 
 
-def _mean_ratio(parts: Counts, wholes: Counts) -> float:
-    """Mean of parts / wholes over the classes whose whole is not empty."""
-    held = wholes > 0
-    return float((parts[held] / wholes[held]).mean()) if held.any() else np.nan
+def _ratios(parts: Counts, wholes: Counts) -> Ratios:
+    """Divide parts [K] by wholes [K]; NaN where the whole is empty."""
+    ratios: Ratios = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
+    return ratios
+
+
+def _mean(ratios: Ratios) -> float:
+    """Mean over the classes that have a ratio, NaN without any."""
+    held = ratios[~np.isnan(ratios)]
+    return float(held.mean()) if len(held) else np.nan

@@ -10,9 +10,13 @@ from app.calibration.segmentation_metrics import (
     UncertaintyIoU,
     accuracy,
     boundary_band,
+    class_dice,
+    class_iou,
+    class_recall,
     confusion_matrix,
     mean_dice,
     mean_iou,
+    theta_grid,
 )
 from app.calibration.validation import IGNORE
 from app.errors import ArgumentError
@@ -189,6 +193,14 @@ def test_overlap_of_toy_set():
     assert accuracy(confusion) == 0.5
 
 
+def test_overlap_by_class():
+    # Hits 1 1 1, false alarms 2 1 0, misses 0 2 1.
+    confusion = confusion_matrix(LABELS, PREDICTED, 4)
+    assert class_iou(confusion) == pytest.approx([1 / 3, 1 / 4, 1 / 2, math.nan], nan_ok=True)
+    assert class_dice(confusion) == pytest.approx([2 / 4, 2 / 5, 2 / 3, math.nan], nan_ok=True)
+    assert class_recall(confusion) == pytest.approx([1, 1 / 3, 1 / 2, math.nan], nan_ok=True)
+
+
 def test_overlap_leaves_out_classes_that_never_occur():
     confusion = confusion_matrix(LABELS, PREDICTED, 5)
     assert mean_iou(confusion) == pytest.approx((1 / 3 + 1 / 4 + 1 / 2) / 3)
@@ -204,6 +216,15 @@ def test_uncertainty_iou():
     measure.add(CONFIDENCE, PREDICTED, LABELS, invalid)
     assert measure.uiou() == pytest.approx([0.3611, 0.5, 0.4167], abs=5e-5)
     assert measure.auiou() == pytest.approx(0.4259, abs=5e-5)
+
+
+def test_theta_grid_starts_at_the_plain_iou():
+    assert theta_grid(4, points=4) == pytest.approx([0.25, 0.5, 0.75, 1])
+    nothing = torch.zeros(6, dtype=torch.bool)
+    measure = UncertaintyIoU(3, theta_grid(3)).add(CONFIDENCE, PREDICTED, LABELS, nothing)
+    assert len(measure.thetas) == 10
+    assert measure.uiou()[0] == pytest.approx(mean_iou(confusion_matrix(LABELS, PREDICTED, 3)))
+    assert measure.uiou()[-1] == 0  # nothing is that sure
 
 
 def test_uncertainty_iou_merges():

@@ -27,6 +27,8 @@ async function segment() {
   say("Segmenting …");
   const query = new URLSearchParams({ include: "mask,confidence", calibrator: $("calibrator").value });
   if ($("model").value) query.set("model", $("model").value);
+  // A fit certifies the least confidence that keeps the error below; without one the service refuses.
+  if ($("max-error").value) query.set("max_error", Number($("max-error").value) / 100);
   const form = new FormData();
   form.append("image", state.file);
   const started = performance.now();
@@ -46,7 +48,15 @@ async function segment() {
   say(`${body.width}×${body.height} pixels in ${seconds} s, mean confidence ${percent(body.mean_confidence)}`);
   $("answer").hidden = false;
   showTable(body);
+  limit(body.threshold);
   draw();
+}
+
+// What the service itself left unlabelled can't be trusted again by moving the slider.
+function limit(threshold) {
+  const least = Math.ceil(100 * (threshold ?? 0));
+  $("threshold").min = least;
+  if (threshold !== null) $("threshold").value = least;
 }
 
 // The browser may not decode TIFF; the labels are then shown without the picture behind them.
@@ -122,7 +132,7 @@ function point(event) {
   const i = 4 * (y * state.labels.width + x);
   const color = [0, 1, 2].map((c) => state.labels.data[i + c].toString(16).padStart(2, "0")).join("");
   const entry = state.answer.classes.find((e) => e.color.toLowerCase() === `#${color}`);
-  $("pointed").textContent = `At ${x}, ${y}: ${entry ? entry.name : "?"}, ${percent(state.confidence.data[i] / 255)}`;
+  $("pointed").textContent = `At ${x}, ${y}: ${entry ? entry.name : "not labelled"}, ${percent(state.confidence.data[i] / 255)}`;
 }
 
 function take(file) {
@@ -134,7 +144,7 @@ function run() {
 }
 
 $("file").addEventListener("change", (event) => take(event.target.files[0]));
-for (const id of ["model", "calibrator", "token"]) $(id).addEventListener("change", run);
+for (const id of ["model", "calibrator", "max-error", "token"]) $(id).addEventListener("change", run);
 for (const id of ["threshold", "opacity"]) $(id).addEventListener("input", draw);
 for (const id of ["overlay", "heat"]) $(id).addEventListener("mousemove", point);
 $("form").addEventListener("submit", (event) => event.preventDefault());

@@ -1,0 +1,206 @@
+"""`segcal evaluate`: a model as it is served, measured over a folder of labelled pictures.
+
+Every figure is at the pictures' own size, on the very mask and confidence that /segment would send.
+Pictures are read one by one; memory does not grow with their number.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.artifacts import ArtifactStore, StoredCalibrator
+from app.calibration.analyses import Prediction
+from app.calibration.assessment import Assessment
+from app.calibration.bootstrap import Interval, bootstrap_difference
+from app.calibration.metrics import LOG_FLOOR
+from app.calibration.validation import IGNORE
+from app.errors import ArgumentError
+from app.inference.card import ModelFolder
+from app.inference.emission import emit
+from app.inference.predictor import Predictor, Tta
+from app.inference.preprocess import Geometry
+from app.inference.upsampling import log_probability_strips
+from app.labelled import Pair, read_labels_for, read_picture
+from app.service import ACTIVE, NO_CALIBRATOR
+
+SEED = 0  # of the bootstrap
+Reason = Literal["calibration", "confident errors"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a set is to be evaluated; `worst` pictures are named for each reason."""
+
+    ignore_index: int
+    max_pixels: int
+    tta: Tta = "none"
+    worst: int = 4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured, without a calibrator and with one; `after` is None where there is none.
+
+    `difference` is the change in image-wise ECE that the calibrator makes, paired by image;
+    `labels_changed` a share of labelled pixels.
+    """
+
+    folder: ModelFolder
+    calibrator: StoredCalibrator | None
+    options: Options
+    pairs: Sequence[Pair]
+    before: Assessment
+    after: Assessment | None
+    difference: Interval | None
+    labels_changed: float
+
+    @property
+    def served(self) -> Assessment:
+        """What a caller of the service gets."""
+        return self.after or self.before
+
+    def worst(self) -> dict[int, list[Reason]]:
+        """Indices of the pictures to look at, each with why, the worst of each kind first."""
+        images = self.served.images
+        wanted: tuple[tuple[Reason, list[float]], ...] = (
+            ("calibration", [image.ece for image in images]),
+            ("confident errors", [image.confident_errors for image in images]),
+        )
+        found: dict[int, list[Reason]] = {}
+        for reason, figures in wanted:
+            order = np.argsort(-np.nan_to_num(figures), kind="stable")[: self.options.worst]
+            for index in order.tolist():
+                if figures[index] > 0:
+                    found.setdefault(index, []).append(reason)
+        return found
+
+
+class Looked(NamedTuple):
+    """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
+
+    `decides` says whether labels come from the latter.
+    """
+
+    picture: NDArray[np.uint8]
+    geometry: Geometry
+    logits: Tensor
+    calibrated: Tensor
+    decides: bool
+
+    @property
+    def deciding(self) -> Tensor:
+        """The logits that labels come from."""
+        return self.calibrated if self.decides else self.logits
+
+
+def find_calibrator(
+    store: ArtifactStore, folder: ModelFolder, wanted: str
+) -> StoredCalibrator | None:
+    """Find a version, the active one if there is any, or none; NotFoundError, ConflictError."""
+    if wanted == NO_CALIBRATOR:
+        return None
+    if wanted == ACTIVE:
+        return store.active(folder.card.name, folder.sha256)
+    return store.load(folder.card.name, wanted, folder.sha256)
+
+
+def evaluate(
+    predictor: Predictor,
+    calibrator: StoredCalibrator | None,
+    pairs: Sequence[Pair],
+    options: Options,
+    advance: Callable[[], object],
+) -> Comparison:
+    """Measure a model over labelled pictures, with and without the calibrator.
+
+    Raises InputError for a picture or label map that can't be used, and where nothing is labelled.
+    """
+    folder = predictor.folder
+    before = Assessment(folder.num_classes)
+    after = None if calibrator is None else Assessment(folder.num_classes)
+    changed = 0
+    for pair in pairs:
+        looked = look(predictor, calibrator, pair, options)
+        labels = torch.from_numpy(
+            read_labels_for(
+                pair,
+                looked.geometry.image,
+                folder.num_classes,
+                options.ignore_index,
+                options.max_pixels,
+            )
+        ).long()
+        plain = _measure(before, looked.logits, looked.logits, looked.geometry, labels)
+        if after is not None:
+            ours = _measure(after, looked.deciding, looked.calibrated, looked.geometry, labels)
+            changed += int(((ours != plain) & (labels != IGNORE)).sum())
+        advance()
+    pixels = before.overall.pixels
+    if not pixels:
+        raise ArgumentError(
+            f"expected labelled pixels, got none in {len(pairs)} label maps: all are void "
+            f"({options.ignore_index})"
+        )
+    return Comparison(
+        folder=folder,
+        calibrator=calibrator,
+        options=options,
+        pairs=pairs,
+        before=before,
+        after=after,
+        difference=None if after is None else _difference(after, before),
+        labels_changed=changed / pixels,
+    )
+
+
+@torch.inference_mode()
+def look(
+    predictor: Predictor, calibrator: StoredCalibrator | None, pair: Pair, options: Options
+) -> Looked:
+    """Run the model and the calibrator over one picture, as the service does."""
+    picture = read_picture(pair.image, options.max_pixels)
+    images, geometry = predictor.prepare(picture)
+    logits = predictor.logits(images, options.tta)
+    if calibrator is None:
+        plain = logits[0]  # one and the same tensor spares emission a second upsampling
+        return Looked(picture, geometry, plain, plain, decides=False)
+    calibrated = calibrator.calibrator(logits)[0]
+    decides = not calibrator.calibrator.invariances.argmax
+    return Looked(picture, geometry, logits[0], calibrated, decides)
+
+
+@torch.inference_mode()
+def _measure(
+    assessment: Assessment, deciding: Tensor, calibrated: Tensor, geometry: Geometry, labels: Tensor
+) -> Tensor:
+    """Take one picture's labels and confidence as emitted into account; gives the label map."""
+    mask, confidence = emit(deciding, calibrated, geometry)
+    predicted = torch.from_numpy(mask.astype(np.int64))
+    nll, brier = proper_sums(calibrated, geometry, labels)
+    assessment.add(Prediction(torch.from_numpy(confidence), predicted), labels, nll, brier)
+    return predicted
+
+
+@torch.inference_mode()
+def proper_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float, float]:
+    """Sum NLL and Brier over the labelled pixels of a picture: logits [K,h,w], labels [H,W]."""
+    nll = brier = 0.0
+    for rows, log_probabilities in log_probability_strips(grid, geometry):
+        kept = labels[rows] != IGNORE
+        columns = log_probabilities[:, kept]  # [K,m]
+        chosen = columns.gather(0, labels[rows][kept][None])[0]
+        nll -= chosen.clamp(min=LOG_FLOOR).double().sum().item()
+        squares = columns.exp().square_().sum(0) - 2 * chosen.exp() + 1
+        brier += squares.double().sum().item()
+    return nll, brier
+
+
+def _difference(after: Assessment, before: Assessment) -> Interval:
+    return bootstrap_difference(
+        [image.ece for image in after.images], [image.ece for image in before.images], SEED
+    )
