@@ -1,0 +1,1 @@
+"""Which calibrator to trust: backbones x methods, in-domain and shifted, in one table."""
