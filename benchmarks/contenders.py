@@ -63,7 +63,7 @@ class Contender:
 
     def answers(self, port: int, ready: Ready) -> bool:
         """Ask for a picture once."""
-        return bool(ask_once(port, self.request(ready.picture)))
+        return bool(ask_once(port, self.request(ready.picture_file.read_bytes())))
 
 
 def plan_of(ready: Ready, layout: tuple[int, int], port: int, png_level: int = -1) -> Plan:

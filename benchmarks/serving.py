@@ -1,9 +1,9 @@
 """`make bench`: this service and other servers, the same network, one run, interleaved.
 
 `python -m benchmarks.serving` makes the shapes ready, finds each other server's better layout
-(one process of two threads or two of one), then goes round: every server in turn is started, warmed,
-measured at every concurrency, and ended, so that only one is there at a time; the order turns by one
-each round. The table holds medians over rounds, and latencies of all rounds together.
+(one process of two threads or two of one), then goes round: every server in turn is started,
+warmed, measured at every concurrency, and ended, so that only one is there at a time; the order
+turns by one each round. The table holds medians over rounds, and latencies of all rounds together.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def measure(
     contender: Contender, ready: Ready, layout: Layout, options: Options
 ) -> tuple[list[Measured], float]:
     """Measure one server at every concurrency; the second value is its mask's agreement."""
-    request = contender.request(ready.picture)
+    request = contender.request(ready.picture_file.read_bytes())
     measured = []
     with running(contender, ready, layout, options.folder) as server:
         mask = mask_of(ask_once(server.port, request))
@@ -117,7 +117,7 @@ def keep_reference(ready: Ready, options: Options) -> None:
     """Ask the reference server for its mask, which all others must give as well."""
     contender = CONTENDERS[REFERENCE]
     with running(contender, ready, LAYOUTS[0], options.folder) as server:
-        body = ask_once(server.port, contender.request(ready.picture))
+        body = ask_once(server.port, contender.request(ready.picture_file.read_bytes()))
     np.save(reference_file(ready, options.folder), mask_of(body))
 
 
@@ -126,7 +126,7 @@ def better_layout(contender: Contender, ready: Ready, options: Options) -> Layou
     if contender.ours or options.layout is not None:
         return OURS if contender.ours else options.layout or OURS
     rates: dict[Layout, float] = {}
-    request = contender.request(ready.picture)
+    request = contender.request(ready.picture_file.read_bytes())
     for layout in LAYOUTS:
         with running(contender, ready, layout, options.folder) as server:
             run_window(server.port, request, PILOT_CONCURRENCY, options.warm)
@@ -138,14 +138,16 @@ def better_layout(contender: Contender, ready: Ready, options: Options) -> Layou
 
 def floor(name: str, ready: Ready, options: Options) -> float:
     """Run one of the loops without a server; answers a second."""
-    picture = options.folder / f"{ready.shape.name}.jpg"
-    picture.write_bytes(ready.picture)
     plan = plan_of(ready, OURS, 0)
+    command = ["-m", "benchmarks.floors", name, str(options.seconds), str(ready.picture_file)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.floors", name, str(options.seconds), str(picture)],
+        [sys.executable, *command],
         env={**os.environ, ENVIRONMENT: plan.to_json(), "OMP_NUM_THREADS": "1"},
-        check=True, capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     return float(done.stdout)
 
 

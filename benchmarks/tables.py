@@ -129,7 +129,9 @@ def shape_table(record: Record) -> str:
 def ratios(record: Record) -> str:
     """Say in figures how this service stands to the floor, to the best of the others, to itself."""
     rows = record.rows()
-    best = {server: max(r.throughput for r in rows if r.server == server) for server in record.titles}
+    best = {
+        server: max(r.throughput for r in rows if r.server == server) for server in record.titles
+    }
     others = {name: rate for name, rate in best.items() if not name.startswith("segcal")}
     sentences = []
     if "segcal" in best:

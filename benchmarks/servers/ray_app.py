@@ -34,6 +34,6 @@ if __name__ == "__main__":
         logging_level="warning",
     )
     serve.start(http_options={"host": "127.0.0.1", "port": plan.port})
-    deployment = Segmentation.options(num_replicas=plan.workers)
+    deployment = Segmentation.options(num_replicas=plan.workers)  # type: ignore[attr-defined]
     serve.run(deployment.bind(), route_prefix="/")
     threading.Event().wait()
