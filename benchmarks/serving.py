@@ -9,6 +9,7 @@ turns by one each round. The table holds medians over rounds, and latencies of a
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -208,6 +209,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
 
 def main() -> None:
     """Measure, print the table, and keep the figures."""
+    # A run that is told to end must end its servers as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)
     facts = machine()
