@@ -3,8 +3,9 @@
 import io
 
 import litserve
+from fastapi import Request
 from PIL import Image
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 
 from benchmarks.servers.pipeline import Pipeline, read_plan
 
@@ -17,8 +18,8 @@ class Segmentation(litserve.LitAPI):
         del device
         self.pipeline = Pipeline(read_plan())
 
-    def decode_request(self, request: FormData) -> Image.Image:
-        """Take the picture out of the form."""
+    def decode_request(self, request: Request) -> Image.Image:
+        """Take the picture out of the form: LitServe reads it where the hint says Request."""
         upload = request["image"]
         assert isinstance(upload, UploadFile)
         return Image.open(io.BytesIO(upload.file.read())).convert("RGB")
