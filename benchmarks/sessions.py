@@ -8,7 +8,8 @@ not; interleaved, medians over rounds.
 import argparse
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for _ in range(options.rounds):
         for (threads, spinning), session in sessions.items():
             for callers in (1, 2):
-                steps = [lambda session=session: session.run(None, feed)] * callers
-                found = rate(steps, options.seconds)
+                step: Callable[[], object] = partial(session.run, None, feed)
+                found = rate([step] * callers, options.seconds)
                 rates.setdefault((threads, spinning, callers), []).append(found)
     print("| threads | spinning | callers | answers/s |\n|---:|---|---:|---:|")
     for (threads, spinning, callers), values in rates.items():
