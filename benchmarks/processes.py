@@ -14,22 +14,35 @@ GRACE_S = 20.0
 
 
 def tree(root: int) -> list[int]:
-    """List a process and all its descendants."""
+    """List a process, all its descendants, and what else lives in its session, orphans that is."""
     children: dict[int, list[int]] = {}
+    found: set[int] = set()
+    todo = [root]
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:  # it ended just now
-                continue
-            parent = int(stat.rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found, todo = [], [root]
+        if not entry.name.isdecimal():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:  # it ended just now
+            continue
+        _state, parent, _group, session = stat.rpartition(")")[2].split()[:4]
+        children.setdefault(int(parent), []).append(int(entry.name))
+        if int(session) == root:
+            todo.append(int(entry.name))
     while todo:
         process = todo.pop()
-        found.append(process)
-        todo += children.get(process, [])
-    return found
+        if process not in found:
+            found.add(process)
+            todo += children.get(process, [])
+    return sorted(found)
+
+
+def alive(process: int) -> bool:
+    """Tell whether a process still runs; one that ended and waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def resident_bytes(processes: Sequence[int]) -> int:
@@ -96,7 +109,7 @@ def end_tree(process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + GRACE_S
     while time.monotonic() < deadline:
         process.poll()
-        if not any(Path(f"/proc/{member}").exists() for member in members):
+        if not any(alive(member) for member in members):
             break
         time.sleep(0.05)
     for member in members:
