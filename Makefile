@@ -6,9 +6,12 @@ PORT ?= 8000
 # Where pip finds a CPU build of torch, for those whose default is the CUDA one (see README).
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+BENCH ?= --docs docs/benchmarks.md
+INSTALL := pip install --quiet --disable-pip-version-check
+TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test lint format clean
+.PHONY: install serve test lint format bench clean
 
 install: $(VENV)/.dev
 
@@ -27,17 +30,31 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What to measure is in BENCH: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
+bench: .venv-bench/.done
+	.venv-bench/bin/python -m benchmarks.serving $(BENCH)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "expected the venv module: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV); torch is the one large download"
-	$(PIP) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --constraint constraints.txt $(TORCH_FROM) torch
 	$(PIP) --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# BentoML needs other versions than the service does, so it lives beside the rest.
+.venv-bench/.done: pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-bentoml.txt
+	$(PYTHON) -m venv .venv-bench
+	$(PYTHON) -m venv .venv-bench-bentoml
+	.venv-bench/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
+	.venv-bench/bin/python -m $(INSTALL) --constraint constraints.txt --requirement benchmarks/requirements.txt --editable .
+	.venv-bench-bentoml/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
+	.venv-bench-bentoml/bin/python -m $(INSTALL) --requirement benchmarks/requirements-bentoml.txt
 	@touch $@

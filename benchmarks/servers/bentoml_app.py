@@ -1,0 +1,24 @@
+"""BentoML: a service class with one endpoint that takes a picture.
+
+`bentoml serve benchmarks.servers.bentoml_app:Segmentation --port N`
+"""
+
+import bentoml
+from PIL import Image
+
+from benchmarks.servers.pipeline import Pipeline, read_plan
+
+PLAN = read_plan()
+
+
+@bentoml.service(workers=PLAN.workers, traffic={"timeout": 120})
+class Segmentation:
+    """The service; BentoML makes one in every worker process."""
+
+    def __init__(self) -> None:
+        self.pipeline = Pipeline(PLAN)
+
+    @bentoml.api(route="/segment")
+    def segment(self, image: Image.Image) -> dict[str, str]:
+        """Segment one picture."""
+        return self.pipeline.segment(image.convert("RGB"))

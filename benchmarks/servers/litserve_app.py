@@ -1,0 +1,44 @@
+"""LitServe: a LitAPI with its four steps, fed with a form's file."""
+
+import io
+
+import litserve
+from fastapi import Request
+from PIL import Image
+from starlette.datastructures import UploadFile
+
+from benchmarks.servers.pipeline import Pipeline, read_plan
+
+
+class Segmentation(litserve.LitAPI):
+    """Decode, predict, encode."""
+
+    def setup(self, device: str) -> None:
+        """Load the network, once in every worker."""
+        del device
+        self.pipeline = Pipeline(read_plan())
+
+    def decode_request(self, request: Request) -> Image.Image:
+        """Take the picture out of the form: LitServe reads it where the hint says Request."""
+        upload = request["image"]
+        assert isinstance(upload, UploadFile)
+        return Image.open(io.BytesIO(upload.file.read())).convert("RGB")
+
+    def predict(self, picture: Image.Image) -> dict[str, str]:
+        """Run the network and what follows it."""
+        return self.pipeline.segment(picture)
+
+    def encode_response(self, output: dict[str, str]) -> dict[str, str]:
+        """Answer as JSON."""
+        return output
+
+
+if __name__ == "__main__":
+    plan = read_plan()
+    server = litserve.LitServer(
+        Segmentation(api_path="/segment"),
+        accelerator="cpu",
+        workers_per_device=plan.workers,
+        timeout=120,
+    )
+    server.run(host="127.0.0.1", port=plan.port, generate_client_file=False, log_level="warning")
