@@ -87,7 +87,7 @@ def together(
 
 
 def leaving_one_out(sets: Mapping[str, StoredSet], seed: int) -> dict[str, Evaluation]:
-    """Fit on clean frames and five kinds of copies, and measure the sixth; day and dusk with all."""
+    """Fit on clean frames and five kinds of copies, and measure the sixth; the rest with all."""
 
     def fit_without(left: str | None) -> Calibrator:
         weather = [sets[f"fit {kind}"] for kind in KINDS if kind != left]
@@ -112,7 +112,7 @@ def measured_but_spoiled(
 def mean_ranks(
     results: Mapping[str, Results], figure: str, methods: Sequence[str]
 ) -> dict[str, float]:
-    """Rank methods by a figure (less is better) in every backbone and setting; mean rank, 1 best."""
+    """Rank methods by a figure (less is better) in each backbone and setting: mean, 1 is best."""
     ranks: dict[str, list[int]] = {method: [] for method in methods}
     for by_method in results.values():
         for setting in SETTINGS:

@@ -57,8 +57,8 @@ def main_table(results: Mapping[str, Results]) -> Iterator[str]:
             for by_method in results.values() for setting in SETTINGS
         ]  # fmt: skip
         yield f"| {method}{'' if label_keeping(method) else ' †'} | " + " | ".join(cells) + " |"
-    yield "\n`*` better and `!` worse than the uncalibrated model: the 95% bootstrap interval of the"
-    yield "difference, by image, excludes 0. † changes labels.\n"
+    yield "\n`*` better and `!` worse than the uncalibrated model: the 95% bootstrap interval of"
+    yield "the difference, by image, excludes 0. † changes labels.\n"
 
 
 def marked(results: Results, method: str, setting: str) -> str:
