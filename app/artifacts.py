@@ -169,13 +169,7 @@ class ArtifactStore:
             with self._changing(manifest.model):
                 staging.mkdir()
                 try:
-                    tensors = {name: t.contiguous() for name, t in calibrator.state_dict().items()}
-                    write_synced(
-                        staging / "calibrator.safetensors", safetensors.torch.save(tensors)
-                    )
-                    write_synced(staging / "report.json", _json(report))
-                    write_synced(staging / "manifest.json", _json(asdict(manifest)))
-                    sync_folder(staging)
+                    _write(staging, manifest, calibrator, report)
                     staging.rename(folder / manifest.id)
                     sync_folder(folder)
                 except BaseException:
@@ -262,6 +256,16 @@ class ArtifactStore:
 def timestamp() -> str:
     """Give the time now as RFC 3339, to the second, in UTC."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _write(
+    folder: Path, manifest: Manifest, calibrator: Calibrator, report: dict[str, object]
+) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in calibrator.state_dict().items()}
+    write_synced(folder / "calibrator.safetensors", safetensors.torch.save(tensors))
+    write_synced(folder / "report.json", _json(report))
+    write_synced(folder / "manifest.json", _json(asdict(manifest)))
+    sync_folder(folder)
 
 
 def _read_manifest(folder: Path) -> Manifest:
