@@ -9,17 +9,15 @@ import pytest
 
 from tests.faults.steps import End, Order, as_line
 from tests.service import publish_temperature
-from tests.tiny_models import write_onnx_model
 
 Attempt = Callable[[Order], End]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(models_dir: Path, artifacts_dir: Path) -> Path:
     """`models/tiny`, and its calibrator of temperature 2, active."""
-    model = write_onnx_model(tmp_path / "models", "tiny")
-    publish_temperature(tmp_path / "artifacts", model, temperature=2)
-    return tmp_path
+    publish_temperature(artifacts_dir, models_dir / "tiny", temperature=2)
+    return models_dir.parent
 
 
 @pytest.fixture(scope="session")

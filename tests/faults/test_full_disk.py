@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from app.errors import StorageError
-from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, send
+from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, jobs_folder, send
 from tests.conftest import MakeClient
 from tests.faults.steps import Order, publish_and_activate
 from tests.faults.stored import assert_nothing_half_written, assert_whole, history
@@ -83,14 +83,10 @@ def test_disk_that_fills_up_anywhere_in_a_publish_changes_nothing(folder, small_
     assert len(history(folder)) == 2
 
 
-def jobs_in(artifacts: Path) -> list[str]:
-    return sorted(path.name for path in (artifacts / ".jobs").glob("*"))
-
-
 def test_upload_that_fills_the_disk_leaves_nothing_and_harms_nobody(
     folder, small_disk, make_client: MakeClient
 ):
-    client = make_client(models_dir=folder / "models", artifacts_dir=small_disk, admin_token=TOKEN)
+    client = make_client(admin_token=TOKEN)
     head = b'--x\r\nContent-Disposition: form-data; name="logits"; filename="l"\r\n\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     declared = client.post("/calibrate", content=head + bytes(2 * DISK), headers=ADMIN | kind)
@@ -101,8 +97,7 @@ def test_upload_that_fills_the_disk_leaves_nothing_and_harms_nobody(
 
     for answer in (declared, streamed):
         assert_problem(answer, 507, "no space left")
-    assert jobs_in(small_disk) == []
-    assert not list((small_disk / ".jobs").glob(".incoming-*"))
+    assert jobs_folder(small_disk) == []
     assert_serves(client)
     answer = send(client)
     assert answer.status_code == 202
@@ -112,7 +107,7 @@ def test_upload_that_fills_the_disk_leaves_nothing_and_harms_nobody(
 def test_fit_whose_disk_fills_up_has_failed_once_that_can_be_written_down(
     folder, small_disk, make_client: MakeClient
 ):
-    client = make_client(models_dir=folder / "models", artifacts_dir=small_disk, admin_token=TOKEN)
+    client = make_client(admin_token=TOKEN)
     active = assert_whole(folder)
     answer: httpx2.Response = send(client, UPLOAD, method="temperature", activate="always")
     taken = fill(small_disk, 0)
