@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.artifacts import ArtifactStore
-from app.job_files import UPLOAD, Job
+from app.job_files import UPLOAD, Job, State
 from app.jobs import Jobs
 from tests.faults.conftest import Attempt
 from tests.faults.steps import Order, settings_of, submit
@@ -123,7 +123,7 @@ def assert_jobs_whole(jobs: Jobs) -> list[Job]:
 def test_job_killed_at_every_step_is_interrupted_or_done_and_others_stay(folder, attempt):
     assert attempt(Order("run_a_job", str(folder))) == "finished"
     (earlier,) = settled(folder)
-    seen = set()
+    seen: set[State] = set()
     for step, copy in enumerate(copies(folder), 1):
         ended = attempt(Order("run_a_job", str(copy), step=step))
         *new, old = settled(copy)

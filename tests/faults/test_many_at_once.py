@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -105,14 +106,17 @@ def segmenting(servers: list[Served]) -> Iterator[Callable[[], list[httpx2.Respo
             future.result()
 
 
+def more_than(so_far: Callable[[], list[httpx2.Response]], count: int) -> bool:
+    return len(so_far()) > count
+
+
 def test_no_request_fails_while_calibrators_are_swapped(pair: list[Served], shared: Path):
     versions = two_versions(shared)
     activate(pair[0], versions[1])
     with segmenting(pair) as so_far:
         for turn in range(FLIPS):
             activate(pair[turn % 2], versions[turn % 2])
-            before = len(so_far())
-            wait_for(lambda before=before: len(so_far()) > before + 2, "a few answers")
+            wait_for(partial(more_than, so_far, len(so_far()) + 2), "a few answers")
     answers = so_far()
 
     assert {answer.status_code for answer in answers} == {200}
