@@ -13,6 +13,9 @@ from app.api.problems import problem
 from app.api.state import State
 
 SHUTDOWN_S = 30  # for requests to finish
+# Longer than the 60 s of most proxies: whoever closes an idle connection first must be the one that
+# sends, or a request now and then meets a connection that is just being closed.
+KEEP_ALIVE_S = 75
 CLOSE_S = 5  # for connections to be closed after that
 
 
@@ -72,6 +75,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         port=port,
         http=ProblemProtocol,
         timeout_graceful_shutdown=CLOSE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
     )
     DrainingServer(config, app.state.segcal).run()
