@@ -145,4 +145,4 @@ def test_exported_program_refuses_a_size_that_it_was_not_made_for(tiny_folders):
     backbone = open_backbone(model_file(tiny_folders, "pt2"), "cpu", 1)
     with pytest.raises(ArgumentError, match=r"a size the model takes, got 2x9000 as its input: "):
         backbone(np.zeros((1, 3, 9000, 2), np.float32))
-    assert backbone(np.zeros((1, 3, 8, 2), np.float32)).shape == (1, 3, 4, 1)
+    assert backbone(np.zeros((1, 3, 8, 12), np.float32)).shape == (1, 3, 4, 6)
