@@ -3,24 +3,26 @@
     <root>/<model>/<id>/manifest.json, calibrator.safetensors, report.json
     <root>/<model>/active            the active version's id
     <root>/<model>/history.jsonl     who activated what, when and why
+    <root>/<model>/.lock             held by whoever changes any of these
 
 A version is written beside its place, synced, and renamed; `active` is replaced the same way. A
-crash at any instant leaves the old state or the new one. Ids and model names that come from
-outside are looked up among what is there, never joined to a path.
+crash at any instant leaves the old state or the new one, and what it leaves half-done goes with
+the next change or start. Readers need no lock. Ids and model names that come from outside are
+looked up among what is there, never joined to a path.
 """
 
 import io
 import json
 import logging
-import os
 import re
 import secrets
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import safetensors.torch
 import torch
@@ -28,19 +30,21 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
-from app.disk import replace_file, storage, sync_folder, write_synced
+from app.disk import locked, replace_file, storage, sync_folder, write_synced
 from app.errors import (
     ArgumentError,
     ArtifactError,
     ConflictError,
     NotFoundError,
 )
+from app.history import History
 
 log = logging.getLogger(__name__)
 
 FORMAT = "segcal-calibrator"
 FORMAT_VERSION = 1
 FILES = ("manifest.json", "calibrator.safetensors", "report.json")
+LEFTOVERS = (".*.tmp", ".*.deleted")  # of a change that a crash has cut short
 ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
 
 
@@ -159,21 +163,18 @@ class ArtifactStore:
     ) -> None:
         """Store a new version; it is there whole or not at all."""
         folder = self._folder(manifest.model)
-        target = folder / manifest.id
         staging = folder / f".{manifest.id}.tmp"
         with storage("a calibrator"):
-            staging.mkdir(parents=True)
-            try:
-                tensors = {name: t.contiguous() for name, t in calibrator.state_dict().items()}
-                write_synced(staging / "calibrator.safetensors", safetensors.torch.save(tensors))
-                write_synced(staging / "report.json", _json(report))
-                write_synced(staging / "manifest.json", _json(asdict(manifest)))
-                sync_folder(staging)
-                staging.rename(target)
-                sync_folder(folder)
-            except BaseException:
-                shutil.rmtree(staging, ignore_errors=True)
-                raise
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._changing(manifest.model):
+                staging.mkdir()
+                try:
+                    _write(staging, manifest, calibrator, report)
+                    staging.rename(folder / manifest.id)
+                    sync_folder(folder)
+                except BaseException:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    raise
 
     def archive(self, model: str, version: str) -> bytes:
         """Pack a version's files into a zip archive."""
@@ -186,28 +187,55 @@ class ArtifactStore:
 
     def delete(self, model: str, version: str) -> None:
         """Remove a version in one step; raises ConflictError for the active one."""
-        folder = self._version_folder(model, version)
-        if version == self.active_id(model):
-            raise ConflictError(f"expected a calibrator that is not active, got {version}")
-        doomed = folder.with_name(f".{version}.deleted")
-        with storage("a calibrator"):
+        self._version_folder(model, version)
+        with storage("a calibrator"), self._changing(model):
+            folder = self._version_folder(model, version)
+            if version == self.active_id(model):
+                raise ConflictError(f"expected a calibrator that is not active, got {version}")
+            doomed = folder.with_name(f".{version}.deleted")
             folder.rename(doomed)
             sync_folder(folder.parent)
-        self._loaded.pop(version, None)
-        shutil.rmtree(doomed, ignore_errors=True)
+            self._loaded.pop(version, None)
+            shutil.rmtree(doomed, ignore_errors=True)
 
     def activate(self, model: str, version: str, reason: str, by: str) -> None:
         """Point a model at a version, in one atomic step, and note it in the history."""
         self._version_folder(model, version)
-        folder = self._folder(model)
-        line = {"at": timestamp(), "calibrator": version, "by": by, "reason": reason}
-        with storage("a calibrator"):
-            replace_file(folder / "active", f"{version}\n".encode("ascii"))
+        with storage("a calibrator"), self._changing(model) as history:
+            folder = self._version_folder(model, version).parent
+            # The note comes first: if it can't be kept, nothing is switched without one.
+            length = history.append(timestamp(), version, by, reason)
+            try:
+                replace_file(folder / "active", f"{version}\n".encode("ascii"))
+            except BaseException:
+                history.withdraw(length)
+                raise
             sync_folder(folder)
-            with (folder / "history.jsonl").open("a+b") as history:
-                history.write(_line_after(history, json.dumps(line)))
-                history.flush()
-                os.fsync(history.fileno())
+
+    def recover(self) -> None:
+        """Clear away what changes that were cut short have left behind, of every model."""
+        for folder in self._root.glob("[!.]*/"):
+            try:
+                with self._changing(folder.name):
+                    pass
+            except OSError as error:  # such as a folder that is only to be read
+                log.warning("the calibrators of %s can't be cleared up: %s", folder.name, error)
+
+    @contextmanager
+    def _changing(self, model: str) -> Iterator[History]:
+        """Hold the lock of a model's folder, having cleared away what a crash left there."""
+        folder = self._folder(model)
+        history = History(folder / "history.jsonl")
+        with locked(folder / ".lock"):
+            for path in (path for pattern in LEFTOVERS for path in folder.glob(pattern)):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            active = self.active_id(model)
+            if active is not None and history.last() != active:
+                history.append(timestamp(), active, "recovery", "found active after a crash")
+            yield history
 
     def _folder(self, model: str) -> Path:
         return self._root / model
@@ -228,6 +256,16 @@ class ArtifactStore:
 def timestamp() -> str:
     """Give the time now as RFC 3339, to the second, in UTC."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _write(
+    folder: Path, manifest: Manifest, calibrator: Calibrator, report: dict[str, object]
+) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in calibrator.state_dict().items()}
+    write_synced(folder / "calibrator.safetensors", safetensors.torch.save(tensors))
+    write_synced(folder / "report.json", _json(report))
+    write_synced(folder / "manifest.json", _json(asdict(manifest)))
+    sync_folder(folder)
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -257,14 +295,6 @@ def _read(folder: Path, manifest: Manifest) -> Calibrator:
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise ArtifactError(f"{folder.name}: expected finite parameters, got NaN or infinity")
     return calibrator.eval()
-
-
-def _line_after(file: BinaryIO, text: str) -> bytes:
-    """Make a line to append; where a crash has torn the last one, it starts on a new one."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return f"{text}\n".encode()
-    file.seek(-1, os.SEEK_END)
-    return (text if file.read(1) == b"\n" else f"\n{text}").encode() + b"\n"
 
 
 def _json(value: object) -> bytes:

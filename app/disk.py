@@ -1,6 +1,7 @@
 """Writing to a disk that may be full: whole files or none, and one error for what goes wrong."""
 
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -21,6 +22,14 @@ def storage(what: str) -> Iterator[None]:
     except OSError as error:
         came = "no space left" if error.errno in FULL else error.strerror or str(error)
         raise StorageError(f"expected to store {what}, got: {came}") from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for it; the lock goes with its process, however that ends."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ SegcalError
 ├── InputError                what the caller sent can't be used
 │   ├── UndecodableError      bytes that are no picture, array or archive
 │   ├── TooLargeError         more bytes or pixels than this service accepts
+│   ├── TooSlowError          an upload that does not get on
 │   ├── MediaTypeError        a kind of body that is not accepted
 │   └── ArgumentError         a well-formed request with a wrong value or shape
 ├── NotFoundError             no such model, calibrator or result
@@ -33,6 +34,10 @@ class UndecodableError(InputError):
 
 class TooLargeError(InputError):
     """More bytes or pixels than this service accepts."""
+
+
+class TooSlowError(InputError):
+    """An upload that stands still, or gets on too slowly to hold a place for it."""
 
 
 class MediaTypeError(InputError):

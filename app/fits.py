@@ -22,6 +22,7 @@ from app.inference.card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.labelled import ENDINGS, SpooledLogits, find_pairs
 from app.recalibration import Activate, calibrate
+from app.refusals import ListeningHandler, ListeningTlsHandler
 from app.settings import Settings
 from app.uploads import Limits, check, open_upload, unpack
 
@@ -105,6 +106,7 @@ class Service:
         if not url.startswith(("http://", "https://")):
             raise ArgumentError(f"--url: expected http:// or https://, got {url!r}")
         self._url = url.rstrip("/")
+        self._opener = urllib.request.build_opener(ListeningHandler, ListeningTlsHandler)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def fit(self, wanted: Wanted, model: str | None, progress: OnProgress) -> Fitted:
@@ -169,7 +171,7 @@ class Service:
             self._url + path, data, {**self._headers, **(headers or {})}
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
                 yield answer
         except urllib.error.HTTPError as error:
             raise InputError(problem_detail(error)) from error

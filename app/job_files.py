@@ -29,7 +29,7 @@ from typing import IO, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from app.artifacts import timestamp
-from app.disk import storage, write_json
+from app.disk import locked, storage, write_json
 from app.errors import NotFoundError
 from app.recalibration import Activate
 
@@ -149,8 +149,7 @@ class JobFiles:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the lock under which jobs are taken in and change hands."""
-        with storage("a calibration job"), (self.root / ".lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with storage("a calibration job"), locked(self.root / ".lock"):
             yield
 
     @contextmanager

@@ -38,6 +38,8 @@ IDLE_S = 5.0  # between looks for jobs whose server has died
 ENOUGH_PROGRESS = 0.02  # to extrapolate from
 STOPPED = "expected the fit to finish, got a server that was stopped; it can be retried"
 
+Ending = tuple[State, str | None]  # how a job ended, and why if not well
+
 
 class Jobs:
     """The calibration jobs of a service. Safe for threads."""
@@ -46,6 +48,8 @@ class Jobs:
         self.files = JobFiles(settings.artifacts_dir / ".jobs")
         self._settings = settings
         self._queue: deque[str] = deque()
+        self._running: str | None = None
+        self._endings: dict[str, Ending] = {}  # until they are written down
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -88,7 +92,7 @@ class Jobs:
         """Queue a fit on an upload that has been checked."""
         with self.files.exclusive():  # so that it is counted once, as coming in or as queued
             job = self.files.take_in(incoming, request)
-        self._enqueue(job)
+            self._enqueue(job)
         return job
 
     def retry(self, job_id: str) -> Job:
@@ -110,7 +114,7 @@ class Jobs:
                 started_at=None, finished_at=None, remaining_s=None, error=None,
             )  # fmt: skip
             self.files.write(job)
-        self._enqueue(job)
+            self._enqueue(job)
         return job
 
     def cancel(self, job_id: str) -> Job:
@@ -133,12 +137,21 @@ class Jobs:
         return job
 
     def recover(self) -> None:
-        """Mark the jobs of server processes that are gone."""
+        """Mark the jobs of server processes that are gone, and our own that no one looks after.
+
+        The latter are those whose end could not be written down: the disk was full.
+        """
         with self.files.exclusive():
             self.files.remove_abandoned()
             for job in self.files.all():
-                if job.state in WAITING and not self.files.alive(job.owner):
-                    self._end(job, *self._result(job, "interrupted", STOPPED))
+                if job.state in WAITING and self._forsaken(job):
+                    otherwise = self._result(job.id, "interrupted", STOPPED)
+                    self._end(job, *self._endings.get(job.id, otherwise))
+
+    def _forsaken(self, job: Job) -> bool:
+        if job.owner == self.files.owner:
+            return job.id != self._running and job.id not in self._queue
+        return not self.files.alive(job.owner)
 
     def _require_room(self, taken: int) -> None:
         if taken >= self._settings.job_limit:
@@ -158,11 +171,14 @@ class Jobs:
                 self._sweep()
                 with self.files.turn() as ours:
                     if ours and self._queue:
+                        self._running = self._queue[0]  # first, so that it is never in neither
                         self._run(self._queue.popleft())
                 if not self._queue:
                     self.recover()
             except (SegcalError, OSError):
                 log.exception("a calibration job could not be looked after")
+            finally:
+                self._running = None
             # Another server process may have the turn, and nothing tells us when it is done.
             self._wake.wait(TURN_S if self._queue else IDLE_S)
             self._wake.clear()
@@ -177,38 +193,47 @@ class Jobs:
         for job_id in list(self._queue):
             if self._cancelled(job_id):
                 self._queue.remove(job_id)
+                self._endings[job_id] = "cancelled", None
                 self._end(self.files.read(job_id), "cancelled", None)
 
     def _cancelled(self, job_id: str) -> bool:
         return (self.files.root / job_id / CANCEL).exists()
 
     def _run(self, job_id: str) -> None:
-        """Run one fit to its end."""
-        folder = self.files.folder(job_id)
-        (folder / RESULT).unlink(missing_ok=True)
-        job = replace(
-            self.files.read(job_id), state="running", stage="starting", started_at=timestamp()
-        )
-        with storage("a calibration job"):
-            self.files.write(job)
-        process = FitProcess(folder, self._settings)
-        error: str | None = None
+        """Run one fit to its end and write that down; where there is no room, `recover` will."""
         try:
-            job, error = self._follow(job, process)
-        finally:
-            ending = process.close()
-        if self._stopping.is_set():
-            ended = self._result(job, "interrupted", STOPPED)
-        elif self._cancelled(job_id):
-            ended = self._result(job, "cancelled", None)
-        else:
-            ended = self._result(job, "failed", error or ending)
-        self._end(job, *ended)
+            ended = self._fit(job_id)
+        except SegcalError as error:
+            log.warning("the fit of %s failed: %s", job_id, error)
+            ended = "failed", str(error)
+        self._endings[job_id] = ended
+        self._end(self.files.read(job_id), *ended)
 
-    def _follow(self, job: Job, process: FitProcess) -> tuple[Job, str | None]:
+    def _fit(self, job_id: str) -> Ending:
+        """Run one fit; raises StorageError."""
+        with storage("a calibration job"):
+            folder = self.files.folder(job_id)
+            (folder / RESULT).unlink(missing_ok=True)
+            job = replace(
+                self.files.read(job_id), state="running", stage="starting", started_at=timestamp()
+            )
+            self.files.write(job)
+            process = FitProcess(folder, self._settings)
+            error: str | None = None
+            try:
+                error = self._follow(job, process)
+            finally:
+                ending = process.close()
+        if self._stopping.is_set():
+            return self._result(job_id, "interrupted", STOPPED)
+        if self._cancelled(job_id):
+            return self._result(job_id, "cancelled", None)
+        return self._result(job_id, "failed", error or ending)
+
+    def _follow(self, job: Job, process: FitProcess) -> str | None:
         """Write down a child's progress until it ends; stop it where that is wanted.
 
-        Gives the job as last written, and the sentence with which the child failed.
+        Gives the sentence with which the child failed.
         """
         error, since = None, None
         while (message := process.message(POLL_S)) is not None:
@@ -219,7 +244,7 @@ class Jobs:
             self._sweep()
             if self._stopping.is_set() or self._cancelled(job.id):
                 process.stop()
-        return job, error
+        return error
 
     def _noted(self, job: Job, message: Message, elapsed_s: float) -> Job:
         """Write down progress, and extrapolate from it."""
@@ -236,9 +261,9 @@ class Jobs:
             log.warning("progress of %s could not be written: %s", job.id, error)
         return job
 
-    def _result(self, job: Job, state: State, why: str | None) -> tuple[State, str | None]:
+    def _result(self, job_id: str, state: State, why: str | None) -> Ending:
         """Give the state in which a job ended; what it has published by then counts."""
-        done = (self.files.root / job.id / RESULT).exists()
+        done = (self.files.root / job_id / RESULT).exists()
         return ("succeeded", None) if done else (state, why)
 
     def _end(self, job: Job, state: State, error: str | None) -> None:
@@ -254,4 +279,5 @@ class Jobs:
             self.files.drop_upload(job.id)  # first, so that there is room for the state
         with storage("a calibration job"):
             self.files.write(job)
+        self._endings.pop(job.id, None)
         self.files.prune()

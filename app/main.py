@@ -25,6 +25,7 @@ from app.api import (
 from app.api.counters import Counters, CountRequests
 from app.api.limits import BodyLimit
 from app.api.lingering import Linger
+from app.api.pace import BodyPace
 from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
 from app.errors import ModelError, SettingsError
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The port answers at once, /readyz with 503, while models load in a thread.
         loading = asyncio.create_task(asyncio.to_thread(load_models, state))
+        await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
         yield
         state.readiness.draining.set()
@@ -85,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
         own={"/calibrate": settings.max_calibration_bytes + FORM_OVERHEAD},
     )
+    app.add_middleware(BodyPace, timeout_s=settings.upload_timeout_s)
     app.add_middleware(Linger)
     app.add_middleware(CountRequests, counters=state.counters)
     for room in (segment, results, models, calibrators, calibrate, health):

@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(32 * MEBI, ge=1)
     max_calibration_bytes: int = Field(8192 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
+    upload_timeout_s: float = Field(30.0, gt=0)
     queue_limit: int = Field(64, ge=1)
     job_limit: int = Field(8, ge=1)
     result_ttl_s: float = Field(600.0, ge=0)

@@ -228,13 +228,13 @@ def test_version_is_never_overwritten(store, tmp_path):
     with pytest.raises(StorageError):
         publish(store, id=version, note="another")
     assert (tmp_path / "tiny" / version / "manifest.json").read_bytes() == before
-    assert [path.name for path in (tmp_path / "tiny").iterdir()] == [version]
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == [".lock", version]
 
 
 def test_report_with_nan_is_refused_and_leaves_nothing(store, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         store.publish(manifest(), halving(), {"ece": float("nan")})
-    assert list((tmp_path / "tiny").iterdir()) == []
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
 
 
 def test_failing_disk_is_a_storage_error(tmp_path):

@@ -32,7 +32,7 @@ from tests.service import (
 from tests.tiny_models import write_onnx_model
 
 SEGCAL = Path(sys.executable).with_name("segcal")
-START_S = 60  # on a machine that trains beside
+START_S = 240  # on a machine that trains beside
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
@@ -140,6 +140,8 @@ def test_start_is_alive_at_once_ready_once_loaded_and_stops_well(folder: Path):
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             assert server.process.poll() is None
+            assert_problem(server.client.get("/readyz"), 503, "shutting down")
+            assert_problem(post(server.client, data), 503, "shutting down")
             connection.sendall(data)
             answer = read_all(connection)
 

@@ -37,6 +37,7 @@ def test_defaults_serve_the_bundled_model_to_everyone():
         ("JOB_LIMIT", "3", 3),
         ("FIT_THREADS", "3", 3),
         ("QUEUE_LIMIT", "1", 1),
+        ("UPLOAD_TIMEOUT_S", "0.5", 0.5),
         ("RESULT_TTL_S", "0.5", 0.5),
         ("RESULT_BYTES", "0", 0),
         ("THREADS", "3", 3),
@@ -54,6 +55,7 @@ def test_variable_sets_its_setting(monkeypatch, name, value, expected):
     [
         ("MAX_UPLOAD_BYTES", "0"), ("MAX_UPLOAD_BYTES", "32MB"), ("MAX_PIXELS", "-1"),
         ("MAX_PIXELS", "1.5"), ("QUEUE_LIMIT", "many"), ("QUEUE_LIMIT", "0"),
+        ("UPLOAD_TIMEOUT_S", "0"),
         ("RESULT_TTL_S", "-1"), ("RESULT_TTL_S", "nan"), ("RESULT_TTL_S", "10m"),
         ("RESULT_BYTES", "-1"), ("THREADS", "0"), ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
     ],

@@ -171,6 +171,16 @@ def lying_safetensors() -> bytes:
     return struct.pack("<Q", len(packed)) + packed + data[8 + length :]
 
 
+def claiming(**entries: object) -> bytes:
+    """A .safetensors file whose header says something else of its logits."""
+    data = tensors(logits=LOGITS, labels=LABELS)
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    header["logits"] |= entries
+    packed = json.dumps(header).encode()
+    return struct.pack("<Q", len(packed)) + packed + data[8 + length :]
+
+
 def lying_npy() -> bytes:
     return npy(LOGITS).replace(b"(4, 3, 2, 3)", b"(9, 3, 2, 3)")
 
@@ -312,6 +322,46 @@ def test_what_can_not_be_used_is_refused(
 ):
     with pytest.raises(kind, match=sentence):
         opened(tmp_path / "upload", **files)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"data_offsets": [8, LOGITS.nbytes + 8]},  # overlaps the labels
+        {"data_offsets": [10**9, 10**9 + LOGITS.nbytes]},
+        {"data_offsets": [2**63, 2**64 - 1]},
+        {"data_offsets": [LOGITS.nbytes, 0]},
+        {"data_offsets": [-8, LOGITS.nbytes - 8]},
+        {"data_offsets": [0]},
+        {"data_offsets": "all"},
+        {"dtype": "F64"},
+        {"dtype": "F16"},
+        {"dtype": "complex"},
+        {"dtype": None},
+        {"shape": [2**40, 2**40, 2, 3]},
+        {"shape": [-4, 3, 2, 3]},
+        {"shape": "4x3"},
+    ],
+    ids=str,
+)
+def test_safetensors_header_that_lies_is_refused(tmp_path, entries):
+    with pytest.raises(UndecodableError, match=r"expected a whole \.safetensors file"):
+        opened(tmp_path / "upload", logits=claiming(**entries))
+
+
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"logits": 1}', b'{"logits": {}}', b"{" * 500])
+def test_safetensors_header_of_another_form_is_refused(tmp_path, header):
+    data = struct.pack("<Q", len(header)) + header + LOGITS.tobytes()
+    with pytest.raises(InputError):
+        opened(tmp_path / "upload", logits=data, labels=npy(LABELS))
+
+
+def test_one_class_only_is_enough(tmp_path):
+    data = opened(tmp_path / "upload", logits=npy(LOGITS), labels=npy(np.zeros_like(LABELS)))
+
+    assert {int(label) for image in range(len(data)) for label in data[image].labels.unique()} == {
+        0
+    }
 
 
 def test_bfloat16_is_refused_by_name(tmp_path):

@@ -20,6 +20,7 @@ from app.errors import (
     SegcalError,
     StorageError,
     TooLargeError,
+    TooSlowError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -35,6 +36,7 @@ STATUS: dict[type[BaseException], int] = {
     InputError: 400,
     UnauthorizedError: 401,
     NotFoundError: 404,
+    TooSlowError: 408,
     ConflictError: 409,
     TooLargeError: 413,
     MediaTypeError: 415,
@@ -45,6 +47,7 @@ STATUS: dict[type[BaseException], int] = {
 }
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},
     429: {"Retry-After": RETRY_AFTER_S},
     503: {"Retry-After": RETRY_AFTER_S},
 }

@@ -1,6 +1,7 @@
 """uvicorn, as we run it: it drains on the first signal, and malformed HTTP is a problem as well."""
 
 import signal
+import time
 from types import FrameType
 
 import h11
@@ -11,7 +12,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from app.api.problems import problem
 from app.api.state import State
 
-SHUTDOWN_S = 30
+SHUTDOWN_S = 30  # for requests to finish
+# Longer than the 60 s of most proxies: whoever closes an idle connection first must be the one that
+# sends, or a request now and then meets a connection that is just being closed.
+KEEP_ALIVE_S = 75
+CLOSE_S = 5  # for connections to be closed after that
 
 
 class DrainingServer(uvicorn.Server):
@@ -20,6 +25,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
         self._state = state
+        self._deadline = 0.0  # by the monotonic clock; set by the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain, then shut down; a second interrupt does not wait.
@@ -29,8 +35,20 @@ class DrainingServer(uvicorn.Server):
         """
         del frame
         self._state.readiness.draining.set()
-        self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
+        self.force_exit = self._stopping and sig == signal.SIGINT
+        self._deadline = self._deadline or time.monotonic() + SHUTDOWN_S
+
+    @property
+    def _stopping(self) -> bool:
+        return bool(self._deadline)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Go on listening while requests finish, so that whoever asks is told 503."""
+        if self._stopping and (
+            self.force_exit or not self.server_state.tasks or time.monotonic() > self._deadline
+        ):
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 class ProblemProtocol(H11Protocol):
@@ -56,7 +74,8 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         host=host,
         port=port,
         http=ProblemProtocol,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=CLOSE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
     )
     DrainingServer(config, app.state.segcal).run()

@@ -84,11 +84,7 @@ class OnnxBackbone:
         try:
             logits = self._session.run([self._output], feed)[0]
         except InvalidArgument as error:
-            size = "x".join(str(side) for side in images.shape[:1:-1])
-            raise ArgumentError(
-                f"expected a picture of a size the model takes, got {size} as its input: "
-                f"{first_line(error)}"
-            ) from error
+            raise unsuitable_size(images, error) from error
         return np.asarray(logits, np.float32)
 
 
@@ -116,10 +112,25 @@ class TorchBackbone:
 
     @torch.inference_mode()
     def __call__(self, images: Array) -> Array:
-        """Run the module; a dict answer gives its entry `out`, as torchvision's models do."""
-        answer = self._module(torch.from_numpy(images).to(self.device))
+        """Run the module; a dict answer gives its entry `out`, as torchvision's models do.
+
+        Raises ArgumentError for a size that the module was not exported for.
+        """
+        try:
+            answer = self._module(torch.from_numpy(images).to(self.device))
+        except AssertionError as error:  # an exported program's guard on its input's shape
+            raise unsuitable_size(images, error) from error
         logits = answer["out"] if isinstance(answer, dict) else answer
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def unsuitable_size(images: Array, error: Exception) -> ArgumentError:
+    """Say that a model refuses an input of this size, in its own words as well."""
+    size = "x".join(str(side) for side in images.shape[:1:-1])
+    return ArgumentError(
+        f"expected a picture of a size the model takes, got {size} as its input: "
+        f"{first_line(error)}"
+    )
 
 
 def nvidia_device_present() -> bool:

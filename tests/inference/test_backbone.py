@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from app.errors import ModelError
+from app.errors import ArgumentError, ModelError
 from app.inference.backbone import first_line, nvidia_device_present, open_backbone
 from tests.inference.conftest import KINDS
 from tests.tiny_models import TorchNetwork, expected_logits, onnx_network
@@ -139,3 +139,10 @@ def test_first_line_of_an_error_without_message_is_its_name():
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(ValueError("  ")) == "ValueError('  ')"
     assert first_line(AssertionError()) == "AssertionError()"
+
+
+def test_exported_program_refuses_a_size_that_it_was_not_made_for(tiny_folders):
+    backbone = open_backbone(model_file(tiny_folders, "pt2"), "cpu", 1)
+    with pytest.raises(ArgumentError, match=r"a size the model takes, got 2x9000 as its input: "):
+        backbone(np.zeros((1, 3, 9000, 2), np.float32))
+    assert backbone(np.zeros((1, 3, 8, 12), np.float32)).shape == (1, 3, 4, 6)

@@ -1,0 +1,126 @@
+"""A full disk is a 507, and what was stored before stays whole."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from app.errors import StorageError
+from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, jobs_folder, send
+from tests.conftest import MakeClient
+from tests.faults.steps import Order, publish_and_activate
+from tests.faults.stored import assert_nothing_half_written, assert_whole, history
+from tests.jobs import wait_for
+from tests.service import assert_serves, publish_temperature
+
+BLOCK = 4096
+DISK = 1 << 20
+
+
+@pytest.mark.parametrize("size", [0, 20, 60, 100, 150, 250, 400])
+def test_publish_without_room_changes_nothing(folder, attempt, size):
+    active = assert_whole(folder)
+    ended = attempt(Order("publish_and_activate", str(folder), file_bytes=size, fatal=False))
+
+    assert ended == "no room"
+    assert assert_whole(folder) == active
+    assert_nothing_half_written(folder)
+
+
+def test_activation_that_can_not_be_noted_does_not_happen(folder, attempt):
+    active = assert_whole(folder)
+    path = folder / "artifacts" / "tiny" / "history.jsonl"
+    path.write_text(path.read_text() * 20)  # longer than any other file
+    before = path.read_bytes()
+    room = len(before) + 30
+    ended = attempt(Order("publish_and_activate", str(folder), file_bytes=room, fatal=False))
+
+    assert ended == "no room"
+    assert assert_whole(folder) == active
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of one megabyte under the artefacts, with the calibrator that was there."""
+    artifacts = folder / "artifacts"
+    options = ["-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(artifacts)]
+    mounted = subprocess.run(["mount", *options], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        publish_temperature(artifacts, folder / "models" / "tiny", 2)
+        yield artifacts
+    finally:
+        subprocess.run(["umount", "--lazy", str(artifacts)], check=True)
+
+
+def fill(disk: Path, leave: int) -> Path:
+    """Take all the room but a little."""
+    taken = disk / "taken"
+    taken.unlink(missing_ok=True)
+    room = os.statvfs(disk)
+    taken.write_bytes(bytes(room.f_bavail * room.f_bsize - leave))
+    return taken
+
+
+def test_disk_that_fills_up_anywhere_in_a_publish_changes_nothing(folder, small_disk):
+    active = assert_whole(folder)
+    for blocks in range(20):
+        fill(small_disk, blocks * BLOCK)
+        try:
+            publish_and_activate(folder)
+        except StorageError:
+            assert assert_whole(folder) == active
+            assert_nothing_half_written(folder)
+        else:
+            break
+    assert 3 < blocks < 19
+    assert assert_whole(folder) != active
+    assert len(history(folder)) == 2
+
+
+def test_upload_that_fills_the_disk_leaves_nothing_and_harms_nobody(
+    folder, small_disk, make_client: MakeClient
+):
+    client = make_client(admin_token=TOKEN)
+    head = b'--x\r\nContent-Disposition: form-data; name="logits"; filename="l"\r\n\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    declared = client.post("/calibrate", content=head + bytes(2 * DISK), headers=ADMIN | kind)
+    streamed = client.post(
+        "/calibrate", content=iter([head, *[bytes(DISK // 4)] * 8]), headers=ADMIN | kind
+    )
+    assert streamed.request.headers["transfer-encoding"] == "chunked"
+
+    for answer in (declared, streamed):
+        assert_problem(answer, 507, "no space left")
+    assert jobs_folder(small_disk) == []
+    assert_serves(client)
+    answer = send(client)
+    assert answer.status_code == 202
+    assert client.delete(answer.headers["location"], headers=ADMIN).status_code == 200
+
+
+def test_fit_whose_disk_fills_up_has_failed_once_that_can_be_written_down(
+    folder, small_disk, make_client: MakeClient
+):
+    client = make_client(admin_token=TOKEN)
+    active = assert_whole(folder)
+    answer: httpx2.Response = send(client, UPLOAD, method="temperature", activate="always")
+    taken = fill(small_disk, 0)
+    location = answer.headers["location"]
+    jobs = client.app.state.segcal.jobs  # type: ignore[attr-defined]
+    wait_for(lambda: jobs._endings, "the fit to end")
+    assert client.get(location).json()["state"] in ("queued", "running")
+    assert_serves(client)
+    taken.unlink()
+    wait_for(lambda: client.get(location).json()["state"] == "failed", "the end to be noted")
+
+    assert "no space left" in client.get(location).json()["error"]
+    assert assert_whole(folder) == active
+    assert_nothing_half_written(folder)
+    again = client.post(f"{location}/retry", headers=ADMIN)
+    assert again.status_code == 202
