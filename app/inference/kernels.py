@@ -152,7 +152,9 @@ def _widest(columns: Taps) -> int:
 @compiled
 def _scratch(classes: int, padded: int, row: int) -> Floats:
     """Make the scratch; classes that only fill up the last group are never first, of power 0."""
-    scratch = np.zeros(padded * row + _RUNNING, np.float32)
+    scratch = np.empty(padded * row + _RUNNING, np.float32)
+    for x in range(len(scratch)):
+        scratch[x] = 0
     for k in range(classes, padded):
         for half in range(_0, row, _ONE):
             for x in range(_GAP):
@@ -184,8 +186,9 @@ def _expand(
     highest = low[0, begin - cell : end - cell]
     inside = low[1, begin - cell : end - cell]
     values = low[1]
-    highest[:] = logits[0, y, begin:end]
-    for k in range(1, logits.shape[0]):
+    for j in range(len(highest)):
+        highest[j] = _NONE
+    for k in range(logits.shape[0]):
         source = logits[k, y, begin:end]
         for j in range(len(highest)):
             highest[j] = max(highest[j], source[j])
@@ -195,8 +198,10 @@ def _expand(
             inside[j] = max((source[j] - highest[j]) * gain, _FLOOR)
         at = np.uint64(k) * row + slot
         if phases:
-            values[: begin - cell] = inside[0]
-            values[end - cell :] = inside[-1]
+            for j in range(begin - cell):
+                values[j] = inside[0]
+            for j in range(end - cell, reach):
+                values[j] = values[end - cell - 1]
             cells = np.uint64(reach - 1)
             for phase in range(phases):
                 weight = np.float32((phases // 2 + phase + 0.5) / phases - 0.5)
