@@ -9,17 +9,15 @@ logits would give, interpolated: no exponential can then overflow, and no maximu
 before the sweep. Where that bound is far above the truth the tile is swept once more.
 
 The scratch is one flat array with unsigned offsets: so LLVM sees that its parts do not overlap
-and vectorises the loops over columns.
+and vectorises the loops over columns. All of the kernel is in this file, since the cache of
+machine code takes no notice of changes in another.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-F = TypeVar("F", bound=Callable[..., Any])
+from app.inference.compilation import compiled
+
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Confidence = NDArray[np.float32]
@@ -47,20 +45,6 @@ _LOWEST = np.float32(-127)  # its power is taken as 0
 _P1, _P2, _P3, _P4, _P5 = (
     np.float32(c) for c in (0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
 )
-# No reassociation, which would undo the rounding above; infinities and NaN do not occur.
-_FAST = frozenset({"contract", "nnan", "ninf", "nsz"})
-
-
-def compiled(function: F) -> F:
-    """Compile without the GIL, and keep the machine code beside the source or in NUMBA_CACHE_DIR.
-
-    Where neither can be written it is compiled anew in each process.
-    """
-    options = {"nogil": True, "fastmath": set(_FAST), "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
-    except RuntimeError:
-        return njit(**options)(function)  # type: ignore[no-any-return]
 
 
 @compiled
@@ -95,6 +79,7 @@ def emit_rows(
     cell where the columns lie evenly on the grid, 0 where they do not.
     """
     top, bottom, down = rows
+    both = (labelling, rating)
     classes = np.uint64(labelling.shape[0])
     padded = (classes + _4 - _1) // _4 * _4
     row = _TWO if two else _ONE
@@ -116,16 +101,10 @@ def emit_rows(
                 held_upper, held_lower = held_lower, held_upper
                 if held_upper != top[y]:
                     held_upper = top[y]
-                    _expand(labelling, held_upper, gain, columns, tile, low, scratch, row, upper)
-                    if two:
-                        at = _ONE + upper
-                        _expand(rating, held_upper, gain, columns, tile, low, scratch, row, at)
+                    _expand_both(both, two, held_upper, gain, columns, tile, low, scratch, upper)
                 if held_lower != bottom[y]:
                     held_lower = bottom[y]
-                    _expand(labelling, held_lower, gain, columns, tile, low, scratch, row, lower)
-                    if two:
-                        at = _ONE + lower
-                        _expand(rating, held_lower, gain, columns, tile, low, scratch, row, at)
+                    _expand_both(both, two, held_lower, gain, columns, tile, low, scratch, lower)
                 for half in range(_0, row, _ONE):
                     _subtract(scratch, classes, row, half, upper, lower)
             if two:
@@ -163,6 +142,24 @@ def _scratch(classes: int, padded: int, row: int) -> Floats:
 
 
 @compiled
+def _expand_both(
+    both: tuple[Floats, Floats],
+    two: bool,
+    y: int,
+    gain: np.float32,
+    columns: Taps,
+    tile: tuple[int, int, int],
+    low: Floats,
+    scratch: Floats,
+    slot: int,
+) -> None:
+    """Interpolate one row of the grid at a tile's columns, for all classes and both halves."""
+    _expand(both[0], y, gain, columns, tile, low, scratch, _TWO if two else _ONE, slot)
+    if two:
+        _expand(both[1], y, gain, columns, tile, low, scratch, _TWO, _ONE + slot)
+
+
+@compiled
 def _expand(
     logits: Floats,
     y: int,
@@ -174,18 +171,11 @@ def _expand(
     row: int,
     slot: int,
 ) -> None:
-    """Interpolate one row of the grid at a tile's columns, for all classes.
-
-    With phases, columns of equal weight lie side by side in the scratch, so that cells are read
-    in order.
-    """
-    cell, first, phases = tile
-    left, right, across = columns
-    width, reach = logits.shape[2], low.shape[1]
-    begin, end = max(cell, 0), min(cell + reach, width)
+    """Interpolate one row of the grid, less the highest logit of each cell."""
+    cell, width = tile[0], logits.shape[2]
+    begin, end = max(cell, 0), min(cell + low.shape[1], width)
     highest = low[0, begin - cell : end - cell]
     inside = low[1, begin - cell : end - cell]
-    values = low[1]
     for j in range(len(highest)):
         highest[j] = _NONE
     for k in range(logits.shape[0]):
@@ -196,25 +186,38 @@ def _expand(
         source = logits[k, y, begin:end]
         for j in range(len(inside)):
             inside[j] = max((source[j] - highest[j]) * gain, _FLOOR)
-        at = np.uint64(k) * row + slot
-        if phases:
-            for j in range(begin - cell):
-                values[j] = inside[0]
-            for j in range(end - cell, reach):
-                values[j] = values[end - cell - 1]
-            cells = np.uint64(reach - 1)
-            for phase in range(phases):
-                weight = np.float32((phases // 2 + phase + 0.5) / phases - 0.5)
-                for j in range(cells):
-                    scratch[at + j] = values[j] + weight * (values[j + _1] - values[j])
-                at += cells
-        else:
-            last = len(left) - 1
-            for x in range(_T):
-                column = min(first + np.int64(x), last)
-                value = values[left[column] - cell]
-                step = values[right[column] - cell] - value
-                scratch[at + x] = value + across[column] * step
+        for j in range(begin - cell):
+            low[1, j] = inside[0]
+        for j in range(end - cell, low.shape[1]):
+            low[1, j] = inside[-1]
+        _spread(low[1], columns, tile, scratch, np.uint64(k) * row + slot)
+
+
+@compiled
+def _spread(
+    values: Floats, columns: Taps, tile: tuple[int, int, int], scratch: Floats, at: int
+) -> None:
+    """Interpolate one class between its cells.
+
+    With phases, columns of equal weight lie side by side in the scratch, so that cells are read
+    in order.
+    """
+    cell, first, phases = tile
+    if phases:
+        cells = np.uint64(len(values) - 1)
+        for phase in range(phases):
+            weight = np.float32((phases // 2 + phase + 0.5) / phases - 0.5)
+            lane = at + np.uint64(phase) * cells
+            for j in range(cells):
+                scratch[lane + j] = values[j] + weight * (values[j + _1] - values[j])
+        return
+    left, right, across = columns
+    last = len(left) - 1
+    for x in range(_T):
+        column = min(first + np.int64(x), last)
+        value = values[left[column] - cell]
+        step = values[right[column] - cell] - value
+        scratch[at + x] = value + across[column] * step
 
 
 @compiled

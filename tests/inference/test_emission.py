@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.inference.card import InputPolicy
-from app.inference.emission import Confidence, Mask, emit
+from app.inference.emission import emit
+from app.inference.kernels import Confidence, Mask
 from app.inference.preprocess import Geometry, plan
 
 
