@@ -93,20 +93,15 @@ def emit_rows(
         if not phases:
             cell = columns[0][first]
         tile = (cell, first, phases)
-        held_upper, held_lower = -1, -1
+        held = (-1, -1)
         upper, lower = _0, _T
         for y in range(start, stop):
-            if held_upper != top[y] or held_lower != bottom[y]:
+            if held[0] != top[y] or held[1] != bottom[y]:
                 upper, lower = lower, upper  # what was below is above most of the time
-                held_upper, held_lower = held_lower, held_upper
-                if held_upper != top[y]:
-                    held_upper = top[y]
-                    _expand_both(both, two, held_upper, gain, columns, tile, low, scratch, upper)
-                if held_lower != bottom[y]:
-                    held_lower = bottom[y]
-                    _expand_both(both, two, held_lower, gain, columns, tile, low, scratch, lower)
-                for half in range(_0, row, _ONE):
-                    _subtract(scratch, classes, row, half, upper, lower)
+                if held[1] != top[y]:
+                    _expand_both(both, two, top[y], gain, columns, tile, low, scratch, upper)
+                _expand_both(both, two, bottom[y], gain, columns, tile, low, scratch, lower)
+                held = (top[y], bottom[y])
             if two:
                 _sweep_two(scratch, padded, down[y], running, upper)
                 _divide(scratch, padded, row, down[y], running, _ONE, upper, _CHOSEN)
@@ -154,9 +149,9 @@ def _expand_both(
     slot: int,
 ) -> None:
     """Interpolate one row of the grid at a tile's columns, for all classes and both halves."""
-    _expand(both[0], y, gain, columns, tile, low, scratch, _TWO if two else _ONE, slot)
+    _expand(both[0], y, gain, columns, tile, low, scratch, _TWO if two else _ONE, _0, slot)
     if two:
-        _expand(both[1], y, gain, columns, tile, low, scratch, _TWO, _ONE + slot)
+        _expand(both[1], y, gain, columns, tile, low, scratch, _TWO, _ONE, slot)
 
 
 @compiled
@@ -169,6 +164,7 @@ def _expand(
     low: Floats,
     scratch: Floats,
     row: int,
+    half: int,
     slot: int,
 ) -> None:
     """Interpolate one row of the grid, less the highest logit of each cell."""
@@ -190,17 +186,18 @@ def _expand(
             low[1, j] = inside[0]
         for j in range(end - cell, low.shape[1]):
             low[1, j] = inside[-1]
-        _spread(low[1], columns, tile, scratch, np.uint64(k) * row + slot)
+        _spread(low[1], columns, tile, scratch, np.uint64(k) * row + half, slot)
 
 
 @compiled
 def _spread(
-    values: Floats, columns: Taps, tile: tuple[int, int, int], scratch: Floats, at: int
+    values: Floats, columns: Taps, tile: tuple[int, int, int], scratch: Floats, at: int, slot: int
 ) -> None:
-    """Interpolate one class between its cells.
+    """Interpolate one class between its cells, and keep what it is more than the other slot.
 
-    With phases, columns of equal weight lie side by side in the scratch, so that cells are read
-    in order.
+    That is of use where this is the lower row, which is always the last to be interpolated. With
+    phases, columns of equal weight lie side by side in the scratch, so that cells are read in
+    order.
     """
     cell, first, phases = tile
     if phases:
@@ -209,24 +206,18 @@ def _spread(
             weight = np.float32((phases // 2 + phase + 0.5) / phases - 0.5)
             lane = at + np.uint64(phase) * cells
             for j in range(cells):
-                scratch[lane + j] = values[j] + weight * (values[j + _1] - values[j])
+                value = values[j] + weight * (values[j + _1] - values[j])
+                scratch[lane + _GAP + j] = value - scratch[lane + (_T - slot) + j]
+                scratch[lane + slot + j] = value
         return
     left, right, across = columns
     last = len(left) - 1
     for x in range(_T):
         column = min(first + np.int64(x), last)
         value = values[left[column] - cell]
-        step = values[right[column] - cell] - value
-        scratch[at + x] = value + across[column] * step
-
-
-@compiled
-def _subtract(scratch: Floats, classes: int, row: int, half: int, upper: int, lower: int) -> None:
-    """Keep lower less upper cells behind both."""
-    for k in range(classes):
-        at = k * row + half
-        for x in range(_T):
-            scratch[at + _GAP + x] = scratch[at + lower + x] - scratch[at + upper + x]
+        value += across[column] * (values[right[column] - cell] - value)
+        scratch[at + _GAP + x] = value - scratch[at + (_T - slot) + x]
+        scratch[at + slot + x] = value
 
 
 @compiled
