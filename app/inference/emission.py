@@ -10,6 +10,7 @@ from torch import Tensor
 from app.inference.kernels import LOG2_E, Confidence, Mask, Taps, emit_rows
 from app.inference.preprocess import Geometry
 from app.inference.row_threads import RowThreads
+from app.inference.tally import tally
 
 STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
 MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
@@ -54,6 +55,13 @@ def emit(
 
     threads.share(work, height, logits.shape[0] * width)
     return mask, confidence
+
+
+def warm_up(num_classes: int) -> None:
+    """Compile the kernels, or load what was compiled before, for masks of so many classes."""
+    logits = torch.zeros(num_classes, 1, 1)
+    mask, confidence = emit(logits, logits, Geometry((1, 1), (1, 1), (1, 1)))
+    tally(mask, confidence)
 
 
 def taps(count: int, resized: int, padded: int, cells: int) -> Taps:
