@@ -17,7 +17,7 @@ def compiled(function: F) -> F:
     The machine code is kept beside the source, in the user's cache, or in NUMBA_CACHE_DIR; where
     none of them can be written each process compiles anew, which takes some seconds.
     """
-    options = {"nogil": True, "fastmath": set(FAST), "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(FAST), "error_model": "numpy"}
     try:
         kept: F = njit(cache=True, **options)(function)
     except RuntimeError:

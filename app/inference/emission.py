@@ -34,14 +34,40 @@ def emit(
     Returns uint8 (uint16 from 256 classes on) [H,W] and float32 [H,W] in 0..1, which is right to
     2e-6 plus 3e-7 of the largest difference of logits.
     """
-    height, width = geometry.image
-    mask = np.empty((height, width), np.uint8 if logits.shape[0] < 256 else np.uint16)
-    confidence = np.empty((height, width), np.float32)
-    rows = taps(height, geometry.resized[0], geometry.padded[0], logits.shape[1])
+    mask, confidence = blank(geometry, logits.shape[0])
+    rows = taps(geometry.image[0], geometry.resized[0], geometry.padded[0], logits.shape[1])
+    part = range(geometry.image[0])
+    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
+    return mask, confidence
+
+
+def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
+    """Make room for a picture's mask and confidence, as `emit` returns them."""
+    mask = np.empty(geometry.image, np.uint8 if classes < 256 else np.uint16)
+    return mask, np.empty(geometry.image, np.float32)
+
+
+def emit_part(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    rows: Taps,
+    part: range,
+    mask: Mask,
+    confidence: Confidence,
+    scale: float,
+    threads: RowThreads,
+) -> None:
+    """Write some rows of `mask` and `confidence` [H,W], as `emit` otherwise.
+
+    The taps of all the picture's `rows` count from the first row of `logits`; those outside of
+    `part` are not read.
+    """
+    width = geometry.image[1]
     columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
     if logits.is_cuda:
-        _emit_on_device(logits, calibrated, scale, rows, columns, mask, confidence)
-        return mask, confidence
+        _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
+        return
     two = calibrated is not logits
     labelling = logits.contiguous().numpy()
     rating = calibrated.contiguous().numpy() if two else labelling
@@ -53,8 +79,7 @@ def emit(
             labelling, rating, two, gain, rows, columns, phases, mask, confidence, start, stop
         )
 
-    threads.share(work, height, logits.shape[0] * width)
-    return mask, confidence
+    threads.share(work, part, logits.shape[0] * width)
 
 
 def warm_up(num_classes: int) -> None:
@@ -88,21 +113,21 @@ def _emit_on_device(
     scale: float,
     rows: Taps,
     columns: Taps,
+    part: range,
     mask: Mask,
     confidence: Confidence,
 ) -> None:
     """Do the same where the logits are, in strips of rows."""
-    height, width = mask.shape
     top, bottom, down = (torch.from_numpy(part).to(logits.device) for part in rows)
     left, right, across = (torch.from_numpy(part).to(logits.device) for part in columns)
-    count = max(1, STRIP_BYTES // (4 * logits.shape[0] * width))
+    count = max(1, STRIP_BYTES // (4 * logits.shape[0] * mask.shape[1]))
 
     def upsample(grid: Tensor, strip: slice) -> Tensor:
         tall = torch.lerp(grid[:, top[strip]], grid[:, bottom[strip]], down[strip, None])
         return torch.lerp(tall[:, :, left], tall[:, :, right], across)
 
-    for start in range(0, height, count):
-        strip = slice(start, start + count)
+    for start in range(part.start, part.stop, count):
+        strip = slice(start, min(start + count, part.stop))
         fine = upsample(logits, strip)
         labels = fine.argmax(dim=0)
         if calibrated is not logits:

@@ -13,6 +13,8 @@ and vectorises the loops over columns. All of the kernel is in this file, since 
 machine code takes no notice of changes in another.
 """
 
+from typing import Any, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,12 +24,14 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Confidence = NDArray[np.float32]
 Taps = tuple[Indices, Indices, Floats]  # of one axis: two cells and the second one's weight
+Offset: TypeAlias = Any  # uint64 to numba; for numpy's stubs it mixes with no other integer
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 TILE = 256  # columns
 GROUP = 4  # classes a step: their running maximum and sum are read and written once
 LOG2_E = 1.4426950408889634
 
+_T: Offset
 _T, _0, _1, _2, _3, _4 = (np.uint64(n) for n in (TILE, 0, 1, 2, 3, GROUP))
 _ONE, _TWO = _3 * _T, np.uint64(6 * TILE)  # floats a class: upper, lower, and their difference
 _GAP = _2 * _T
@@ -124,7 +128,7 @@ def _widest(columns: Taps) -> int:
 
 
 @compiled
-def _scratch(classes: int, padded: int, row: int) -> Floats:
+def _scratch(classes: Offset, padded: Offset, row: Offset) -> Floats:
     """Make the scratch; classes that only fill up the last group are never first, of power 0."""
     scratch = np.empty(padded * row + _RUNNING, np.float32)
     for x in range(len(scratch)):
@@ -146,7 +150,7 @@ def _expand_both(
     tile: tuple[int, int, int],
     low: Floats,
     scratch: Floats,
-    slot: int,
+    slot: Offset,
 ) -> None:
     """Interpolate one row of the grid at a tile's columns, for all classes and both halves."""
     _expand(both[0], y, gain, columns, tile, low, scratch, _TWO if two else _ONE, _0, slot)
@@ -163,9 +167,9 @@ def _expand(
     tile: tuple[int, int, int],
     low: Floats,
     scratch: Floats,
-    row: int,
-    half: int,
-    slot: int,
+    row: Offset,
+    half: Offset,
+    slot: Offset,
 ) -> None:
     """Interpolate one row of the grid, less the highest logit of each cell."""
     cell, width = tile[0], logits.shape[2]
@@ -191,7 +195,12 @@ def _expand(
 
 @compiled
 def _spread(
-    values: Floats, columns: Taps, tile: tuple[int, int, int], scratch: Floats, at: int, slot: int
+    values: Floats,
+    columns: Taps,
+    tile: tuple[int, int, int],
+    scratch: Floats,
+    at: Offset,
+    slot: Offset,
 ) -> None:
     """Interpolate one class between its cells, and keep what it is more than the other slot.
 
@@ -213,7 +222,7 @@ def _spread(
     left, right, across = columns
     last = len(left) - 1
     for x in range(_T):
-        column = min(first + np.int64(x), last)
+        column: Any = min(first + np.int64(x), last)
         value = values[left[column] - cell]
         value += across[column] * (values[right[column] - cell] - value)
         scratch[at + _GAP + x] = value - scratch[at + (_T - slot) + x]
@@ -221,7 +230,9 @@ def _spread(
 
 
 @compiled
-def _sweep_one(scratch: Floats, classes: int, weight: np.float32, running: int, upper: int) -> None:
+def _sweep_one(
+    scratch: Floats, classes: Offset, weight: np.float32, running: Offset, upper: Offset
+) -> None:
     """Run over the classes: the highest value, its class, and the sum of powers."""
     for x in range(_T):
         scratch[running + _BEST + x] = _NONE
@@ -252,7 +263,9 @@ def _sweep_one(scratch: Floats, classes: int, weight: np.float32, running: int, 
 
 
 @compiled
-def _sweep_two(scratch: Floats, classes: int, weight: np.float32, running: int, upper: int) -> None:
+def _sweep_two(
+    scratch: Floats, classes: Offset, weight: np.float32, running: Offset, upper: Offset
+) -> None:
     """Take the class from one half of the rows, its value and the sum of powers from the other."""
     for x in range(_T):
         scratch[running + _BEST + x] = _NONE
@@ -285,13 +298,13 @@ def _sweep_two(scratch: Floats, classes: int, weight: np.float32, running: int, 
 @compiled
 def _divide(
     scratch: Floats,
-    classes: int,
-    row: int,
+    classes: Offset,
+    row: Offset,
     weight: np.float32,
-    running: int,
-    half: int,
-    upper: int,
-    chosen: int,
+    running: Offset,
+    half: Offset,
+    upper: Offset,
+    chosen: Offset,
 ) -> None:
     """Put the chosen class's share of all powers into the place of their sum."""
     total, value = running + _TOTAL, running + chosen
@@ -309,12 +322,12 @@ def _divide(
 @compiled
 def _sum_again(
     scratch: Floats,
-    classes: int,
-    row: int,
+    classes: Offset,
+    row: Offset,
     weight: np.float32,
-    running: int,
-    half: int,
-    upper: int,
+    running: Offset,
+    half: Offset,
+    upper: Offset,
 ) -> None:
     """Find the highest value of each column first, then sum powers relative to it."""
     highest, total = running + _TOP, running + _TOTAL
@@ -335,7 +348,7 @@ def _sum_again(
 
 @compiled
 def _store(
-    scratch: Floats, running: int, first: int, phases: int, mask: Mask, confidence: Floats
+    scratch: Floats, running: Offset, first: int, phases: int, mask: Mask, confidence: Floats
 ) -> None:
     """Bring a tile's labels and confidence into the order of columns."""
     stride = max(phases, 1)

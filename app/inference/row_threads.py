@@ -18,20 +18,20 @@ class RowThreads:
         self._count = count
         self._helpers = ThreadPoolExecutor(max(count - 1, 1), "rows")
 
-    def share(self, work: Callable[[int, int], None], rows: int, per_row: int) -> None:
+    def share(self, work: Callable[[int, int], None], rows: range, per_row: int) -> None:
         """Call `work(start, stop)` until all rows are done; `per_row` is what a row costs.
 
         The caller works too, and takes over what no helper has begun: it never waits for another
         caller's rows.
         """
-        step = max(1, -(-rows // (self._count * STRIPS)), SMALLEST // per_row)
-        starts = iter(range(0, rows, step))
+        step = max(1, -(-len(rows) // (self._count * STRIPS)), SMALLEST // per_row)
+        starts = iter(range(rows.start, rows.stop, step))
 
         def run() -> None:
             for start in starts:
-                work(start, min(start + step, rows))
+                work(start, min(start + step, rows.stop))
 
-        helpers = min(self._count, -(-rows // step)) - 1
+        helpers = min(self._count, -(-len(rows) // step)) - 1
         helping = [self._helpers.submit(run) for _ in range(helpers)]
         try:
             run()

@@ -11,7 +11,8 @@ def test_a_picture_by_hand():
     mask = np.array([[0, 0, 2], [2, 255, 0]], np.uint8)
     confidence = np.array([[0.5, 0.25, 1.0], [0.5, 0.125, 0.75]], np.float32)
     sums = tally(mask, confidence)
-    assert (sums.pixels.dtype, sums.confidence.dtype) == (np.int64, np.float64)
+    assert sums.pixels.dtype == np.int64
+    assert sums.confidence.dtype == np.float64
     assert {k: int(n) for k, n in enumerate(sums.pixels) if n} == {0: 3, 2: 2, 255: 1}
     assert sums.confidence[[0, 2, 255]].tolist() == [1.5, 1.5, 0.125]
     assert sums.mean_confidence == pytest.approx(3.125 / 6)
