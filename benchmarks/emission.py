@@ -7,7 +7,6 @@ above the process before it, each in a process of its own.
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -144,9 +143,16 @@ def _peak_of_one(name: str, shape: Shape, threads: int) -> int:
     torch.set_num_threads(threads)
     warm_up(shape.classes)
     work = rivals(shape, RowThreads(threads))[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    before = _kibibytes("VmRSS")
     work()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return 1024 * (_kibibytes("VmHWM") - before)
+
+
+def _kibibytes(name: str) -> int:
+    """Read a figure of this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
 @dataclass(frozen=True)
