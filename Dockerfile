@@ -14,6 +14,9 @@ RUN /opt/segcal/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.
  && /opt/segcal/bin/pip install --constraint constraints.txt --requirement /tmp/requirements.txt
 COPY app app
 RUN /opt/segcal/bin/pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
+# The kernels' machine code, for the processor that builds; another kind compiles its own at start.
+WORKDIR /
+RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -c "from app.inference.emission import warm_up; [warm_up(n) for n in (2, 256)]"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 segcal && useradd --uid 10001 --gid segcal --no-create-home segcal
@@ -23,10 +26,13 @@ COPY models models
 COPY --chown=segcal:segcal calibration_artifacts calibration_artifacts
 ENV PATH=/opt/segcal/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/tmp/kernels \
     SEGCAL_MODELS_DIR=/srv/models SEGCAL_ARTIFACTS_DIR=/srv/calibration_artifacts
 USER segcal
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
+# The root is read-only, and numba keeps machine code only where it may write.
+ENTRYPOINT ["sh", "-c", "cp -r /opt/segcal/kernels /tmp/ 2>/dev/null; exec \"$@\"", "--"]
 CMD ["segcal", "serve", "--host", "0.0.0.0", "--port", "8000"]

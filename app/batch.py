@@ -59,7 +59,9 @@ class Local:
         torch.set_num_threads(settings.threads)
         name = predictor.folder.card.name
         store = ArtifactStore(settings.artifacts_dir)
-        self._segmenter = Segmenter({name: predictor}, name, store, settings.max_pixels)
+        self._segmenter = Segmenter(
+            {name: predictor}, name, store, settings.max_pixels, settings.threads
+        )
 
     def __call__(self, path: Path) -> Answer:
         """Segment one file."""

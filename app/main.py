@@ -121,6 +121,7 @@ def load_models(state: State) -> None:
         state.settings.default_model,
         state.artifacts,
         state.settings.max_pixels,
+        state.settings.threads,
     )
 
 

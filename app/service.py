@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from app.artifacts import ArtifactStore, StoredCalibrator
+from app.calibration.base import Calibrator
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.inference.emission import emit
 from app.inference.predictor import Predictor, Tta
+from app.inference.row_threads import RowThreads
+from app.inference.tally import Tally, tally
 
 NO_CALIBRATOR = "none"
 ACTIVE = "active"
@@ -55,7 +59,7 @@ class Segmentation:
     """One answer, with what its confidence rests on.
 
     `mask` is uint8 or uint16 [H,W] with abstained pixels at the top value, `confidence` float32
-    [H,W] in 0..1, `threshold` the least confidence that was kept, if any.
+    [H,W] in 0..1, `threshold` the least confidence that was kept, if any, `tally` their sums.
     """
 
     predictor: Predictor
@@ -63,11 +67,12 @@ class Segmentation:
     mask: NDArray[np.uint8] | NDArray[np.uint16]
     confidence: NDArray[np.float32]
     threshold: float | None
+    tally: Tally
 
     @property
     def mean_confidence(self) -> float:
         """Mean over all pixels, in 0..1."""
-        return float(self.confidence.mean(dtype=np.float64))
+        return self.tally.mean_confidence
 
 
 class Segmenter:
@@ -79,11 +84,13 @@ class Segmenter:
         default_model: str | None,
         artifacts: ArtifactStore,
         max_pixels: int,
+        threads: int = 1,
     ) -> None:
         self.predictors = predictors
         self._default_model = default_model
         self.artifacts = artifacts
         self._max_pixels = max_pixels
+        self._threads = RowThreads(threads)
 
     def segment(self, upload: bytes, wish: Wish, watch: Stopwatch) -> Segmentation:
         """Segment one encoded picture."""
@@ -95,17 +102,17 @@ class Segmenter:
         with watch.stage("preprocess"):
             images, geometry = predictor.prepare(picture)
         with watch.stage("inference"):
-            logits = predictor.logits(images, wish.tta)
-        with watch.stage("calibration"), torch.inference_mode():
-            calibrated = logits if stored is None else stored.calibrator(logits)
-            decides = stored is not None and not stored.calibrator.invariances.argmax
+            logits = predictor.logits(images, wish.tta)[0]
+        with watch.stage("calibration"):
+            rated = rate(logits, None if stored is None else stored.calibrator)
         with watch.stage("encode"):
             mask, confidence = emit(
-                calibrated[0] if decides else logits[0], calibrated[0], geometry
+                rated.labelling, rated.rating, geometry, scale=rated.scale, threads=self._threads
             )
             if threshold is not None:
-                mask[confidence < threshold] = np.iinfo(mask.dtype).max
-        return Segmentation(predictor, stored, mask, confidence, threshold)
+                np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)
+            sums = tally(mask, confidence)
+        return Segmentation(predictor, stored, mask, confidence, threshold, sums)
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one or the only one."""
@@ -128,6 +135,27 @@ class Segmenter:
         return self.artifacts.load(folder.card.name, wanted, folder.sha256)
 
 
+@dataclass(frozen=True)
+class Rated:
+    """What labels come from, and what times `scale` gives their confidence; logits [K,h,w]."""
+
+    labelling: Tensor
+    rating: Tensor
+    scale: float = 1.0
+
+
+@torch.inference_mode()
+def rate(logits: Tensor, calibrator: Calibrator | None) -> Rated:
+    """Calibrate logits [K,h,w]; one tensor serves for both where the answer is the same."""
+    if calibrator is None:
+        return Rated(logits, logits)
+    scale = calibrator.scale()
+    if scale is not None:
+        return Rated(logits, logits, scale)
+    calibrated = calibrator(logits[None])[0]
+    return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
+
+
 def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:
     """Turn a wish into the least confidence that is kept.
 
@@ -145,26 +173,21 @@ def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float |
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
     """Count and rate the classes that are present, abstained pixels aside."""
     classes = segmentation.predictor.folder.card.output.classes
-    labels = segmentation.mask.ravel()
-    length = np.iinfo(segmentation.mask.dtype).max + 1
-    counts = np.bincount(labels, minlength=length)
-    sums = np.bincount(labels, weights=segmentation.confidence.ravel(), minlength=length)
+    pixels, sums = segmentation.tally.pixels, segmentation.tally.confidence
     return [
         {
             "id": index,
             "name": info.name,
             "color": info.color,
-            "pixels": int(counts[index]),
-            "fraction": counts[index] / labels.size,
-            "mean_confidence": sums[index] / counts[index],
+            "pixels": int(pixels[index]),
+            "fraction": pixels[index] / segmentation.mask.size,
+            "mean_confidence": sums[index] / pixels[index],
         }
         for index, info in enumerate(classes)
-        if counts[index]
+        if pixels[index]
     ]
 
 
 def abstained_fraction(segmentation: Segmentation) -> float:
     """Give the share of pixels that were not labelled, in 0..1."""
-    if segmentation.threshold is None:
-        return 0.0
-    return float(np.mean(segmentation.mask == np.iinfo(segmentation.mask.dtype).max))
+    return segmentation.tally.abstained_fraction

@@ -71,6 +71,10 @@ class Calibrator(nn.Module, ABC):
         Raises ArgumentError where the set can't determine the state.
         """
 
+    def scale(self) -> float | None:
+        """Give the number above 0 that multiplies all logits, where that is all this does."""
+        return None
+
     def summary(self) -> dict[str, float]:
         """Name the few numbers of the state that a person wants to see."""
         return {}

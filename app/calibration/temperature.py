@@ -42,6 +42,10 @@ class Temperature(Calibrator):
         """Minimise the mean negative log-likelihood over all labelled pixels."""
         self.beta.fill_(fit_inverse_temperature(data, context))
 
+    def scale(self) -> float | None:
+        """Give the inverse temperature."""
+        return self.beta.item()
+
     def summary(self) -> dict[str, float]:
         """Give the temperature."""
         return {"temperature": 1 / self.beta.item()}

@@ -4,6 +4,7 @@ Masks hold class ids and the abstain value, 255 in 8 bits and 65535 in 16.
 """
 
 import io
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,10 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16]
 Confidence = NDArray[np.float32]
 Palette = Sequence[tuple[int, int, int]]
 
-PNG_LEVEL = 1  # level 6 takes 4 times as long on an overlay for 6% fewer bytes (measured)
+# Run lengths beside Huffman codes are both quicker and smaller than a search for matches on masks,
+# confidence and overlays alike (measured: a third fewer bytes on a mask); level 6 takes 4 times as
+# long on an overlay for 6% fewer bytes.
+PNG_LEVEL, PNG_STRATEGY = 1, zlib.Z_RLE
 ABSTAIN_COLOR = (255, 255, 255)
 OVERLAY_SHARE = 0.5
 
@@ -26,7 +30,7 @@ OVERLAY_SHARE = 0.5
 def png(picture: Image.Image) -> bytes:
     """Encode a picture."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    picture.save(buffer, "PNG", compress_level=PNG_LEVEL, compress_type=PNG_STRATEGY)
     return buffer.getvalue()
 
 

@@ -1,61 +1,138 @@
 """From logits on the backbone's grid to a mask and its confidence at the picture's size.
 
-Both are produced in strips of rows, so that K full-size planes never exist.
+Both come from one sweep over the classes, so that K full-size planes never exist.
 """
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from app.inference.kernels import LOG2_E, Confidence, Mask, Taps, emit_rows
 from app.inference.preprocess import Geometry
+from app.inference.row_threads import RowThreads
+from app.inference.tally import tally
 
-STRIP_BYTES = 4 << 20  # of upsampled logits at a time; stays within a core's cache share
+STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
+MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
 
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
-Confidence = NDArray[np.float32]
+ALONE = RowThreads(1)
 
 
-@torch.inference_mode()
-def emit(logits: Tensor, calibrated: Tensor, geometry: Geometry) -> tuple[Mask, Confidence]:
+def emit(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    *,
+    scale: float = 1.0,
+    threads: RowThreads = ALONE,
+) -> tuple[Mask, Confidence]:
     """Upsample bilinearly, label, and read the label's calibrated probability.
 
-    `logits` and `calibrated` are float32 [K,h,w]; labels come from the former (lowest class on
-    ties), probabilities from the softmax of the latter. Pass the same tensor twice where a
-    calibrator decides for itself, or where there is none. Returns uint8 (uint16 from 256 classes
-    on) [H,W] and float32 [H,W] in 0..1.
+    `logits` and `calibrated` are finite float32 [K,h,w]; labels come from the former (lowest
+    class on ties), probabilities from the softmax of `scale` times the latter. Pass the same
+    tensor twice where a calibrator decides for itself, is a mere scale above 0, or there is none.
+    Returns uint8 (uint16 from 256 classes on) [H,W] and float32 [H,W] in 0..1, which is right to
+    2e-6 plus 3e-7 of the largest difference of logits.
     """
-    height, width = geometry.image
-    classes = logits.shape[0]
-    top, bottom, down = _taps(height, geometry.resized[0], geometry.padded[0], logits.shape[1])
-    left, right, across = _taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
-    mask = np.empty((height, width), np.uint8 if classes < 256 else np.uint16)
-    confidence = np.empty((height, width), np.float32)
-    rows = max(1, STRIP_BYTES // (4 * classes * width))
-
-    def upsample(grid: Tensor, strip: slice) -> Tensor:
-        tall = torch.lerp(grid[:, top[strip]], grid[:, bottom[strip]], down[strip, None])
-        return torch.lerp(tall[:, :, left], tall[:, :, right], across)
-
-    for start in range(0, height, rows):
-        strip = slice(start, start + rows)
-        fine = upsample(logits, strip)
-        labels = fine.argmax(dim=0)
-        if calibrated is not logits:
-            fine = upsample(calibrated, strip)
-        chosen = fine.gather(0, labels[None])[0]
-        confidence[strip] = (chosen - fine.logsumexp(dim=0)).exp().clamp_(0, 1).numpy()
-        mask[strip] = labels.numpy()
+    mask, confidence = blank(geometry, logits.shape[0])
+    rows = taps(geometry.image[0], geometry.resized[0], geometry.padded[0], logits.shape[1])
+    part = range(geometry.image[0])
+    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
     return mask, confidence
 
 
-def _taps(count: int, resized: int, padded: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
+    """Make room for a picture's mask and confidence, as `emit` returns them."""
+    mask = np.empty(geometry.image, np.uint8 if classes < 256 else np.uint16)
+    return mask, np.empty(geometry.image, np.float32)
+
+
+def emit_part(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    rows: Taps,
+    part: range,
+    mask: Mask,
+    confidence: Confidence,
+    scale: float,
+    threads: RowThreads,
+) -> None:
+    """Write some rows of `mask` and `confidence` [H,W], as `emit` otherwise.
+
+    The taps of all the picture's `rows` count from the first row of `logits`; those outside of
+    `part` are not read.
+    """
+    width = geometry.image[1]
+    columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
+    if logits.is_cuda:
+        _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
+        return
+    two = calibrated is not logits
+    labelling = logits.contiguous().numpy()
+    rating = calibrated.contiguous().numpy() if two else labelling
+    gain = np.float32(LOG2_E * scale)
+    phases = whole_phases(width, geometry, logits.shape[2])
+
+    def work(start: int, stop: int) -> None:
+        emit_rows(
+            labelling, rating, two, gain, rows, columns, phases, mask, confidence, start, stop
+        )
+
+    threads.share(work, part, logits.shape[0] * width)
+
+
+def warm_up(num_classes: int) -> None:
+    """Compile the kernels, or load what was compiled before, for masks of so many classes."""
+    logits = torch.zeros(num_classes, 1, 1)
+    mask, confidence = emit(logits, logits, Geometry((1, 1), (1, 1), (1, 1)))
+    tally(mask, confidence)
+
+
+def taps(count: int, resized: int, padded: int, cells: int) -> Taps:
     """Bilinear taps of one axis: for each output pixel two cells and the second one's weight.
 
     Pixel centres map to the resized picture, that to the padded one, that to the grid.
     """
     step = resized / count * cells / padded
-    position = ((torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, cells - 1)
-    first = position.floor().long()
-    weight = (position - first).float()
-    return first, (first + 1).clamp(max=cells - 1), weight
+    position = ((np.arange(count) + 0.5) * step - 0.5).clip(0, cells - 1)
+    first = position.astype(np.int64)
+    return first, np.minimum(first + 1, cells - 1), (position - first).astype(np.float32)
+
+
+def whole_phases(width: int, geometry: Geometry, cells: int) -> int:
+    """Count the columns a cell, where that is a whole number of at most MAX_PHASES; else 0."""
+    phases, rest = divmod(width * geometry.padded[1], geometry.resized[1] * cells)
+    return phases if rest == 0 and 1 <= phases <= MAX_PHASES else 0
+
+
+@torch.inference_mode()
+def _emit_on_device(
+    logits: Tensor,
+    calibrated: Tensor,
+    scale: float,
+    rows: Taps,
+    columns: Taps,
+    part: range,
+    mask: Mask,
+    confidence: Confidence,
+) -> None:
+    """Do the same where the logits are, in strips of rows."""
+    top, bottom, down = (torch.from_numpy(part).to(logits.device) for part in rows)
+    left, right, across = (torch.from_numpy(part).to(logits.device) for part in columns)
+    count = max(1, STRIP_BYTES // (4 * logits.shape[0] * mask.shape[1]))
+
+    def upsample(grid: Tensor, strip: slice) -> Tensor:
+        tall = torch.lerp(grid[:, top[strip]], grid[:, bottom[strip]], down[strip, None])
+        return torch.lerp(tall[:, :, left], tall[:, :, right], across)
+
+    for start in range(part.start, part.stop, count):
+        strip = slice(start, min(start + count, part.stop))
+        fine = upsample(logits, strip)
+        labels = fine.argmax(dim=0)
+        if calibrated is not logits:
+            fine = upsample(calibrated, strip)
+        fine = fine * scale
+        chosen = fine.gather(0, labels[None])[0]
+        confidence[strip] = (chosen - fine.logsumexp(dim=0)).exp().clamp_(0, 1).cpu().numpy()
+        mask[strip] = labels.cpu().numpy()

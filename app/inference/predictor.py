@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from app.errors import ModelError
 from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
+from app.inference.emission import warm_up
 from app.inference.preprocess import Geometry, preprocess
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Predictor:
 
 
 def open_predictor(folder: ModelFolder, device: str, threads: int) -> Predictor:
-    """Load a model, run it once on a grey picture, and check what comes out.
+    """Load a model, run it once on a grey picture, check what comes out, and compile the kernels.
 
     Raises ModelError where the file does not load or its output does not fit the card.
     """
@@ -91,5 +92,6 @@ def open_predictor(folder: ModelFolder, device: str, threads: int) -> Predictor:
             f"{folder.card.name}: expected logits [1,{folder.num_classes},h,w], "
             f"got {list(logits.shape)}"
         )
+    warm_up(folder.num_classes)
     log.info("loaded %s on %s", folder.card.name, predictor.backbone.device)
     return predictor

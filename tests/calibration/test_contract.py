@@ -71,6 +71,19 @@ def test_fresh_is_identity(method, num_classes):
     assert (probabilities(build(method, num_classes), logits) - plain).abs().max() < 1e-4
 
 
+@every(["identity", "temperature"])
+def test_scale_is_all_that_a_mere_scale_does(method, num_classes):
+    logits, calibrator = unseen(num_classes), fitted(method, num_classes)
+    scale = calibrator.scale()
+    assert scale > 0
+    assert torch.allclose((scale * logits).log_softmax(1), calibrator(logits), atol=1e-5)
+
+
+@every([method for method in CHOSEN if method not in ("identity", "temperature")])
+def test_method_that_does_more_has_no_scale(method, num_classes):
+    assert build(method, num_classes).scale() is None
+
+
 @every(CHOSEN)
 def test_output_is_a_float32_distribution(method, num_classes):
     logits = unseen(num_classes)

@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.inference.card import InputPolicy
-from app.inference.emission import Confidence, Mask, emit
+from app.inference.emission import emit
+from app.inference.kernels import Confidence, Mask
 from app.inference.preprocess import Geometry, plan
+from app.inference.row_threads import RowThreads
 
 
 def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
@@ -173,3 +176,135 @@ def test_softmax_by_hand():
     mask, confidence = emit(logits, logits, native(1, 1))
     assert mask.item() == 1
     assert confidence.item() == pytest.approx(0.75)
+
+
+FORMS = ["plain", "scaled", "rated", "decided"]
+
+
+@st.composite
+def layouts(draw) -> tuple[Geometry, tuple[int, int]]:
+    """Sizes on the way in and a grid, with or without whole numbers of pixels a cell."""
+    resized = draw(st.tuples(st.integers(1, 90), st.integers(1, 330)))
+    padded = tuple(side + draw(st.integers(0, 15)) for side in resized)
+    same = draw(st.booleans())
+    image = resized if same else draw(st.tuples(st.integers(1, 90), st.integers(1, 330)))
+    stride = draw(st.sampled_from([1, 2, 3, 4, 8, 16]))
+    if draw(st.booleans()):
+        padded = tuple(-(-side // stride) * stride for side in padded)
+    grid = tuple(max(1, side // stride) for side in padded)
+    return Geometry(image, resized, padded), grid
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layout=layouts(),
+    classes=st.one_of(st.integers(2, 24), st.sampled_from([150, 254, 255, 256, 257, 300])),
+    form=st.sampled_from(FORMS),
+    spread=st.sampled_from([0.0, 0.1, 3.0, 40.0]),
+    seed=st.integers(0, 1000),
+)
+def test_every_form_agrees_with_float64_at_any_geometry(layout, classes, form, spread, seed):
+    geometry, grid = layout
+    logits = noise(classes, *grid, seed=seed) / 3 * spread
+    other = noise(classes, *grid, seed=seed + 1) / 3 * spread
+    labelling, rating, scale = {
+        "plain": (logits, logits, 1.0),
+        "scaled": (logits, logits, 0.37),
+        "rated": (logits, other, 1.0),
+        "decided": (other, other, 1.0),
+    }[form]
+    mask, confidence = emit(labelling, rating, geometry, scale=scale)
+    assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
+    fine = upsampled(labelling, geometry)
+    chosen = fine.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
+    assert (fine.amax(0) - chosen).max() <= 1e-6 * (1 + 10 * spread)
+    rated = upsampled(rating, geometry).mul(scale).softmax(0)
+    expected = rated.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
+    assert np.abs(confidence - expected.numpy()).max() <= 2e-6 * (1 + spread)
+
+
+def test_confidence_is_within_half_a_step_of_a_16_bit_map():
+    # Logits as a network makes them: pixels of all degrees of certainty.
+    logits, geometry = noise(19, 40, 60) * 2, native(160, 240)
+    _, confidence = emit(logits, logits, geometry)
+    fine = upsampled(logits, geometry).softmax(0).amax(0).numpy()
+    assert np.abs(confidence - fine).max() < 0.5 / 65535
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_neighbours_that_are_sure_of_different_classes(form):
+    # Between them no class comes near the highest logits of either: sums are taken once more.
+    logits = torch.full((6, 2, 3), -3e4)
+    logits[[0, 3, 5, 2, 2, 1], [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]] = 3e4
+    rating = logits.flip(0) if form == "rated" else logits
+    scale = 0.01 if form == "scaled" else 1.0
+    geometry = native(8, 15)
+    mask, confidence = emit(logits, rating, geometry, scale=scale)
+    fine, rated = upsampled(logits, geometry), upsampled(rating, geometry).mul(scale).softmax(0)
+    chosen = torch.from_numpy(mask.astype(np.int64))[None]
+    assert (fine.amax(0) - fine.gather(0, chosen)[0]).max() < 0.02
+    # At 3e4 float32 resolves logits to 0.004, and a product of weights to a little less.
+    assert np.abs(confidence - rated.gather(0, chosen)[0].numpy()).max() < 0.01
+    assert confidence.min() >= 0
+    assert confidence.max() <= 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 150, 300])
+def test_equal_logits_give_the_lowest_class_and_an_even_share(classes):
+    logits = torch.full((classes, 5, 7), 12.5)
+    mask, confidence = emit(logits, logits, native(20, 28))
+    assert not mask.any()
+    assert np.allclose(confidence, 1 / classes, rtol=1e-6)
+
+
+def test_labels_at_cell_centres_are_the_argmax_however_small_the_margin():
+    logits = torch.full((3, 4, 4), 1.0)
+    logits[2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    mask, _ = emit(logits, logits, native(4, 4))
+    assert (mask == 2).all()
+
+
+def test_logits_that_are_no_contiguous_array():
+    logits = noise(5, 12, 9)
+    turned = logits.transpose(1, 2)
+    mask, confidence = emit(turned, turned, native(18, 24))
+    fine = upsampled(turned, native(18, 24))
+    agrees(mask, confidence, fine, fine)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_threads_change_nothing(count):
+    logits, calibrated = noise(19, 40, 60), noise(19, 40, 60, seed=1)
+    geometry = native(160, 240)
+    alone = emit(logits, calibrated, geometry)
+    shared = emit(logits, calibrated, geometry, threads=RowThreads(count))
+    assert np.array_equal(alone[0], shared[0])
+    assert np.array_equal(alone[1], shared[1])
+
+
+def test_requests_at_once_do_not_disturb_each_other():
+    threads, geometry = RowThreads(3), native(160, 240)
+    pictures = [noise(11 + n, 40, 60, seed=n) for n in range(8)]
+    alone = [emit(logits, logits, geometry) for logits in pictures]
+    with ThreadPoolExecutor(8) as requests:
+        for _ in range(5):
+            at_once = requests.map(
+                lambda logits: emit(logits, logits, geometry, threads=threads), pictures
+            )
+            for expected, got in zip(alone, at_once, strict=True):
+                assert np.array_equal(expected[0], got[0])
+                assert np.array_equal(expected[1], got[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cuda_device_gives_the_same(form):
+    logits, other = noise(19, 30, 40), noise(19, 30, 40, seed=1)
+    rating = other if form == "rated" else logits
+    scale = 0.4 if form == "scaled" else 1.0
+    geometry = Geometry((110, 150), (110, 150), (120, 160))
+    mask, confidence = emit(logits, rating, geometry, scale=scale)
+    there = logits.cuda()
+    on_device = emit(there, rating.cuda() if form == "rated" else there, geometry, scale=scale)
+    assert (mask != on_device[0]).mean() < 1e-3
+    assert np.abs(confidence - on_device[1])[mask == on_device[0]].max() < 1e-5

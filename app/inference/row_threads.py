@@ -1,0 +1,42 @@
+"""A picture's rows, shared among a few threads by work that leaves the interpreter's lock.
+
+Plain Python threads rather than numba's own: its default layer aborts the process when two
+requests enter it at once.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+
+STRIPS = 4  # for each thread, so that a slow one holds nobody up
+SMALLEST = 1 << 17  # values that one thread finishes before another has woken up
+
+
+class RowThreads:
+    """Threads that help whoever calls; safe for several callers at once."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._helpers = ThreadPoolExecutor(max(count - 1, 1), "rows")
+
+    def share(self, work: Callable[[int, int], None], rows: range, per_row: int) -> None:
+        """Call `work(start, stop)` until all rows are done; `per_row` is what a row costs.
+
+        The caller works too, and takes over what no helper has begun: it never waits for another
+        caller's rows.
+        """
+        step = max(1, -(-len(rows) // (self._count * STRIPS)), SMALLEST // per_row)
+        starts = iter(range(rows.start, rows.stop, step))
+
+        def run() -> None:
+            for start in starts:
+                work(start, min(start + step, rows.stop))
+
+        helpers = min(self._count, -(-len(rows) // step)) - 1
+        helping = [self._helpers.submit(run) for _ in range(helpers)]
+        try:
+            run()
+        finally:
+            begun = [future for future in helping if not future.cancel()]
+            wait(begun)
+        for future in begun:
+            future.result()
