@@ -131,15 +131,25 @@ class Segmenter:
 def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:
     """Turn a wish into the least confidence that is kept.
 
-    Raises ConflictError for `max_error` where no threshold was certified for it.
+    `max_error` takes the largest certified level up to it. Raises ConflictError where there is
+    none, and with test-time augmentation, for which nothing is certified.
     """
-    if wish.max_error is not None:
-        name = NO_CALIBRATOR if stored is None else stored.manifest.id
+    if wish.max_error is None:
+        return wish.min_confidence
+    if wish.tta != "none":
         raise ConflictError(
-            f"expected a calibrator with a threshold certified for max_error="
-            f"{wish.max_error}, got {name}, which has none"
+            f"expected tta=none with max_error, which is certified without it, got {wish.tta}"
         )
-    return wish.min_confidence
+    levels = () if stored is None else stored.manifest.thresholds
+    met = [level for level in levels if level.max_error <= wish.max_error]
+    if met:
+        return max(met, key=lambda level: level.max_error).threshold
+    name = NO_CALIBRATOR if stored is None else stored.manifest.id
+    known = ", ".join(f"{level.max_error:g}" for level in levels) or "none"
+    raise ConflictError(
+        f"expected a calibrator with a threshold certified for max_error={wish.max_error:g}, "
+        f"got {name} (certified levels: {known})"
+    )
 
 
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:

@@ -55,6 +55,29 @@ def draw(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) 
     return Sample(torch.cat(tables), torch.cat(targets), counts, complete)
 
 
+def gather(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) -> InMemory:
+    """Read a set's labelled pixels once into tables by image, at most `budget` floats of them.
+
+    Each image gives the same number as far as it has them: beyond some hundred pixels of an image
+    only further images say more. Images without a labelled pixel are left out. Raises
+    ArgumentError where no pixel is labelled or a label is no class.
+    """
+    quota = max(budget // (data.num_classes * max(len(data), 1)), 1)
+    generator = torch.Generator().manual_seed(context.seed)
+    images = []
+    for done, (logits, labels) in enumerate(pixels(data)):
+        context.progress("reading", done / len(data))
+        class_counts(labels, data.num_classes)
+        if len(labels) > quota:
+            chosen = torch.randperm(len(labels), generator=generator)[:quota]
+            images.append(LabelledImage(logits[chosen].T, labels[chosen]))
+        else:
+            images.append(LabelledImage(logits.contiguous().T, labels))
+    if not images:
+        raise ArgumentError("expected at least one labelled pixel to fit on, got none")
+    return InMemory(data.num_classes, images)
+
+
 def chunks(data: ValidationSet) -> Iterator[tuple[Tensor, Tensor]]:
     """Go through a set's labelled pixels: logits [m,K] and labels [m], a few MB at a time."""
     for logits, labels in pixels(data):
