@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from app.artifacts import ArtifactStore, StoredCalibrator
+from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
-from app.inference.emission import emit
+from app.inference.emission import Confidence, Mask, emit
 from app.inference.predictor import Predictor, Tta
 
 NO_CALIBRATOR = "none"
@@ -55,7 +56,8 @@ class Segmentation:
     """One answer, with what its confidence rests on.
 
     `mask` is uint8 or uint16 [H,W] with abstained pixels at the top value, `confidence` float32
-    [H,W] in 0..1, `threshold` the least confidence that was kept, if any.
+    [H,W] in 0..1, `threshold` the least confidence that was kept, if any. `stale` says that live
+    answers have drifted away from what the calibrator was measured on.
     """
 
     predictor: Predictor
@@ -63,6 +65,7 @@ class Segmentation:
     mask: NDArray[np.uint8] | NDArray[np.uint16]
     confidence: NDArray[np.float32]
     threshold: float | None
+    stale: bool = False
 
     @property
     def mean_confidence(self) -> float:
@@ -79,7 +82,9 @@ class Segmenter:
         default_model: str | None,
         artifacts: ArtifactStore,
         max_pixels: int,
+        drift: DriftMonitor | None = None,
     ) -> None:
+        self._drift = drift
         self.predictors = predictors
         self._default_model = default_model
         self.artifacts = artifacts
@@ -103,9 +108,29 @@ class Segmenter:
             mask, confidence = emit(
                 calibrated[0] if decides else logits[0], calibrated[0], geometry
             )
+            stale = self._is_stale(predictor, stored, wish, mask, confidence)
             if threshold is not None:
                 mask[confidence < threshold] = np.iinfo(mask.dtype).max
-        return Segmentation(predictor, stored, mask, confidence, threshold)
+        return Segmentation(predictor, stored, mask, confidence, threshold, stale)
+
+    def _is_stale(
+        self,
+        predictor: Predictor,
+        stored: StoredCalibrator | None,
+        wish: Wish,
+        mask: Mask,
+        confidence: Confidence,
+    ) -> bool:
+        """Tell whether the calibrator is stale, after a look at this answer if it counts.
+
+        Only answers of the active calibrator do, as the fit made them: without augmentation.
+        """
+        if self._drift is None or stored is None:
+            return False
+        model = predictor.folder.card.name
+        if wish.calibrator == ACTIVE and wish.tta == "none":
+            self._drift.observe(model, stored, mask, confidence)
+        return self._drift.is_stale(model, stored.manifest.id)
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one or the only one."""

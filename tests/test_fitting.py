@@ -75,10 +75,10 @@ def test_figures_are_of_the_test_images():
     outcome = fit(labelled(temperature=2, images=15), METHODS, SEEDED)
     parts = outcome.parts
 
-    assert (len(parts.fit), len(parts.select), len(parts.test)) == (6, 3, 6)
+    assert (len(parts.fit), len(parts.select), len(parts.test)) == (6, 2, 7)
     assert outcome.images == 15
-    assert outcome.uncalibrated.evaluation.result().images == 6
-    assert outcome.uncalibrated.evaluation.result().pixels == 6 * 24 * 24
+    assert outcome.uncalibrated.evaluation.result().images == 7
+    assert outcome.uncalibrated.evaluation.result().pixels == 7 * 24 * 24
 
 
 def test_choice_does_not_see_the_test_images():
@@ -110,7 +110,7 @@ def test_thresholds_are_certified_on_the_test_images():
     outcome = fit(labelled(temperature=3, images=120, side=8), METHODS, SEEDED)
     found, refused = outcome.certification.thresholds, outcome.certification.refused
 
-    assert {level.images for level in found} == {48}
+    assert {level.images for level in found} == {54}
     assert [level.max_error for level in found] == sorted(level.max_error for level in found)
     assert found[-1].max_error == 0.3
     assert all(level.error <= level.max_error for level in found)

@@ -7,9 +7,9 @@ from app.errors import ArgumentError
 @pytest.mark.parametrize(
     ("count", "choosing", "sizes"),
     [
-        (101, True, (40, 21, 40)),
+        (101, True, (40, 16, 45)),
         (10, True, (4, 2, 4)),
-        (101, False, (61, 0, 40)),
+        (101, False, (56, 0, 45)),
         (2, False, (1, 0, 1)),
     ],
 )
