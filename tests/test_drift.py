@@ -142,7 +142,7 @@ def test_stale_shows_in_answers_calibrators_and_metrics(
 
     def gauge() -> str:
         text = client.get("/metrics").text
-        return re.findall(r'segcal_calibrator_stale\{model="tiny"\} (\S+)', text)[0]
+        return str(re.findall(r'segcal_calibrator_stale\{model="tiny"\} (\S+)', text)[0])
 
     assert not stale_after([*COLORS] * 8)
     assert gauge() == "0.0"
