@@ -196,7 +196,7 @@ def test_dusk_and_fog_are_noticed_and_held_out_day_frames_are_not(street: Predic
     watch = Watch(window=32, patience=16)
 
     assert not turned_stale(reference, answered(street, days), watch)
-    fog = [corrupt(picture, "fog", 2, index) for index, picture in enumerate(days)]
+    fog = [corrupt(picture, "fog", 4, index) for index, picture in enumerate(days)]
     assert turned_stale(reference, answered(street, fog), watch)
     dusk = read(sorted((folder / "train").glob("0001TP*.png"))[:56])
     assert turned_stale(reference, answered(street, dusk), watch)

@@ -127,6 +127,15 @@ def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
     assert as_table.reference is None  # rows need not make up a whole picture
 
 
+@pytest.mark.parametrize("methods", [("lts",), ("identity", "lts")])
+def test_spatial_method_is_fitted_and_measured_on_whole_images(methods):
+    outcome = fit(labelled(temperature=3, images=10, side=12), methods, SEEDED)
+
+    assert outcome.candidates[-1].method == "lts"
+    assert outcome.candidates[-1].evaluation.result().pixels == len(outcome.parts.test) * 144
+    assert outcome.reference is not None
+
+
 def test_experts_without_enough_pixels_are_left_out_of_several_methods():
     small = labelled(temperature=2, images=12, side=1)
     outcome = fit(small, ("identity", "cmsap"), SEEDED)

@@ -90,15 +90,16 @@ def fit(
     fit_on, test = Subset(data, parts.fit), Subset(data, parts.test)
     pixels = gather(fit_on, stage(context, "reading", 0.0, READING))
     fitted, refused = fit_all(methods, fit_on, pixels, context)
-    # Without a choice to make the images of the fit still tell where confidence lies.
-    tuning = Subset(data, parts.select) if parts.select else pixels
     wanted = [one.calibrator for one in fitted]
+    # Without a choice to make the images of the fit still tell where confidence lies.
+    known = fit_on if any(one.invariances.spatial for one in wanted) else pixels
+    tuning = Subset(data, parts.select) if parts.select else known
     done = READING + FITTING
     choices = choose(tuning, wanted, stage(context, "choosing", done, CHOOSING))
     best = min(range(len(choices)), key=lambda index: choices[index].ece)
     # Identity, where it was fitted, is the uncalibrated model: measured once.
-    known = (one for one in wanted if isinstance(one, Identity))
-    uncalibrated = next(known, Identity(data.num_classes))
+    identities = (one for one in wanted if isinstance(one, Identity))
+    uncalibrated = next(identities, Identity(data.num_classes))
     before = uncalibrated if current is None else current
     told = stage(context, "measuring", done + CHOOSING, TESTING)
     measured = measure(test, [uncalibrated, before, *wanted], told)
