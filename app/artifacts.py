@@ -1,6 +1,6 @@
 """Calibrators on disk: immutable versions, one atomic pointer to the active one, and its history.
 
-    <root>/<model>/<id>/manifest.json, calibrator.safetensors, report.json
+    <root>/<model>/<id>/manifest.json, calibrator.safetensors, report.json, reference.safetensors
     <root>/<model>/active            the active version's id
     <root>/<model>/history.jsonl     who activated what, when and why
     <root>/<model>/.lock             held by whoever changes any of these
@@ -29,6 +29,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from app.calibration.base import Calibrator
+from app.calibration.certification import CertifiedThreshold
+from app.calibration.drift import CONFIDENCE_BINS, Reference
 from app.calibration.registry import build
 from app.disk import locked, replace_file, storage, sync_folder, write_synced
 from app.errors import (
@@ -45,6 +47,7 @@ FORMAT = "segcal-calibrator"
 FORMAT_VERSION = 1
 FILES = ("manifest.json", "calibrator.safetensors", "report.json")
 LEFTOVERS = (".*.tmp", ".*.deleted")  # of a change that a crash has cut short
+REFERENCE = "reference.safetensors"  # how answers looked at the fit; not every version has one
 ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
 
 
@@ -68,16 +71,18 @@ class Manifest:
     seed: int = 0
     note: str = ""
     summary: dict[str, float] = field(default_factory=dict)
+    thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error; older ones have none
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
 class StoredCalibrator:
-    """A version that was loaded and checked."""
+    """A version that was loaded and checked; without a reference there is no telling of drift."""
 
     manifest: Manifest
     calibrator: Calibrator
+    reference: Reference | None = None
 
 
 def new_id(method: str) -> str:
@@ -137,7 +142,10 @@ class ArtifactStore:
         folder = self._version_folder(model, version)
         stored = self._loaded.get(version)
         if stored is None:
-            stored = StoredCalibrator(manifest := _read_manifest(folder), _read(folder, manifest))
+            manifest = _read_manifest(folder)
+            stored = StoredCalibrator(
+                manifest, _read(folder, manifest), _read_reference(folder, manifest)
+            )
             self._loaded[version] = stored
         if stored.manifest.model_sha256 != model_sha256:
             raise ConflictError(
@@ -159,7 +167,11 @@ class ArtifactStore:
         return json.loads(path.read_text("utf-8"))  # type: ignore[no-any-return]
 
     def publish(
-        self, manifest: Manifest, calibrator: Calibrator, report: dict[str, object]
+        self,
+        manifest: Manifest,
+        calibrator: Calibrator,
+        report: dict[str, object],
+        reference: Reference | None = None,
     ) -> None:
         """Store a new version; it is there whole or not at all."""
         folder = self._folder(manifest.model)
@@ -169,7 +181,7 @@ class ArtifactStore:
             with self._changing(manifest.model):
                 staging.mkdir()
                 try:
-                    _write(staging, manifest, calibrator, report)
+                    _write(staging, manifest, calibrator, report, reference)
                     staging.rename(folder / manifest.id)
                     sync_folder(folder)
                 except BaseException:
@@ -181,7 +193,7 @@ class ArtifactStore:
         folder = self._version_folder(model, version)
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in FILES:
+            for name in (*FILES, *([REFERENCE] if (folder / REFERENCE).exists() else [])):
                 archive.write(folder / name, f"{version}/{name}")
         return buffer.getvalue()
 
@@ -259,10 +271,17 @@ def timestamp() -> str:
 
 
 def _write(
-    folder: Path, manifest: Manifest, calibrator: Calibrator, report: dict[str, object]
+    folder: Path,
+    manifest: Manifest,
+    calibrator: Calibrator,
+    report: dict[str, object],
+    reference: Reference | None,
 ) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in calibrator.state_dict().items()}
     write_synced(folder / "calibrator.safetensors", safetensors.torch.save(tensors))
+    if reference is not None:
+        images = {"images": reference.images.contiguous()}
+        write_synced(folder / REFERENCE, safetensors.torch.save(images))
     write_synced(folder / "report.json", _json(report))
     write_synced(folder / "manifest.json", _json(asdict(manifest)))
     sync_folder(folder)
@@ -295,6 +314,23 @@ def _read(folder: Path, manifest: Manifest) -> Calibrator:
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise ArtifactError(f"{folder.name}: expected finite parameters, got NaN or infinity")
     return calibrator.eval()
+
+
+def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
+    """Read what drift is measured against; None where a version has none."""
+    path = folder / REFERENCE
+    if not path.exists():
+        return None
+    try:
+        images = safetensors.torch.load_file(path)["images"]
+    except (KeyError, OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"{folder.name}: expected a reference, got: {error}") from error
+    wanted = CONFIDENCE_BINS + manifest.num_classes
+    if images.ndim != 2 or images.shape[1] != wanted or not torch.isfinite(images).all():
+        raise ArtifactError(
+            f"{folder.name}: expected finite histograms [n,{wanted}], got {list(images.shape)}"
+        )
+    return Reference(images)
 
 
 def _json(value: object) -> bytes:

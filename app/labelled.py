@@ -11,7 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from app.answers import answer_labelled
+from app.calibration.base import Calibrator
+from app.calibration.emitted import Emitted
 from app.calibration.validation import IGNORE, LabelledImage
 from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
@@ -42,7 +46,10 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
 
 
 class SpooledLogits:
-    """A validation set whose logits, once computed, lie in files until asked for."""
+    """A validation set whose logits, once computed, lie in files until asked for.
+
+    Labels at the pictures' size lie there too, to answer images as the service does.
+    """
 
     def __init__(
         self,
@@ -55,7 +62,8 @@ class SpooledLogits:
         self.num_classes = predictor.folder.num_classes
         self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._labels: list[NDArray[np.int32]] = []
+        self._labels: list[NDArray[np.int32]] = []  # on the logits' grid
+        self._geometries: list[Geometry] = []
         for index, pair in enumerate(pairs):
             progress("logits", index / len(pairs))
             picture = read_picture(pair.image, max_pixels)
@@ -65,18 +73,28 @@ class SpooledLogits:
                 pair, geometry.image, self.num_classes, ignore_index, max_pixels
             )
             self._labels.append(to_grid(labels, geometry, (logits.shape[1], logits.shape[2])))
-            np.save(self._path(index), logits.numpy())
+            self._geometries.append(geometry)
+            np.save(self._path("logits", index), logits.numpy())
+            narrow = np.min_scalar_type(-self.num_classes)
+            np.save(self._path("labels", index), labels.astype(narrow))
         progress("logits", 1.0)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        logits = np.load(self._path(index), allow_pickle=False)
-        return LabelledImage(torch.from_numpy(logits), torch.from_numpy(self._labels[index]).long())
+        return LabelledImage(self._logits(index), torch.from_numpy(self._labels[index]).long())
 
-    def _path(self, index: int) -> Path:
-        return self._folder / f"{index}.npy"
+    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
+        """Answer one picture at its own size."""
+        labels = np.load(self._path("labels", index), allow_pickle=False)
+        return answer_labelled(self._logits(index), labels, self._geometries[index], calibrator)
+
+    def _logits(self, index: int) -> Tensor:
+        return torch.from_numpy(np.load(self._path("logits", index), allow_pickle=False))
+
+    def _path(self, kind: str, index: int) -> Path:
+        return self._folder / f"{kind}{index}.npy"
 
 
 def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:

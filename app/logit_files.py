@@ -7,10 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from app.answers import answer_labelled
 from app.arrays import ArrayFile
+from app.calibration.base import Calibrator
+from app.calibration.emitted import Emitted
 from app.calibration.validation import IGNORE, LabelledImage
 from app.errors import ArgumentError
+from app.inference.preprocess import Geometry
 
 CHUNK_BYTES = 8 << 20  # of a table, read at a time
 CHECK_BYTES = 32  # that checking a row takes beside its logits
@@ -50,12 +55,15 @@ class DenseLogits:
         return self._logits.shape[0]
 
     def __getitem__(self, index: int) -> LabelledImage:
-        where = f"image {index}"
-        labels = _checked(self._labels.map()[index], self.num_classes, self._ignore, where)
-        logits = _copy(self._logits.map()[index])
-        return LabelledImage(
-            torch.from_numpy(logits),
-            torch.from_numpy(labels[np.ix_(self._rows, self._columns)]),
+        labels = self._labels_of(index)[np.ix_(self._rows, self._columns)]
+        return LabelledImage(self._logits_of(index), torch.from_numpy(labels))
+
+    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
+        """Answer one image at its labels' size."""
+        labels = self._labels_of(index)
+        size = (labels.shape[0], labels.shape[1])
+        return answer_labelled(
+            self._logits_of(index), labels, Geometry(size, size, size), calibrator
         )
 
     def check(self) -> Contents:
@@ -69,6 +77,14 @@ class DenseLogits:
             pixels += int(labelled.sum())
         require_images(images)
         return Contents(images, pixels)
+
+    def _logits_of(self, index: int) -> Tensor:
+        return torch.from_numpy(_copy(self._logits.map()[index]))
+
+    def _labels_of(self, index: int) -> NDArray[np.int64]:
+        """Read one image's labels [H,W]."""
+        where = f"image {index}"
+        return _checked(self._labels.map()[index], self.num_classes, self._ignore, where)
 
 
 class TableLogits:

@@ -28,6 +28,7 @@ from app.api.lingering import Linger
 from app.api.pace import BodyPace
 from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
+from app.drift import DriftMonitor, Watch
 from app.errors import ModelError, SettingsError
 from app.inference.card import ModelFolder, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
@@ -51,13 +52,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings()
     check_models(settings)
+    drift = DriftMonitor(Watch(settings.drift_window, settings.drift_patience))
     state = State(
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
         readiness=Readiness(),
         admission=Admission(WORKERS, settings.queue_limit),
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
-        counters=Counters(),
+        counters=Counters(drift),
+        drift=drift,
         artifacts=ArtifactStore(settings.artifacts_dir),
         jobs=Jobs(settings),
     )
@@ -122,6 +125,7 @@ def load_models(state: State) -> None:
         state.artifacts,
         state.settings.max_pixels,
         state.settings.threads,
+        state.drift,
     )
 
 

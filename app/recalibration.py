@@ -49,7 +49,7 @@ def calibrate(
     manifest = describe(folder, outcome, note)
     document = report(outcome, activated, why)
     context.progress(PUBLISHING, 1.0)
-    store.publish(manifest, outcome.chosen.calibrator, document)
+    store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if activated:
         store.activate(name, manifest.id, why, by)
     return Calibrated(manifest, document, activated, why)
@@ -76,7 +76,8 @@ def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bo
     mean, low, high = outcome.ece_difference
     measured = (
         f"image-wise ECE changes by {mean:+.4f} (95% interval {low:+.4f} to {high:+.4f}) against "
-        f"{active or 'the uncalibrated model'} on {outcome.held_out_images} held-out images"
+        f"{active or 'the uncalibrated model'} on {len(outcome.parts.test)} "
+        f"{'held-out images' if outcome.parts.fresh else 'images that also chose the method'}"
     )
     if activate == "always":
         return True, f"asked to activate always; {measured}"
@@ -95,11 +96,12 @@ def describe(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:
         method=outcome.chosen.method,
         num_classes=folder.num_classes,
         fitted_at=timestamp(),
-        images=outcome.fit_images + outcome.held_out_images,
+        images=outcome.images,
         pixels=after.pixels,
         ece_before=outcome.uncalibrated.evaluation.result().ece_image,
         ece_after=after.ece_image,
         seed=outcome.seed,
         note=note,
         summary=outcome.chosen.calibrator.summary(),
+        thresholds=outcome.certification.thresholds,
     )

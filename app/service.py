@@ -15,9 +15,11 @@ from torch import Tensor
 
 from app.artifacts import ArtifactStore, StoredCalibrator
 from app.calibration.base import Calibrator
+from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.inference.emission import emit
+from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.row_threads import RowThreads
 from app.inference.tally import Tally, tally
@@ -60,6 +62,7 @@ class Segmentation:
 
     `mask` is uint8 or uint16 [H,W] with abstained pixels at the top value, `confidence` float32
     [H,W] in 0..1, `threshold` the least confidence that was kept, if any, `tally` their sums.
+    `stale` says that live answers have drifted away from what the calibrator was measured on.
     """
 
     predictor: Predictor
@@ -68,6 +71,7 @@ class Segmentation:
     confidence: NDArray[np.float32]
     threshold: float | None
     tally: Tally
+    stale: bool = False
 
     @property
     def mean_confidence(self) -> float:
@@ -85,7 +89,9 @@ class Segmenter:
         artifacts: ArtifactStore,
         max_pixels: int,
         threads: int = 1,
+        drift: DriftMonitor | None = None,
     ) -> None:
+        self._drift = drift
         self.predictors = predictors
         self._default_model = default_model
         self.artifacts = artifacts
@@ -109,10 +115,30 @@ class Segmenter:
             mask, confidence = emit(
                 rated.labelling, rated.rating, geometry, scale=rated.scale, threads=self._threads
             )
+            stale = self._is_stale(predictor, stored, wish, mask, confidence)
             if threshold is not None:
                 np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)
             sums = tally(mask, confidence)
-        return Segmentation(predictor, stored, mask, confidence, threshold, sums)
+        return Segmentation(predictor, stored, mask, confidence, threshold, sums, stale)
+
+    def _is_stale(
+        self,
+        predictor: Predictor,
+        stored: StoredCalibrator | None,
+        wish: Wish,
+        mask: Mask,
+        confidence: Confidence,
+    ) -> bool:
+        """Tell whether the calibrator is stale, after a look at this answer if it counts.
+
+        Only answers of the active calibrator do, as the fit made them: without augmentation.
+        """
+        if self._drift is None or stored is None:
+            return False
+        model = predictor.folder.card.name
+        if wish.calibrator == ACTIVE and wish.tta == "none":
+            self._drift.observe(model, stored, mask, confidence)
+        return self._drift.is_stale(model, stored.manifest.id)
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one or the only one."""
@@ -159,15 +185,25 @@ def rate(logits: Tensor, calibrator: Calibrator | None) -> Rated:
 def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:
     """Turn a wish into the least confidence that is kept.
 
-    Raises ConflictError for `max_error` where no threshold was certified for it.
+    `max_error` takes the largest certified level up to it. Raises ConflictError where there is
+    none, and with test-time augmentation, for which nothing is certified.
     """
-    if wish.max_error is not None:
-        name = NO_CALIBRATOR if stored is None else stored.manifest.id
+    if wish.max_error is None:
+        return wish.min_confidence
+    if wish.tta != "none":
         raise ConflictError(
-            f"expected a calibrator with a threshold certified for max_error="
-            f"{wish.max_error}, got {name}, which has none"
+            f"expected tta=none with max_error, which is certified without it, got {wish.tta}"
         )
-    return wish.min_confidence
+    levels = () if stored is None else stored.manifest.thresholds
+    met = [level for level in levels if level.max_error <= wish.max_error]
+    if met:
+        return max(met, key=lambda level: level.max_error).threshold
+    name = NO_CALIBRATOR if stored is None else stored.manifest.id
+    known = ", ".join(f"{level.max_error:g}" for level in levels) or "none"
+    raise ConflictError(
+        f"expected a calibrator with a threshold certified for max_error={wish.max_error:g}, "
+        f"got {name} (certified levels: {known})"
+    )
 
 
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:

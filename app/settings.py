@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     fit_threads: int = Field(
         default_factory=lambda known: max(1, known.get("threads", 1) // 2), ge=1
     )
+    drift_window: int = Field(64, ge=8, le=65536)
+    drift_patience: int = Field(32, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("api_tokens", mode="before")

@@ -23,6 +23,8 @@ from PIL import Image
 
 from app.api.server import DrainingServer, ProblemProtocol
 from app.artifacts import ArtifactStore, Manifest, new_id
+from app.calibration.certification import CertifiedThreshold
+from app.calibration.drift import Reference
 from app.calibration.temperature import Temperature
 from app.inference.card import read_model_folder
 from app.main import create_app
@@ -172,6 +174,8 @@ def publish_temperature(
     *,
     activate: bool = True,
     sha256: str | None = None,
+    thresholds: tuple[CertifiedThreshold, ...] = (),
+    reference: Reference | None = None,
 ) -> str:
     """Store a calibrator of a known temperature for a model and give its id."""
     folder = read_model_folder(model_folder)
@@ -188,9 +192,10 @@ def publish_temperature(
         pixels=400,
         ece_before=0.25,
         ece_after=0.125,
+        thresholds=thresholds,
     )
     store = ArtifactStore(artifacts_dir)
-    store.publish(manifest, calibrator, {"chosen": "temperature"})
+    store.publish(manifest, calibrator, {"chosen": "temperature"}, reference)
     if activate:
         store.activate(folder.card.name, manifest.id, "for a test", by="a test")
     return manifest.id

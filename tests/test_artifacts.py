@@ -1,19 +1,25 @@
 """Calibrators on disk: what is published is whole, what is active is loadable, at any instant."""
 
+import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from app.artifacts import ArtifactStore, Manifest, new_id
+from app.calibration.certification import CertifiedThreshold
+from app.calibration.drift import Reference
 from app.calibration.temperature import Temperature
 from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
 
@@ -68,6 +74,45 @@ def test_published_version_loads_as_it_was(store, tmp_path):
     assert sorted(path.name for path in (tmp_path / "tiny" / described.id).iterdir()) == [
         "calibrator.safetensors", "manifest.json", "report.json",
     ]  # fmt: skip
+
+
+def test_thresholds_and_reference_are_stored_with_a_version(store, tmp_path):
+    level = CertifiedThreshold(0.1, 0.75, 0.1, 0.9, 0.06, 40)
+    described = manifest(thresholds=(level,))
+    reference = Reference(torch.full((5, 64 + 3), 1 / 64))
+    store.publish(described, halving(), {"chosen": "temperature"}, reference)
+    stored = ArtifactStore(tmp_path).load("tiny", described.id, SHA)
+
+    assert stored.manifest.thresholds == (level,)
+    assert stored.reference is not None
+    assert torch.equal(stored.reference.images, reference.images)
+    with zipfile.ZipFile(io.BytesIO(store.archive("tiny", described.id))) as archive:
+        assert f"{described.id}/reference.safetensors" in archive.namelist()
+
+
+def test_manifest_from_before_thresholds_is_read(store, tmp_path):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["thresholds"]
+    path.write_text(json.dumps(older))
+    stored = ArtifactStore(tmp_path).load("tiny", version, SHA)
+
+    assert stored.manifest.thresholds == ()
+    assert stored.reference is None
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(5, 3), torch.zeros(67), torch.full((5, 67), math.nan), None],
+    ids=["too narrow", "one row", "NaN", "not a file of ours"],
+)
+def test_damaged_reference_is_refused(store, tmp_path, images):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "reference.safetensors"
+    path.write_bytes(b"{" if images is None else safetensors.torch.save({"images": images}))
+    with pytest.raises(ArtifactError, match=f"{version}: expected"):
+        store.load("tiny", version, SHA)
 
 
 def test_version_is_loaded_once_and_then_remembered(store):

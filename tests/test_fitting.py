@@ -7,7 +7,9 @@ import torch
 
 from app.artifacts import ArtifactStore
 from app.calibration.base import FitContext
+from app.calibration.certification import LEVELS
 from app.calibration.fitting import AUTO, fit
+from app.calibration.parting import part
 from app.calibration.registry import METHODS as METHODS_BY_NAME
 from app.calibration.report import report
 from app.calibration.temperature import Temperature
@@ -69,12 +71,76 @@ def test_tie_goes_to_the_method_named_first():
     assert not outcome.better
 
 
-def test_images_are_parted_in_halves():
-    outcome = fit(labelled(temperature=2, images=7), METHODS, SEEDED)
+def test_figures_are_of_the_test_images():
+    outcome = fit(labelled(temperature=2, images=15), METHODS, SEEDED)
+    parts = outcome.parts
 
-    assert (outcome.fit_images, outcome.held_out_images) == (4, 3)
-    assert outcome.uncalibrated.evaluation.result().images == 3
-    assert outcome.uncalibrated.evaluation.result().pixels == 3 * 24 * 24
+    assert (len(parts.fit), len(parts.select), len(parts.test)) == (6, 2, 7)
+    assert outcome.images == 15
+    assert outcome.uncalibrated.evaluation.result().images == 7
+    assert outcome.uncalibrated.evaluation.result().pixels == 7 * 24 * 24
+
+
+def test_choice_does_not_see_the_test_images():
+    data, worst = labelled(temperature=3, images=20), labelled(temperature=1 / 3, images=20, seed=1)
+    parts = part(20, SEEDED.seed, choosing=True)
+    mixed = InMemory(3, [(worst if i in parts.test else data).images[i] for i in range(20)])
+    outcome = fit(mixed, METHODS, SEEDED)
+    by_method = {one.method: one for one in outcome.candidates}
+    tested = {name: one.evaluation.result().ece_image for name, one in by_method.items()}
+
+    assert outcome.chosen.method == "temperature"
+    assert by_method["temperature"].ece_select < by_method["identity"].ece_select
+    assert tested["temperature"] > tested["identity"]
+    assert not outcome.better  # and so the gate, which does see them, stays shut
+
+
+def test_gate_and_choice_share_images_where_there_are_few_and_nothing_is_certified():
+    outcome = fit(labelled(temperature=3, images=9), METHODS, SEEDED)
+    document = report(outcome, False, "")
+
+    assert outcome.parts.select == outcome.parts.test
+    assert not outcome.parts.fresh
+    assert outcome.certification.thresholds == ()
+    assert "too few" in set(outcome.certification.refused.values()).pop()
+    assert document["images"]["held_out_took_part_in_the_choice"]  # type: ignore[index]
+
+
+def test_thresholds_are_certified_on_the_test_images():
+    outcome = fit(labelled(temperature=3, images=120, side=8), METHODS, SEEDED)
+    found, refused = outcome.certification.thresholds, outcome.certification.refused
+
+    assert {level.images for level in found} == {54}
+    assert [level.max_error for level in found] == sorted(level.max_error for level in found)
+    assert found[-1].max_error == 0.3
+    assert all(level.error <= level.max_error for level in found)
+    assert {*refused, *(level.max_error for level in found)} == set(LEVELS)
+
+
+def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
+    data = labelled(temperature=3, images=30)
+    rows = [LabelledImage(image.logits.flatten(1), image.labels.flatten()) for image in data.images]
+    as_map, as_table = fit(data, METHODS, SEEDED), fit(InMemory(3, rows), METHODS, SEEDED)
+
+    assert as_map.certification == as_table.certification
+    assert as_map.reference is not None
+    assert as_table.reference is None  # rows need not make up a whole picture
+
+
+@pytest.mark.parametrize("methods", [("lts",), ("identity", "lts")])
+def test_spatial_method_is_fitted_and_measured_on_whole_images(methods):
+    outcome = fit(labelled(temperature=3, images=10, side=12), methods, SEEDED)
+
+    assert outcome.candidates[-1].method == "lts"
+    assert outcome.candidates[-1].evaluation.result().pixels == len(outcome.parts.test) * 144
+    assert outcome.reference is not None
+
+
+def test_experts_without_enough_pixels_are_left_out_of_several_methods():
+    small = labelled(temperature=2, images=12, side=1)
+    outcome = fit(small, ("identity", "cmsap"), SEEDED)
+
+    assert "as many pixels as its expert has parameters, 6, got 1" in outcome.refused["cmsap"]
 
 
 def test_fit_repeats_under_its_seed_and_parts_otherwise_under_another():
@@ -192,7 +258,11 @@ def test_report_holds_the_figures_of_every_candidate():
 
     assert [row["method"] for row in rows] == ["none", "identity", "temperature"]
     assert all(figures <= row.keys() for row in rows)
-    assert document["images"] == {"fit": 6, "held_out": 6}
+    assert document["images"] == {
+        "fit": 5, "select": 2, "held_out": 5, "held_out_took_part_in_the_choice": False,
+    }  # fmt: skip
+    assert document["certification"]["images"] == 5  # type: ignore[index]
+    assert document["certification"]["resolution"] == "logits"  # type: ignore[index]
     assert document["chosen"] == "temperature"
     assert document["seed"] == 3
     assert document["decision"] == {"activated": True, "why": "better"}
@@ -313,6 +383,7 @@ def test_progress_is_over_all_methods_and_never_falls():
     shares = [share for _, share in told]
 
     assert shares == sorted(shares)
-    assert 0 < shares[0] <= 0.25
-    assert 0.75 < shares[-1] <= 1
-    assert {"fitting ets", "measuring isotonic"} < {stage for stage, _ in told}
+    assert 0 <= shares[0] <= 0.25
+    assert 0.9 < shares[-1] <= 1
+    stages = {stage for stage, _ in told}
+    assert {"reading", "fitting ets", "choosing", "measuring", "certifying"} < stages

@@ -7,9 +7,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.calibration.emitted import emitted
+from app.calibration.temperature import Temperature
 from app.calibration.validation import IGNORE
 from app.errors import ArgumentError, TooLargeError, UndecodableError
 from app.inference.card import read_model_folder
+from app.inference.emission import emit
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
 from app.labelled import Pair, SpooledLogits, checked, find_pairs, read_labels, to_grid
@@ -217,3 +220,25 @@ def test_damaged_picture_is_refused(predictor, pair):
     pair.image.write_bytes(b"no picture")
     with pytest.raises(UndecodableError):
         spooled(predictor, pair)
+
+
+def test_picture_is_answered_at_its_own_size_as_the_service_answers_it(folders, predictor):
+    images, labels = folders
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (9, 13, 3), np.uint8)  # neither side a multiple of the grid
+    truth = rng.integers(0, 3, (9, 13), np.uint8)
+    truth[0, 0] = 255
+    Image.fromarray(picture).save(images / "a.png")
+    Image.fromarray(truth).save(labels / "a.png")
+    data = SpooledLogits(predictor, find_pairs(images, labels), 255, 10**6, lambda *_: None)
+    halved = Temperature(3)
+    halved.beta.fill_(0.5)
+    answer = emitted(data, 0, halved)
+    planes, geometry = predictor.prepare(picture)
+    logits = predictor.logits(planes)[0]
+    mask, confidence = emit(logits, logits / 2, geometry)
+
+    assert (answer.predicted.numpy() == mask).all()
+    assert answer.confidence.numpy() == pytest.approx(confidence, abs=1e-6)
+    assert answer.labels[0, 0] == IGNORE
+    assert (answer.labels.numpy() == truth)[truth != 255].all()

@@ -76,4 +76,5 @@ def delete(calibrator: str, state: StateDep) -> None:
 def describe(state: State, manifest: Manifest) -> CalibratorInfo:
     """Shape what is known of a version."""
     active = state.artifacts.active_id(manifest.model) == manifest.id
-    return CalibratorInfo(**asdict(manifest), active=active)
+    stale = state.drift.is_stale(manifest.model, manifest.id)
+    return CalibratorInfo(**asdict(manifest), active=active, stale=stale)

@@ -1,10 +1,15 @@
 """What is happening, counted for Prometheus; each application has a registry of its own."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.drift import DriftMonitor
 
 CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 
@@ -12,7 +17,7 @@ CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 class Counters:
     """The service's counters."""
 
-    def __init__(self) -> None:
+    def __init__(self, drift: DriftMonitor) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "segcal_http_requests", "Requests by route, method and status.",
@@ -31,6 +36,8 @@ class Counters:
             ("model",), buckets=CONFIDENCE_BUCKETS, registry=self.registry,
         )  # fmt: skip
 
+        self.registry.register(DriftGauges(drift))
+
     def count_segmentation(
         self, model: str, mean_confidence: float, milliseconds: Mapping[str, float]
     ) -> None:
@@ -38,6 +45,34 @@ class Counters:
         self.confidence.labels(model).observe(mean_confidence)
         for stage, spent in milliseconds.items():
             self.stages.labels(stage).observe(spent / 1000)
+
+
+class DriftGauges(Collector):
+    """Each watched model's drift, read when asked for."""
+
+    def __init__(self, drift: DriftMonitor) -> None:
+        self._drift = drift
+
+    def collect(self) -> Iterator[Metric]:
+        """Give divergences and limits by model and histogram, and staleness by model."""
+        divergence = GaugeMetricFamily(
+            "segcal_drift_divergence",
+            "Jensen-Shannon divergence of live answers from those of the fit, in nats.",
+            labels=("model", "histogram"),
+        )
+        limit = GaugeMetricFamily(
+            "segcal_drift_limit", "The divergence beyond which a model drifts.",
+            labels=("model", "histogram"),
+        )  # fmt: skip
+        stale = GaugeMetricFamily(
+            "segcal_calibrator_stale", "1 where the active calibrator is stale.", labels=("model",)
+        )
+        for model, state in self._drift.states().items():
+            stale.add_metric((model,), float(state.stale))
+            for name in state.divergence._fields:
+                divergence.add_metric((model, name), getattr(state.divergence, name))
+                limit.add_metric((model, name), getattr(state.limit, name))
+        yield from (divergence, limit, stale)
 
 
 class CountRequests:

@@ -163,6 +163,20 @@ class Health(BaseModel):
     status: str
 
 
+class CertifiedLevel(BaseModel):
+    """A threshold behind `max_error`; the guarantee holds with probability 1 - `delta`.
+
+    `coverage` (share of pixels kept) and `error` are as measured on the certification images.
+    """
+
+    max_error: float
+    threshold: float
+    delta: float
+    coverage: float
+    error: float
+    images: int
+
+
 class CalibratorInfo(BaseModel):
     """A stored calibrator; ECE is image-wise, 10 bins, on images held out from the fit."""
 
@@ -179,7 +193,9 @@ class CalibratorInfo(BaseModel):
     seed: int
     note: str
     summary: dict[str, float]
+    thresholds: list[CertifiedLevel]
     active: bool
+    stale: bool = False
     format: str
     format_version: int
 

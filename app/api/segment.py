@@ -173,7 +173,7 @@ def calibration_block(done: Segmentation) -> Calibration:
     return Calibration(
         calibrator=manifest.id, method=manifest.method, model_sha256=sha256,
         fitted_at=manifest.fitted_at, ece_before=manifest.ece_before,
-        ece_after=manifest.ece_after, images=manifest.images,
+        ece_after=manifest.ece_after, images=manifest.images, stale=done.stale,
     )  # fmt: skip
 
 

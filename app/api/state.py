@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from app import tokens
 from app.api.counters import Counters
 from app.artifacts import ArtifactStore
+from app.drift import DriftMonitor
 from app.errors import BusyError, UnavailableError
 from app.jobs import Jobs
 from app.results import ResultCache
@@ -75,6 +76,7 @@ class State:
     admission: Admission
     results: ResultCache
     counters: Counters
+    drift: DriftMonitor
     artifacts: ArtifactStore
     jobs: Jobs
 

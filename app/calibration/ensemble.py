@@ -67,11 +67,11 @@ class MixtureProblem:
     """Weights w >= 0 of least E[-log(w.q)] + sum(w), q the true class's three probabilities.
 
     The sum is what a Lagrange multiplier would add: at the minimum w adds up to one. See
-    `optimisation.Problem`.
+    `optimisation.Problem`. All q are kept, 24 bytes a pixel: logits are read once.
     """
 
     def __init__(self, data: ValidationSet, beta: float, start: Tensor) -> None:
-        self.data, self.beta = data, beta
+        self.parts = [_true_probabilities(*chunk, beta) for chunk in chunks(data)]
         hessian, count = torch.zeros(3, 3, dtype=torch.float64), 0
         for mixture, true in self._mixtures(start[0]):
             ratio = true / mixture[:, None]
@@ -94,10 +94,14 @@ class MixtureProblem:
         return divided
 
     def _mixtures(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for logits, labels in chunks(self.data):
-            place = labels[:, None]
-            scaled = (logits * self.beta).log_softmax(1).gather(1, place)
-            plain = logits.log_softmax(1).gather(1, place)
-            uniform = torch.zeros_like(plain) - torch.log(torch.tensor(float(logits.shape[1])))
-            true = torch.cat([scaled, plain, uniform], dim=1).double().exp()
+        for true in self.parts:
             yield true @ weights, true
+
+
+def _true_probabilities(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """Take the true class's probability in each of the three parts, float64 [m,3]."""
+    place = labels[:, None]
+    scaled = (logits * beta).log_softmax(1).gather(1, place)
+    plain = logits.log_softmax(1).gather(1, place)
+    uniform = torch.zeros_like(plain) - torch.log(torch.tensor(float(logits.shape[1])))
+    return torch.cat([scaled, plain, uniform], dim=1).double().exp()

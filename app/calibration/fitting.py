@@ -1,48 +1,56 @@
-"""The fit: part the images, fit every candidate on one part, measure all of them on the other."""
+"""The fit: candidates on some images, the choice on others, and the last word on the rest."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from app.calibration.base import Calibrator, FitContext
 from app.calibration.bootstrap import Interval, bootstrap_difference
+from app.calibration.certification import Certification
+from app.calibration.conditional import Conditional
+from app.calibration.drift import Reference
 from app.calibration.identity import Identity
+from app.calibration.measuring import Choice, Measured, choose, measure
 from app.calibration.metrics import Evaluation
+from app.calibration.parting import Parts, part
+from app.calibration.promise import promise
 from app.calibration.registry import build
-from app.calibration.validation import Subset, ValidationSet, labelled_pixels, pixels, split
+from app.calibration.sampling import gather
+from app.calibration.validation import InMemory, Subset, ValidationSet
 from app.errors import ArgumentError
 
 # Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
 AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective")
 AUTO_LABEL_CHANGING = ("vector_ti", "dirichlet")
-FITTING_SHARE = 0.8  # of a method's time; the rest goes to measuring it
-FIT_SHARE = 0.5
+# Shares of the whole time, in the order of the stages.
+READING, FITTING, CHOOSING, TESTING = 0.05, 0.65, 0.1, 0.15
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted calibrator with what was measured on the held-out images."""
+    """A fitted calibrator with what was measured on the test images."""
 
     method: str
     calibrator: Calibrator
     evaluation: Evaluation
     labels_changed: float  # share of labelled pixels, in 0..1
-    fit_seconds: float
+    fit_seconds: float = 0.0
+    ece_select: float = math.nan  # image-wise, on the images that chose; NaN without a choice
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All candidates, the chosen one, and how it stands against what was active before."""
+    """All candidates, the chosen one, how it stands, and what may be promised of it."""
 
     uncalibrated: Candidate
     current: Candidate  # what was active before the fit, the uncalibrated model where nothing was
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     ece_difference: Interval  # chosen minus current, image-wise, paired by image; below 0 is better
-    fit_images: int
-    held_out_images: int
+    parts: Parts
+    certification: Certification
+    reference: Reference | None
     seed: int
     refused: Mapping[str, str] = field(default_factory=dict)  # reasons by method, of several
 
@@ -51,6 +59,20 @@ class Outcome:
         """Whether the whole interval says that the chosen one is better than the current one."""
         return self.ece_difference.high < 0
 
+    @property
+    def images(self) -> int:
+        """Count all images, each once."""
+        return len({*self.parts.fit, *self.parts.select, *self.parts.test})
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibrator after its fit."""
+
+    method: str
+    calibrator: Calibrator
+    seconds: float
+
 
 def fit(
     data: ValidationSet,
@@ -58,58 +80,126 @@ def fit(
     context: FitContext,
     current: Calibrator | None = None,
 ) -> Outcome:
-    """Fit the methods on one half of the images and choose by image-wise ECE on the other.
+    """Fit the methods, choose by image-wise ECE, and test the chosen one on untouched images.
 
-    The half is drawn at random under the seed. Ties go to the method named first. Of several
-    methods, one that the set can't determine is left out, with its reason. Progress is over all
-    methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
+    Images are parted at random under the seed (see `parting`). Ties go to the method named first.
+    Of several methods, one that the set can't determine is left out, with its reason. Progress is
+    over all methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
     """
-    fit_on, hold_out = split(len(data), FIT_SHARE, context.seed)
-    held_out = Subset(data, hold_out)
-    # A fault of the whole set is not a method's: identity reads no data and would hide it.
-    if not sum(len(labels) for _, labels in pixels(Subset(data, fit_on))):
-        raise ArgumentError("expected at least one labelled pixel to fit on, got none")
-    uncalibrated = measure("none", Identity(data.num_classes), held_out)
-    if not uncalibrated.evaluation.result().pixels:
-        raise ArgumentError("expected labelled pixels on the held-out images, got none")
-    fitted: list[Candidate] = []
-    refused: dict[str, str] = {}
-    for done, method in enumerate(methods):
-        calibrator = build(method, data.num_classes)
-        started = time.perf_counter()
-        try:
-            calibrator.fit(Subset(data, fit_on), _part(context, method, done, len(methods)))
-        except ArgumentError as error:
-            if len(methods) == 1:
-                raise
-            refused[method] = str(error)
-            continue
-        seconds = time.perf_counter() - started
-        context.progress(f"measuring {method}", (done + FITTING_SHARE) / len(methods))
-        fitted.append(measure(method, calibrator.eval(), held_out, seconds))
-    if not fitted:
-        raise ArgumentError(f"expected data that one of the methods can be fitted on: {refused}")
-    before = uncalibrated if current is None else measure("current", current, held_out)
-    chosen = min(fitted, key=lambda candidate: candidate.evaluation.result().ece_image)
-    difference = bootstrap_difference(
-        [image.ece for image in chosen.evaluation.images],
-        [image.ece for image in before.evaluation.images],
-        context.seed,
+    parts = part(len(data), context.seed, choosing=len(methods) > 1)
+    fit_on, test = Subset(data, parts.fit), Subset(data, parts.test)
+    pixels = gather(fit_on, stage(context, "reading", 0.0, READING))
+    fitted, refused = fit_all(methods, fit_on, pixels, context)
+    wanted = [one.calibrator for one in fitted]
+    # Without a choice to make the images of the fit still tell where confidence lies.
+    known = fit_on if any(one.invariances.spatial for one in wanted) else pixels
+    tuning = Subset(data, parts.select) if parts.select else known
+    done = READING + FITTING
+    choices = choose(tuning, wanted, stage(context, "choosing", done, CHOOSING))
+    best = min(range(len(choices)), key=lambda index: choices[index].ece)
+    # Identity, where it was fitted, is the uncalibrated model: measured once.
+    identities = (one for one in wanted if isinstance(one, Identity))
+    uncalibrated = next(identities, Identity(data.num_classes))
+    before = uncalibrated if current is None else current
+    told = stage(context, "measuring", done + CHOOSING, TESTING)
+    measured = measure(test, [uncalibrated, before, *wanted], told)
+    candidates = tuple(
+        candidate(one.method, one.calibrator, found, one.seconds, choice, parts)
+        for one, found, choice in zip(fitted, measured[2:], choices, strict=True)
+    )
+    chosen = candidates[best]
+    promised = promise(
+        test,
+        chosen.calibrator,
+        choices[best].ranking,
+        stage(context, "certifying", done + CHOOSING + TESTING, 1 - done - CHOOSING - TESTING),
+        fresh=parts.fresh,
     )
     return Outcome(
-        uncalibrated=uncalibrated,
-        current=before,
-        candidates=tuple(fitted),
+        uncalibrated=candidate("none", uncalibrated, measured[0]),
+        current=candidate("none" if current is None else "current", before, measured[1]),
+        candidates=candidates,
         chosen=chosen,
-        ece_difference=difference,
-        fit_images=len(fit_on),
-        held_out_images=len(hold_out),
+        ece_difference=bootstrap_difference(
+            [image.ece for image in chosen.evaluation.images],
+            [image.ece for image in measured[1].evaluation.images],
+            context.seed,
+        ),
+        parts=parts,
+        certification=promised.certification,
+        reference=promised.reference,
         seed=context.seed,
         refused=refused,
     )
 
 
-def _part(context: FitContext, method: str, done: int, methods: int) -> FitContext:
+def fit_all(
+    methods: Sequence[str], fit_on: ValidationSet, pixels: InMemory, context: FitContext
+) -> tuple[list[Fitted], dict[str, str]]:
+    """Fit all methods, spatial ones on whole images, the others on their pixels in memory.
+
+    Gives those that could be fitted, and reasons by method for the others. Raises ArgumentError
+    where that is none, or the only one asked for.
+    """
+    fitted: list[Fitted] = []
+    refused: dict[str, str] = {}
+    for done, method in enumerate(methods):
+        calibrator = build(method, pixels.num_classes)
+        source = fit_on if calibrator.invariances.spatial else pixels
+        started = time.perf_counter()
+        try:
+            if len(methods) > 1:
+                require_enough(calibrator, pixels)
+            calibrator.fit(source, part_of(context, method, done, len(methods)))
+        except ArgumentError as error:
+            if len(methods) == 1:
+                raise
+            refused[method] = str(error)
+            continue
+        fitted.append(Fitted(method, calibrator.eval(), time.perf_counter() - started))
+    if not fitted:
+        raise ArgumentError(f"expected data that one of the methods can be fitted on: {refused}")
+    return fitted, refused
+
+
+def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
+    """Raise ArgumentError for a method with an expert for each class but too few pixels for it.
+
+    Such a fit would take minutes at 150 classes to learn parameters that nothing determines.
+    """
+    if not isinstance(calibrator, Conditional):
+        return
+    needed = calibrator.theta[0].numel()
+    found = sum(len(image.labels) for image in pixels.images) // pixels.num_classes
+    if found < needed:
+        raise ArgumentError(
+            f"expected for each class at least as many pixels as its expert has parameters, "
+            f"{needed}, got {found} on average; ask for {calibrator.method} by name to fit it "
+            f"nevertheless"
+        )
+
+
+def candidate(
+    method: str,
+    calibrator: Calibrator,
+    measured: Measured,
+    seconds: float = 0.0,
+    choice: Choice | None = None,
+    parts: Parts | None = None,
+) -> Candidate:
+    """Put together what is known of a candidate."""
+    ece = choice.ece if choice is not None and parts is not None and parts.select else math.nan
+    return Candidate(method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece)
+
+
+def stage(context: FitContext, name: str, start: float, share: float) -> FitContext:
+    """Take a stage's progress as a share of the whole, under a name of ours."""
+    return replace(
+        context, progress=lambda _stage, done: context.progress(name, start + share * done)
+    )
+
+
+def part_of(context: FitContext, method: str, done: int, methods: int) -> FitContext:
     """Take one method's progress as a part of the whole.
 
     A method has stages it does not announce, so each new one takes half of what is left.
@@ -121,29 +211,6 @@ def _part(context: FitContext, method: str, done: int, methods: int) -> FitConte
             stages.append(stage)
         left = 0.5 ** (len(stages) - 1)
         fitted = 1 - left + left / 2 * share
-        context.progress(f"fitting {method}", (done + FITTING_SHARE * fitted) / methods)
+        context.progress(f"fitting {method}", READING + FITTING * (done + fitted) / methods)
 
     return replace(context, progress=progress)
-
-
-@torch.inference_mode()
-def measure(
-    method: str, calibrator: Calibrator, data: ValidationSet, fit_seconds: float = 0.0
-) -> Candidate:
-    """Evaluate a calibrator with the labels that would be emitted: its own only if it decides."""
-    evaluation = Evaluation(data.num_classes)
-    changed = total = 0
-    for index in range(len(data)):
-        image = data[index]
-        logits, labels = labelled_pixels(image)
-        plain = logits.argmax(dim=1)
-        if calibrator.invariances.spatial:
-            whole = calibrator(image.logits[None].float())[0]
-            calibrated = whole[:, image.labels >= 0].T
-        else:
-            calibrated = calibrator(logits)
-        decided = plain if calibrator.invariances.argmax else calibrated.argmax(dim=1)
-        evaluation.add(calibrated, labels, decided)
-        changed += int((decided != plain).sum())
-        total += len(labels)
-    return Candidate(method, calibrator, evaluation, changed / max(total, 1), fit_seconds)

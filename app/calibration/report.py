@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict
 
+from app.calibration.certification import DELTA, Certification
 from app.calibration.fitting import Candidate, Outcome
 from app.calibration.metrics import IMAGE_BINS, POOLED_BINS
 
@@ -10,11 +11,17 @@ from app.calibration.metrics import IMAGE_BINS, POOLED_BINS
 def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
     """Shape a report for JSON; undefined figures are null.
 
-    All figures are on held-out images. `ece_image` is image-wise with 10 bins, `ece_pooled` over
-    all pixels with 15.
+    All figures are on the test images, which neither fitted nor chose; `ece_image_select` is what
+    the choice went by. `ece_image` is image-wise with 10 bins, `ece_pooled` over all pixels with
+    15.
     """
     document = {
-        "images": {"fit": outcome.fit_images, "held_out": outcome.held_out_images},
+        "images": {
+            "fit": len(outcome.parts.fit),
+            "select": len(outcome.parts.select),
+            "held_out": len(outcome.parts.test),
+            "held_out_took_part_in_the_choice": not outcome.parts.fresh,
+        },
         "bins": {"ece_image": IMAGE_BINS, "ece_pooled": POOLED_BINS},
         "seed": outcome.seed,
         "uncalibrated": figures(outcome.uncalibrated),
@@ -27,6 +34,8 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
             "before": curve(outcome.uncalibrated),
             "after": curve(outcome.chosen),
         },
+        "thresholds": [asdict(entry) for entry in outcome.certification.thresholds],
+        "certification": certification(outcome.certification),
         "decision": {"activated": activated, "why": why},
     }
     cleaned = without_nan(document)
@@ -40,7 +49,19 @@ def figures(candidate: Candidate) -> dict[str, object]:
         "method": candidate.method,
         **asdict(candidate.evaluation.result()),
         "labels_changed": candidate.labels_changed,
+        "ece_image_select": candidate.ece_select,
         "fit_seconds": round(candidate.fit_seconds, 3),
+    }
+
+
+def certification(found: Certification) -> dict[str, object]:
+    """Say how the thresholds were certified, and why some levels have none."""
+    return {
+        "images": found.images,
+        "resolution": "picture" if found.at_picture_size else "logits",
+        "risk": "share of wrong pixels among accepted ones, images weighing equally",
+        "delta": DELTA,
+        "refused": {str(level): reason for level, reason in found.refused.items()},
     }
 
 

@@ -23,8 +23,6 @@ Risk = Literal["pooled", "image_mean"]
 PValue = Literal["betting", "hoeffding_bentkus"]
 Floats = NDArray[np.float64]
 
-MIN_IMAGES = 200  # with fewer, betting on the pooled risk certifies next to no coverage
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -92,6 +90,13 @@ class Acceptance:
             self.wrong.append(self._shares(values[~hit], len(values)))
         return self
 
+    def below(self, index: int) -> "Acceptance":
+        """Leave out the thresholds before an index."""
+        rest = Acceptance(self.thresholds[index:])
+        rest.accepted = [shares[index:] for shares in self.accepted]
+        rest.wrong = [shares[index:] for shares in self.wrong]
+        return rest
+
     def _shares(self, values: NDArray[np.floating], whole: int) -> Floats:
         """Share of `whole` with a value >= each threshold."""
         below = np.searchsorted(np.sort(values), np.asarray(self.thresholds, values.dtype))
@@ -112,15 +117,14 @@ def threshold_grid(tuning: Ranking, points: int = 50, start: float = 0.5) -> lis
 def certify(images: Acceptance, plan: Plan) -> Certificate:
     """Find the lowest threshold whose risk is <= alpha with probability 1 - delta.
 
-    Raises ArgumentError without images, for the pooled risk with fewer than 200, and for starts
-    outside 1..thresholds.
+    The guarantee holds for any number of images; a small number only certifies less. Raises
+    ArgumentError without images and for starts outside 1..thresholds.
     """
     if not 1 <= plan.starts <= len(images.thresholds):
         raise ArgumentError(f"expected 1..{len(images.thresholds)} starts, got {plan.starts}")
     count = len(images.accepted)
-    least = MIN_IMAGES if plan.risk == "pooled" else 1
-    if count < least:
-        raise ArgumentError(f"expected at least {least} labelled images, got {count}")
+    if not count:
+        raise ArgumentError("expected at least 1 labelled image, got 0")
     accepted, wrong = np.stack(images.accepted), np.stack(images.wrong)  # [n,m]
     chosen = _lowest_certified(accepted, wrong, plan)
     if chosen is None:

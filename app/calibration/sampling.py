@@ -11,6 +11,7 @@ from app.calibration.validation import InMemory, LabelledImage, ValidationSet, p
 from app.errors import ArgumentError
 
 SAMPLE_FLOATS = 2**25  # 128 MB of logits: 3 M pixels of 11 classes, 220 k pixels of 150
+PIXELS_OF_AN_IMAGE = 4096  # neighbours are near copies: more of them say little that is new
 CHUNK_FLOATS = 2**19  # 2 MB at a time keeps a pass inside the processor's cache
 
 
@@ -53,6 +54,30 @@ def draw(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) 
         raise ArgumentError("expected at least one labelled pixel to fit on, got none")
     tables, targets = zip(*kept, strict=True)
     return Sample(torch.cat(tables), torch.cat(targets), counts, complete)
+
+
+def gather(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) -> InMemory:
+    """Read a set's labelled pixels once into tables by image, at most `budget` floats of them.
+
+    Each image gives at most 4,096, drawn at random: beyond some hundred pixels of an image only
+    further images say more. Images without a labelled pixel are left out. Raises
+    ArgumentError where no pixel is labelled or a label is no class.
+    """
+    quota = max(budget // (data.num_classes * max(len(data), 1)), 1)
+    quota = min(quota, PIXELS_OF_AN_IMAGE)
+    generator = torch.Generator().manual_seed(context.seed)
+    images = []
+    for done, (logits, labels) in enumerate(pixels(data)):
+        context.progress("reading", done / len(data))
+        class_counts(labels, data.num_classes)
+        if len(labels) > quota:
+            chosen = torch.randperm(len(labels), generator=generator)[:quota]
+            images.append(LabelledImage(logits[chosen].T, labels[chosen]))
+        else:
+            images.append(LabelledImage(logits.contiguous().T, labels))
+    if not images:
+        raise ArgumentError("expected at least one labelled pixel to fit on, got none")
+    return InMemory(data.num_classes, images)
 
 
 def chunks(data: ValidationSet) -> Iterator[tuple[Tensor, Tensor]]:

@@ -110,7 +110,9 @@ def labelled_pixels(image: LabelledImage) -> tuple[Tensor, Tensor]:
     Raises ArgumentError where a kept logit is NaN or infinite: a fit must not swallow those.
     """
     keep = image.labels != IGNORE
-    logits = image.logits[:, keep].T.float()
+    # A table of labelled pixels, which fits read many times, is handed on without a copy.
+    whole = image.labels.ndim == 1 and bool(keep.all())
+    logits = (image.logits if whole else image.logits[:, keep]).T.float()
     if not torch.isfinite(logits).all():
         raise ArgumentError("expected finite logits at every labelled pixel, got NaN or infinity")
     return logits, image.labels[keep]

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from app.artifacts import ArtifactStore
+from app.calibration.certification import CertifiedThreshold
 from app.inference.card import read_model_folder
 from tests.conftest import MakeClient
 from tests.service import (
@@ -398,6 +399,55 @@ def test_min_confidence_of_1_abstains_everywhere(client):
 @pytest.mark.parametrize("calibrator", ["active", "none"])
 def test_max_error_without_a_certified_threshold_is_a_conflict(client, calibrator):
     assert_problem(post(client, thirds(), max_error=0.05, calibrator=calibrator), 409, "max_error")
+
+
+LEVELS = (
+    CertifiedThreshold(0.05, 0.78, 0.1, 0.6, 0.01, 40),
+    CertifiedThreshold(0.2, 0.3, 0.1, 0.9, 0.12, 40),
+)
+
+
+@pytest.fixture
+def certified(make_client: MakeClient, models_dir: Path, artifacts_dir: Path) -> TestClient:
+    """Temperature 2, under which a saturated pixel has 0.787, with two levels certified."""
+    publish_temperature(artifacts_dir, models_dir / "tiny", 2, thresholds=LEVELS)
+    return make_client()
+
+
+@pytest.mark.parametrize(
+    ("max_error", "threshold"), [(0.05, 0.78), (0.19, 0.78), (0.2, 0.3), (0.9, 0.3)]
+)
+def test_max_error_takes_the_largest_certified_level_up_to_it(certified, max_error, threshold):
+    body = post(certified, HALVES, max_error=max_error, include="mask").json()
+    asked = post(certified, HALVES, min_confidence=threshold, include="mask").json()
+
+    assert body["threshold"] == threshold
+    assert body["abstained_fraction"] == asked["abstained_fraction"]
+    assert body["mask"] == asked["mask"]
+
+
+def test_max_error_below_all_certified_levels_is_a_conflict_that_names_them(certified):
+    assert_problem(post(certified, thirds(), max_error=0.04), 409, "max_error=0.04", "0.05, 0.2")
+
+
+def test_max_error_without_a_calibrator_is_a_conflict_even_where_one_is_active(certified):
+    assert_problem(post(certified, thirds(), max_error=0.2, calibrator="none"), 409, "levels: none")
+
+
+@pytest.mark.parametrize("tta", ["flip", "multiscale"])
+def test_max_error_is_not_promised_of_augmented_answers(certified, tta):
+    assert_problem(post(certified, thirds(), max_error=0.2, tta=tta), 409, "tta=none", tta)
+
+
+def test_thresholds_are_listed_with_a_calibrator(certified):
+    [listed] = certified.get("/calibrators").json()["calibrators"]
+    [first, second] = certified.get(f"/calibrators/{listed['id']}").json()["thresholds"]
+
+    assert first == {
+        "max_error": 0.05, "threshold": 0.78, "delta": 0.1, "coverage": 0.6, "error": 0.01,
+        "images": 40,
+    }  # fmt: skip
+    assert second["max_error"] == 0.2
 
 
 def test_both_thresholds_at_once_are_refused(client):

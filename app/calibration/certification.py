@@ -1,0 +1,125 @@
+"""The thresholds behind `max_error`: a fixed grid of error levels, each tested on fresh images.
+
+Levels are tested from the loosest to the strictest, and the first that fails ends it. So a client
+who asks for x is always served by the largest level of the grid up to x, or by none: no choice
+that looks at the test images stands between the level and its guarantee, which therefore holds
+with probability 1 - delta for each x (see `risk` for the tests themselves).
+
+Which thresholds are tested, and with which a level's tests begin, is read off tuning images: the
+tests have most power where the share of accepted pixels times the level is farthest above the
+share of accepted errors.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.calibration.ranking import Ranking
+from app.calibration.risk import Acceptance, Plan, certify, threshold_grid
+
+LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
+DELTA = 0.1
+LARGEST_STAKE = 0.75  # of what betting may put on a level at once; see `risk`
+
+
+@dataclass(frozen=True)
+class CertifiedThreshold:
+    """Among pixels with confidence >= `threshold` at most `max_error` are wrong.
+
+    That holds with probability 1 - `delta` over the images drawn. `coverage` and `error` are what
+    was measured on the certification images, images weighing equally.
+    """
+
+    max_error: float
+    threshold: float
+    delta: float
+    coverage: float
+    error: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What could be certified, from the strictest level on, and why the other levels could not."""
+
+    thresholds: tuple[CertifiedThreshold, ...]
+    refused: dict[float, str]
+    images: int
+    at_picture_size: bool  # else on the logits' grid
+
+
+def certify_levels(
+    images: Acceptance,
+    tuning: Ranking,
+    seed: int,
+    *,
+    at_picture_size: bool,
+    levels: Sequence[float] = LEVELS,
+    delta: float = DELTA,
+) -> Certification:
+    """Certify a threshold for each level, down to the first level that fails.
+
+    The tuning images must share none with those that certify.
+    """
+    count = len(images.accepted)
+    found: list[CertifiedThreshold] = []
+    refused: dict[float, str] = {}
+    for level in sorted(levels, reverse=True):
+        if refused:
+            refused[level] = f"the looser level {max(refused)} could not be certified"
+            continue
+        tested = images.below(first_to_test(tuning, images.thresholds, level))
+        certificate = certify(tested, Plan(level, delta, seed=seed)) if count else None
+        if certificate is None or certificate.threshold is None:
+            refused[level] = why_not(tested, level, delta)
+            continue
+        found.append(
+            CertifiedThreshold(
+                max_error=level,
+                threshold=certificate.threshold,
+                delta=delta,
+                coverage=certificate.coverage,
+                error=certificate.risk,
+                images=count,
+            )
+        )
+    return Certification(tuple(found[::-1]), dict(sorted(refused.items())), count, at_picture_size)
+
+
+def nothing_certified(reason: str, levels: Sequence[float] = LEVELS) -> Certification:
+    """Refuse all levels for one reason."""
+    return Certification((), dict.fromkeys(sorted(levels), reason), 0, at_picture_size=False)
+
+
+def thresholds_to_test(tuning: Ranking) -> list[float]:
+    """Place thresholds at even steps of coverage on the tuning images, from 2% to all."""
+    return threshold_grid(tuning, points=50, start=0.02)
+
+
+def first_to_test(tuning: Ranking, thresholds: Sequence[float], level: float) -> int:
+    """Index of the threshold where the tuning images leave the widest margin below a level."""
+    best = max(tuning.risk_coverage(), key=lambda step: step.coverage * (level - step.risk))
+    falling = -np.asarray(thresholds)
+    index = int(np.searchsorted(falling, -tuning.threshold(best.coverage)))
+    return min(index, len(thresholds) - 1)
+
+
+def least_images(level: float, delta: float) -> int:
+    """Count the images that could certify a level if no accepted pixel of theirs was wrong."""
+    return math.ceil(math.log(1 / delta) / math.log1p(LARGEST_STAKE * level / (1 - level)))
+
+
+def why_not(images: Acceptance, level: float, delta: float) -> str:
+    """Say why a level failed: too few images, or too many errors."""
+    count, needed = len(images.accepted), least_images(level, delta)
+    if count < needed:
+        return f"expected at least {needed} images to test on, even were all right, got {count}"
+    accepted = sum(shares[0] for shares in images.accepted)
+    wrong = sum(shares[0] for shares in images.wrong)
+    measured = wrong / accepted if accepted else math.nan
+    return (
+        f"expected surely fewer errors than {level:.0%} where confidence is at least "
+        f"{images.thresholds[0]:.4f}, got {measured:.2%} on {count} images"
+    )

@@ -1,0 +1,112 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from app.calibration.drift import (
+    CONFIDENCE_BINS,
+    MOST_IMAGES,
+    Reference,
+    divergences,
+    histogram,
+    jensen_shannon,
+    reference_of,
+)
+
+CLASSES = 3
+
+
+def scattered(rng, images, sureness=6.0, likeness=0.0):
+    """Histograms of images that differ in sureness and in classes; neighbours alike on a drive."""
+    rows, walk = [], 0.0
+    for _ in range(images):
+        walk = likeness * walk + math.sqrt(1 - likeness**2) * rng.normal()
+        confidence = torch.from_numpy(rng.beta(sureness * math.exp(0.3 * walk), 1.0, (40, 50)))
+        shares = rng.dirichlet((8, 4, 2))
+        predicted = torch.from_numpy(rng.choice(CLASSES, (40, 50), p=shares))
+        rows.append(histogram(confidence, predicted, CLASSES))
+    return torch.stack(rows)
+
+
+def beyond(reference, limit, window):
+    found = divergences(window.double().mean(0).numpy(), reference.mean)
+    return found[0] > limit.confidence or found[1] > limit.classes
+
+
+# For (1, 0) and (1/2, 1/2) the middle is (3/4, 1/4).
+HALF_IN_COMMON = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0.5, 0.5, 0.0), (0.5, 0.5, 0.0), 0.0),
+        ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5), math.log(2)),
+        ((1.0, 0.0, 0.0), (0.5, 0.5, 0.0), HALF_IN_COMMON),
+    ],
+)
+def test_divergence_by_hand(a, b, expected):
+    assert jensen_shannon(np.array(a), np.array(b)) == pytest.approx(expected)
+    assert jensen_shannon(np.array(b), np.array(a)) == pytest.approx(expected)
+
+
+def test_histogram_holds_shares_of_confidence_and_of_classes():
+    confidence = torch.tensor([[0.0, 1.0], [0.99, 0.5]])
+    row = histogram(confidence, torch.tensor([[0, 2], [2, 2]]), CLASSES)
+
+    assert row[:CONFIDENCE_BINS].nonzero()[:, 0].tolist() == [0, 32, 63]
+    assert row[63] == 0.5
+    assert row[CONFIDENCE_BINS:].tolist() == [0.25, 0, 0.75]
+
+
+def test_large_picture_is_sampled_all_over():
+    confidence = torch.linspace(0, 1, 480 * 360).view(360, 480).T.contiguous()
+    row = histogram(confidence, torch.zeros(480, 360, dtype=torch.int64), CLASSES)
+
+    assert row[:CONFIDENCE_BINS] == pytest.approx(torch.full((64,), 1 / 64), abs=0.002)
+
+
+def test_reference_is_bounded_and_keeps_its_ends():
+    rows = [torch.full((CONFIDENCE_BINS + CLASSES,), float(i)) for i in range(3 * MOST_IMAGES)]
+    reference = reference_of(rows)
+
+    assert reference is not None
+    assert len(reference.images) == MOST_IMAGES
+    assert reference.images[[0, -1], 0].tolist() == [0, 3 * MOST_IMAGES - 1]
+    assert reference_of([]) is None
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.4])
+def test_windows_of_the_same_kind_stay_within_the_limit(likeness):
+    rng = np.random.default_rng(0)
+    exceeded = 0
+    for _ in range(8):
+        reference = Reference(scattered(rng, 60, likeness=likeness))
+        limit = reference.limits(32)
+        live = scattered(rng, 10 * 32, likeness=likeness)
+        exceeded += sum(beyond(reference, limit, part) for part in live.split(32))
+    assert exceeded <= 3  # of 80 windows
+
+
+def test_windows_of_less_confident_images_exceed_it():
+    rng = np.random.default_rng(0)
+    reference = Reference(scattered(rng, 60))
+    limit = reference.limits(32)
+
+    live = scattered(rng, 10 * 32, sureness=3.0)
+    assert all(beyond(reference, limit, part) for part in live.split(32))
+
+
+def test_limit_is_wider_for_smaller_windows():
+    reference = Reference(scattered(np.random.default_rng(0), 60))
+    small, large = reference.limits(16), reference.limits(128)
+
+    assert small is not None
+    assert large is not None
+    assert small.confidence > large.confidence > 0
+    assert small.classes > large.classes > 0
+
+
+def test_too_few_images_set_no_limit():
+    assert Reference(scattered(np.random.default_rng(0), 7)).limits(32) is None

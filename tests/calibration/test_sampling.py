@@ -1,0 +1,46 @@
+import torch
+
+from app.calibration.base import FitContext
+from app.calibration.sampling import PIXELS_OF_AN_IMAGE, gather
+from app.calibration.validation import IGNORE, InMemory, LabelledImage, labelled_pixels
+
+SEEDED = FitContext(seed=1)
+
+
+def image(pixels, first):
+    """Three classes; the first logit numbers the pixel, and the label is that number mod 3."""
+    numbers = torch.arange(first, first + pixels)
+    logits = torch.stack([numbers.float(), torch.zeros(pixels), torch.ones(pixels)])
+    return LabelledImage(logits.view(3, 1, pixels), (numbers % 3).view(1, pixels))
+
+
+def numbers_of(data):
+    return [[int(n) for n in logits[:, 0]] for logits, _ in map(labelled_pixels, data.images)]
+
+
+def test_small_set_is_kept_whole_by_image():
+    data = InMemory(3, [image(5, 0), image(4, 100)])
+    assert numbers_of(gather(data, SEEDED)) == [[0, 1, 2, 3, 4], [100, 101, 102, 103]]
+
+
+def test_large_image_gives_distinct_pixels_with_their_own_labels():
+    [kept] = gather(InMemory(3, [image(3 * PIXELS_OF_AN_IMAGE, 0)]), SEEDED).images
+    logits, labels = labelled_pixels(kept)
+    numbers = logits[:, 0].long()
+
+    assert len(numbers.unique()) == len(numbers) == PIXELS_OF_AN_IMAGE
+    assert torch.equal(labels, numbers % 3)
+    assert abs(numbers.double().mean() / PIXELS_OF_AN_IMAGE - 1.5) < 0.1  # from all over
+
+
+def test_budget_is_shared_out_among_images():
+    data = InMemory(3, [image(50, 0), image(50, 100)])
+    assert [len(part) for part in numbers_of(gather(data, SEEDED, budget=60))] == [10, 10]
+
+
+def test_void_pixels_and_images_are_left_out():
+    void = image(4, 0)
+    void.labels[:] = IGNORE
+    half = image(4, 100)
+    half.labels[0, :2] = IGNORE
+    assert numbers_of(gather(InMemory(3, [void, half]), SEEDED)) == [[102, 103]]
