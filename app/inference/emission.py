@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.inference.preprocess import Geometry
+from app.inference.preprocess import Band, Geometry
 
 STRIP_BYTES = 4 << 20  # of upsampled logits at a time; stays within a core's cache share
 
@@ -16,7 +16,6 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16]
 Confidence = NDArray[np.float32]
 
 
-@torch.inference_mode()
 def emit(logits: Tensor, calibrated: Tensor, geometry: Geometry) -> tuple[Mask, Confidence]:
     """Upsample bilinearly, label, and read the label's calibrated probability.
 
@@ -25,20 +24,47 @@ def emit(logits: Tensor, calibrated: Tensor, geometry: Geometry) -> tuple[Mask, 
     calibrator decides for itself, or where there is none. Returns uint8 (uint16 from 256 classes
     on) [H,W] and float32 [H,W] in 0..1.
     """
+    mask, confidence = blank(geometry, logits.shape[0])
+    whole = Band(0, logits.shape[1], range(logits.shape[1]))
+    emit_band(logits, calibrated, geometry, whole, mask, confidence)
+    return mask, confidence
+
+
+def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
+    """Make room for a picture's mask and confidence, as `emit` returns them."""
+    mask = np.empty(geometry.image, np.uint8 if classes < 256 else np.uint16)
+    return mask, np.empty(geometry.image, np.float32)
+
+
+@torch.inference_mode()
+def emit_band(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    band: Band,
+    mask: Mask,
+    confidence: Confidence,
+) -> None:
+    """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
+
+    As `emit` otherwise; the grids [K,n,w] begin at the band's `top`. Bands that divide the grid
+    divide the picture.
+    """
     height, width = geometry.image
     classes = logits.shape[0]
-    top, bottom, down = _taps(height, geometry.resized[0], geometry.padded[0], logits.shape[1])
+    top, bottom, down = _taps(height, geometry.resized[0], geometry.padded[0], band.height)
     left, right, across = _taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
-    mask = np.empty((height, width), np.uint8 if classes < 256 else np.uint16)
-    confidence = np.empty((height, width), np.float32)
+    ends = torch.tensor([band.cells.start, band.cells.stop])
+    first, end = torch.searchsorted(top, ends).tolist()
+    top, bottom = top - band.top, bottom - band.top
     rows = max(1, STRIP_BYTES // (4 * classes * width))
 
     def upsample(grid: Tensor, strip: slice) -> Tensor:
         tall = torch.lerp(grid[:, top[strip]], grid[:, bottom[strip]], down[strip, None])
         return torch.lerp(tall[:, :, left], tall[:, :, right], across)
 
-    for start in range(0, height, rows):
-        strip = slice(start, start + rows)
+    for start in range(first, end, rows):
+        strip = slice(start, min(start + rows, end))
         fine = upsample(logits, strip)
         labels = fine.argmax(dim=0)
         if calibrated is not logits:
@@ -46,7 +72,6 @@ def emit(logits: Tensor, calibrated: Tensor, geometry: Geometry) -> tuple[Mask, 
         chosen = fine.gather(0, labels[None])[0]
         confidence[strip] = (chosen - fine.logsumexp(dim=0)).exp().clamp_(0, 1).numpy()
         mask[strip] = labels.numpy()
-    return mask, confidence
 
 
 def _taps(count: int, resized: int, padded: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:

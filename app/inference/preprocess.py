@@ -28,6 +28,19 @@ class Geometry:
     padded: Size
 
 
+@dataclass(frozen=True)
+class Band:
+    """Rows of the backbone's grid that are calibrated and emitted by themselves.
+
+    The logits at hand begin at row `top` of a grid of `height` rows. Of them, `cells` are this
+    band's; the rows around are there for what reads neighbours, of which emission reads one below.
+    """
+
+    top: int
+    height: int
+    cells: range
+
+
 def plan(image: Size, policy: InputPolicy) -> Geometry:
     """Work out the sizes, (height, width) each, for a picture under a policy.
 

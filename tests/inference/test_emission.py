@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.inference.card import InputPolicy
-from app.inference.emission import Confidence, Mask, emit
-from app.inference.preprocess import Geometry, plan
+from app.inference.emission import Confidence, Mask, blank, emit, emit_band
+from app.inference.preprocess import Band, Geometry, plan
 
 
 def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
@@ -173,3 +173,27 @@ def test_softmax_by_hand():
     mask, confidence = emit(logits, logits, native(1, 1))
     assert mask.item() == 1
     assert confidence.item() == pytest.approx(0.75)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    image=st.tuples(st.integers(1, 60), st.integers(1, 40)),
+    size=st.sampled_from(["native", (24, 17), {"short_side": 13}]),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    rows=st.integers(1, 9),
+)
+def test_bands_that_divide_the_grid_emit_the_whole_picture(image, size, stride, rows):
+    geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
+    height, width = geometry.padded[0] // stride, geometry.padded[1] // stride
+    logits, calibrated = noise(3, height, width), noise(3, height, width, seed=1)
+    mask, confidence = blank(geometry, 3)
+    mask[:], confidence[:] = 99, np.nan
+    for start in range(0, height, rows):
+        cells = range(start, min(start + rows, height))
+        top = max(0, start - 2)  # more rows than are needed may be there
+        part = slice(top, cells.stop + 1)
+        band = Band(top, height, cells)
+        emit_band(logits[:, part], calibrated[:, part], geometry, band, mask, confidence)
+    expected = emit(logits, calibrated, geometry)
+    assert np.array_equal(mask, expected[0])
+    assert np.array_equal(confidence, expected[1])
