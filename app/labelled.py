@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from app.calibration.validation import IGNORE, LabelledImage
 from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
-from app.inference.preprocess import Geometry
+from app.inference.preprocess import Geometry, Size
+from app.inference.sliding import Strip
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -58,14 +59,12 @@ class SpooledLogits:
         self._labels: list[NDArray[np.int32]] = []
         for index, pair in enumerate(pairs):
             progress("logits", index / len(pairs))
-            picture = read_picture(pair.image, max_pixels)
-            images, geometry = predictor.prepare(picture)
-            logits = predictor.logits(images)[0]
+            prepared = predictor.lay(read_picture(pair.image, max_pixels))
             labels = read_labels_for(
-                pair, geometry.image, self.num_classes, ignore_index, max_pixels
+                pair, prepared.geometry.image, self.num_classes, ignore_index, max_pixels
             )
-            self._labels.append(to_grid(labels, geometry, (logits.shape[1], logits.shape[2])))
-            np.save(self._path(index), logits.numpy())
+            grid = spool(predictor.strips(prepared), self._path(index))
+            self._labels.append(to_grid(labels, prepared.geometry, grid))
         progress("logits", 1.0)
 
     def __len__(self) -> int:
@@ -77,6 +76,20 @@ class SpooledLogits:
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.npy"
+
+
+def spool(strips: Iterable[Strip], path: Path) -> Size:
+    """Write a picture's logits float32 [K,h,w] to a .npy file, strip by strip; return (h, w)."""
+    file: NDArray[np.float32] | None = None
+    size = 0, 0
+    for (logits,), band in strips:
+        size = band.height, logits.shape[2]
+        if file is None:
+            shape = logits.shape[0], *size
+            file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        first = band.cells.start - band.top
+        file[:, band.cells.start : band.cells.stop] = logits[:, first : first + len(band.cells)]
+    return size
 
 
 def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:

@@ -4,19 +4,23 @@ bytes -> picture -> network input -> logits -> calibrated log-probabilities -> m
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from app.artifacts import ArtifactStore, StoredCalibrator
+from app.calibration.identity import Identity
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
-from app.inference.emission import emit
+from app.inference.emission import blank, emit_band
 from app.inference.predictor import Predictor, Tta
+
+T = TypeVar("T")
 
 NO_CALIBRATOR = "none"
 ACTIVE = "active"
@@ -48,6 +52,16 @@ class Stopwatch:
         finally:
             spent = (time.perf_counter() - start) * 1000
             self.stages[name] = self.stages.get(name, 0.0) + spent
+
+    def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Hand items on, adding the time that each took to come to a stage."""
+        source = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
 
 @dataclass(frozen=True)
@@ -93,16 +107,19 @@ class Segmenter:
         with watch.stage("decode"):
             picture = decode_image(upload, self._max_pixels)
         with watch.stage("preprocess"):
-            images, geometry = predictor.prepare(picture)
-        with watch.stage("inference"):
-            logits = predictor.logits(images, wish.tta)
-        with watch.stage("calibration"), torch.inference_mode():
-            calibrated = logits if stored is None else stored.calibrator(logits)
-            decides = stored is not None and not stored.calibrator.invariances.argmax
+            prepared = predictor.lay(picture)
+            mask, confidence = blank(prepared.geometry, predictor.folder.num_classes)
+        del picture  # 3 bytes a pixel, needed no more where the model takes it whole
+        invariances = stored.calibrator.invariances if stored else Identity.invariances
+        strips = predictor.strips(prepared, wish.tta, invariances.reach)
+        for logits, band in watch.each("inference", strips):
+            with watch.stage("calibration"), torch.inference_mode():
+                grid = logits[0]
+                calibrated = stored.calibrator(logits)[0] if stored else grid
+            with watch.stage("encode"):
+                labels = grid if invariances.argmax else calibrated
+                emit_band(labels, calibrated, prepared.geometry, band, mask, confidence)
         with watch.stage("encode"):
-            mask, confidence = emit(
-                calibrated[0] if decides else logits[0], calibrated[0], geometry
-            )
             if threshold is not None:
                 mask[confidence < threshold] = np.iinfo(mask.dtype).max
         return Segmentation(predictor, stored, mask, confidence, threshold)

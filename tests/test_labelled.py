@@ -217,3 +217,20 @@ def test_damaged_picture_is_refused(predictor, pair):
     pair.image.write_bytes(b"no picture")
     with pytest.raises(UndecodableError):
         spooled(predictor, pair)
+
+
+def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
+    images, labels = folders
+    picture = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
+    pair = Pair(saved(picture, images / "a.png"), labels / "a.png")
+    saved(np.ones((37, 21), np.uint8), pair.labels)
+    policy = {"mode": "slide", "crop": [8, 12], "window_stride": [4, 8]}
+    predictor = open_predictor(
+        read_model_folder(write_onnx_model(tmp_path, "tiny", **policy)), "cpu", 1
+    )
+    strips = list(predictor.strips(predictor.lay(picture)))
+    logits = spooled(predictor, pair)[0].logits
+    assert logits.shape == (3, 19, 11)
+    assert len(strips) > 3
+    for (part,), band in strips:
+        assert torch.equal(logits[:, band.top : band.top + part.shape[1]], part)
