@@ -17,6 +17,7 @@ from app.artifacts import ArtifactStore, StoredCalibrator
 from app.calibration.identity import Identity
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
+from app.imaging.pieces import pieces
 from app.inference.emission import blank, emit_band
 from app.inference.predictor import Predictor, Tta
 
@@ -162,17 +163,20 @@ def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float |
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
     """Count and rate the classes that are present, abstained pixels aside."""
     classes = segmentation.predictor.folder.card.output.classes
-    labels = segmentation.mask.ravel()
-    length = np.iinfo(segmentation.mask.dtype).max + 1
-    counts = np.bincount(labels, minlength=length)
-    sums = np.bincount(labels, weights=segmentation.confidence.ravel(), minlength=length)
+    mask, confidence = segmentation.mask, segmentation.confidence
+    length = np.iinfo(mask.dtype).max + 1
+    counts, sums = np.zeros(length, np.int64), np.zeros(length)
+    for rows in pieces(*mask.shape):  # numpy casts to 8 bytes for each label and each weight
+        labels = mask[rows].ravel()
+        counts += np.bincount(labels, minlength=length)
+        sums += np.bincount(labels, confidence[rows].ravel(), minlength=length)
     return [
         {
             "id": index,
             "name": info.name,
             "color": info.color,
             "pixels": int(counts[index]),
-            "fraction": counts[index] / labels.size,
+            "fraction": counts[index] / mask.size,
             "mean_confidence": sums[index] / counts[index],
         }
         for index, info in enumerate(classes)
