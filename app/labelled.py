@@ -32,7 +32,7 @@ class Pair:
 
 def find_pairs(images: Path, labels: Path) -> list[Pair]:
     """Match pictures and label maps by file stem; raises ArgumentError unless all match."""
-    pictures, maps = _by_stem(images), _by_stem(labels)
+    pictures, maps = pictures_by_stem(images), pictures_by_stem(labels)
     alone = sorted(set(pictures) ^ set(maps))
     if not pictures or alone:
         raise ArgumentError(
@@ -162,7 +162,8 @@ def to_grid(
     return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def pictures_by_stem(folder: Path) -> dict[str, Path]:
+    """Find a folder's pictures, sorted; raises ArgumentError where two have one stem."""
     if not folder.is_dir():
         raise ArgumentError(f"expected a folder, got {folder}")
     found: dict[str, Path] = {}

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -150,12 +151,14 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=896)
     parser.add_argument("--megapixels", type=int, nargs="+", default=MEGAPIXELS)
     parser.add_argument("--whole-up-to", type=int, default=25, help="megapixels in mode whole")
+    parser.add_argument("--modes", nargs="+", default=["slide", "whole"])
     parser.add_argument("--tta", default="none")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends as well
     print("| mode | megapixels | peak above idle, MiB | bytes a pixel | seconds |")
     print("|---|---:|---:|---:|---:|")
-    for mode in ("slide", "whole"):
+    for mode in args.modes:
         with tempfile.TemporaryDirectory() as scratch:
             models, artifacts = Path(scratch) / "models", Path(scratch) / "artifacts"
             models_folder(args.model, mode, args.crop, args.stride, models)
