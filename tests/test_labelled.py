@@ -224,7 +224,7 @@ def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
     pair = Pair(saved(picture, images / "a.png"), labels / "a.png")
     saved(np.ones((37, 21), np.uint8), pair.labels)
-    policy = {"mode": "slide", "crop": [8, 12], "window_stride": [4, 8]}
+    policy: dict[str, Any] = {"mode": "slide", "crop": [8, 12], "window_stride": [4, 8]}
     predictor = open_predictor(
         read_model_folder(write_onnx_model(tmp_path, "tiny", **policy)), "cpu", 1
     )

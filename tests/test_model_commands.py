@@ -14,6 +14,7 @@ from app import cli
 from app.errors import ArgumentError
 from app.inference.card import read_model_folder
 from app.inference.predictor import open_predictor
+from app.labelled import Pair
 from app.model_commands import divide
 from tests.tiny_models import onnx_network, write_card, write_torch_model
 
@@ -248,10 +249,11 @@ def test_int8_file_has_int8_weights_float_logits_and_no_trace_of_the_machine(
 
 def test_pictures_for_ranges_and_for_measuring_are_different(pictures):
     chosen, measured = divide(pictures[0], None, None, 2)
-    assert [path.stem for path in chosen] == ["0", "4"]
-    assert [path.stem for path in measured] == ["1", "3", "5", "7"]
+    odd = [f"{index}.png" for index in (1, 3, 5, 7)]
+    assert chosen == [pictures[0] / "0.png", pictures[0] / "4.png"]
+    assert measured == [pictures[0] / name for name in odd]
     _, pairs = divide(pictures[0], None, pictures[1], 99)
-    assert [pair.labels.stem for pair in pairs] == ["1", "3", "5", "7"]
+    assert pairs == [Pair(pictures[0] / name, pictures[1] / name) for name in odd]
     chosen, measured = divide(pictures[0], pictures[1], None, 8)
     assert (len(chosen), len(measured)) == (8, 8)
 

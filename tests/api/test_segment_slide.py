@@ -1,6 +1,7 @@
 """`POST /segment` of a model in mode slide: the same contract, in windows."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,14 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (75, 53, 3), dtype=np.uint8)
 @pytest.fixture
 def client(models_dir, artifacts_dir, make_client: MakeClient):
     """The models `tiny` (whole) and `windows` (slide), one network, each at temperature 2."""
-    card = {"mode": "slide", "crop": [16, 24], "window_stride": [8, 12]}
+    card: dict[str, Any] = {"mode": "slide", "crop": [16, 24], "window_stride": [8, 12]}
     slide = write_onnx_model(models_dir, "windows", **card)
     for model in (slide, models_dir / "tiny"):
         publish_temperature(artifacts_dir, model, temperature=2)
     return make_client(max_pixels=PICTURE.shape[0] * PICTURE.shape[1])
 
 
-def arrays(client, model: str, **query: str | float) -> tuple[NDArray, NDArray]:
+def arrays(client, model: str, **query: str | float) -> tuple[NDArray[Any], NDArray[Any]]:
     answer = post(client, PICTURE, {"Accept": "application/x-npz"}, model=model, **query)
     assert answer.status_code == 200, answer.text
     with np.load(io.BytesIO(answer.content), allow_pickle=False) as data:
