@@ -67,6 +67,17 @@ class Predictor:
         blend = self.folder.card.input.blend
         return strips(prepared.windows, lambda images: self.logits(images, tta), blend, reach)
 
+    def grid(self, prepared: Prepared, tta: Tta = "none") -> Tensor:
+        """Give a picture's logits [1,K,h,w] whole, as they are served in strips."""
+        found = list(self.strips(prepared, tta))
+        if len(found) == 1:
+            return found[0].logits
+        own = [
+            logits[:, :, band.cells.start - band.top : band.cells.stop - band.top]
+            for logits, band in found
+        ]
+        return torch.cat(own, dim=2)
+
     def prepare(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Geometry]:
         """Preprocess uint8 RGB [H,W,3] to float32 [1,3,H',W']."""
         planes, geometry = preprocess(picture, self.folder.card.input)

@@ -201,6 +201,7 @@ def test_slide_gives_the_logits_of_whole(tiny, tta, size, image):
     images, geometry = whole.prepare(picture)
     assert prepared.geometry == geometry
     assert torch.allclose(found, whole.logits(images, tta), atol=1e-5)
+    assert torch.equal(slide.grid(prepared, tta), found)
 
 
 def test_multiscale_acts_on_each_window_as_on_a_picture(tiny):
