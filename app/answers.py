@@ -1,4 +1,6 @@
-"""Labelled images answered as `service` answers them, at the pictures' own size."""
+"""What an answer's labels and confidence are read from, when serving and when measuring."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,15 +13,34 @@ from app.inference.emission import emit
 from app.inference.preprocess import Geometry
 
 
+@dataclass(frozen=True)
+class Rated:
+    """What labels come from, and what times `scale` gives their confidence; logits [K,h,w]."""
+
+    labelling: Tensor
+    rating: Tensor
+    scale: float = 1.0
+
+
+@torch.inference_mode()
+def rate(logits: Tensor, calibrator: Calibrator | None) -> Rated:
+    """Calibrate logits [K,h,w]; one tensor serves for both where the answer is the same."""
+    if calibrator is None:
+        return Rated(logits, logits)
+    scale = calibrator.scale()
+    if scale is not None:
+        return Rated(logits, logits, scale)
+    calibrated = calibrator(logits[None])[0]
+    return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
+
+
 @torch.inference_mode()
 def answer_labelled(
     logits: Tensor, labels: NDArray[np.integer], geometry: Geometry, calibrator: Calibrator
 ) -> Emitted:
     """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
-    known = prepared(logits[None])
-    calibrated = calibrator(known)[0]
-    decides = not calibrator.invariances.argmax
-    mask, confidence = emit(calibrated if decides else known[0], calibrated, geometry)
+    rated = rate(prepared(logits[None])[0], calibrator)
+    mask, confidence = emit(rated.labelling, rated.rating, geometry, scale=rated.scale)
     return Emitted(
         torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(confidence),

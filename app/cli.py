@@ -18,12 +18,15 @@ from app.fits import Service, Wanted, fit_here
 from app.inference.card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.main import find_model, model_folders, run
+from app.model_commands import import_command, quantize_command
 from app.recalibration import Activate
 from app.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 models_app = typer.Typer(no_args_is_help=True, help="Models that can be served.")
 calibrators_app = typer.Typer(no_args_is_help=True, help="Fitted calibrators.")
+models_app.command("import")(import_command)
+models_app.command("quantize")(quantize_command)
 app.add_typer(models_app, name="models")
 app.add_typer(calibrators_app, name="calibrators")
 

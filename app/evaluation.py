@@ -164,8 +164,8 @@ def look(
 ) -> Looked:
     """Run the model and the calibrator over one picture, as the service does."""
     picture = read_picture(pair.image, options.max_pixels)
-    images, geometry = predictor.prepare(picture)
-    logits = predictor.logits(images, options.tta)
+    prepared = predictor.lay(picture)
+    logits, geometry = predictor.grid(prepared, options.tta), prepared.geometry
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
         return Looked(picture, geometry, plain, plain, decides=False)

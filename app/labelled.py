@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from app.calibration.validation import IGNORE, LabelledImage
 from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
-from app.inference.preprocess import Geometry
+from app.inference.preprocess import Geometry, Size
+from app.inference.sliding import Strip
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -35,7 +36,7 @@ class Pair:
 
 def find_pairs(images: Path, labels: Path) -> list[Pair]:
     """Match pictures and label maps by file stem; raises ArgumentError unless all match."""
-    pictures, maps = _by_stem(images), _by_stem(labels)
+    pictures, maps = pictures_by_stem(images), pictures_by_stem(labels)
     alone = sorted(set(pictures) ^ set(maps))
     if not pictures or alone:
         raise ArgumentError(
@@ -66,15 +67,13 @@ class SpooledLogits:
         self._geometries: list[Geometry] = []
         for index, pair in enumerate(pairs):
             progress("logits", index / len(pairs))
-            picture = read_picture(pair.image, max_pixels)
-            images, geometry = predictor.prepare(picture)
-            logits = predictor.logits(images)[0]
+            prepared = predictor.lay(read_picture(pair.image, max_pixels))
             labels = read_labels_for(
-                pair, geometry.image, self.num_classes, ignore_index, max_pixels
+                pair, prepared.geometry.image, self.num_classes, ignore_index, max_pixels
             )
-            self._labels.append(to_grid(labels, geometry, (logits.shape[1], logits.shape[2])))
-            self._geometries.append(geometry)
-            np.save(self._path("logits", index), logits.numpy())
+            grid = spool(predictor.strips(prepared), self._path("logits", index))
+            self._labels.append(to_grid(labels, prepared.geometry, grid))
+            self._geometries.append(prepared.geometry)
             narrow = np.min_scalar_type(-self.num_classes)
             np.save(self._path("labels", index), labels.astype(narrow))
         progress("logits", 1.0)
@@ -95,6 +94,20 @@ class SpooledLogits:
 
     def _path(self, kind: str, index: int) -> Path:
         return self._folder / f"{kind}{index}.npy"
+
+
+def spool(strips: Iterable[Strip], path: Path) -> Size:
+    """Write a picture's logits float32 [K,h,w] to a .npy file, strip by strip; return (h, w)."""
+    file: NDArray[np.float32] | None = None
+    size = 0, 0
+    for (logits,), band in strips:
+        size = band.height, logits.shape[2]
+        if file is None:
+            shape = logits.shape[0], *size
+            file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        first = band.cells.start - band.top
+        file[:, band.cells.start : band.cells.stop] = logits[:, first : first + len(band.cells)]
+    return size
 
 
 def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:
@@ -167,7 +180,8 @@ def to_grid(
     return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def pictures_by_stem(folder: Path) -> dict[str, Path]:
+    """Find a folder's pictures, sorted; raises ArgumentError where two have one stem."""
     if not folder.is_dir():
         raise ArgumentError(f"expected a folder, got {folder}")
     found: dict[str, Path] = {}

@@ -4,25 +4,26 @@ bytes -> picture -> network input -> logits -> calibrated log-probabilities -> m
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from app.answers import rate
 from app.artifacts import ArtifactStore, StoredCalibrator
-from app.calibration.base import Calibrator
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
-from app.inference.emission import emit
+from app.inference.emission import blank, emit_band
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.row_threads import RowThreads
 from app.inference.tally import Tally, tally
+
+T = TypeVar("T")
 
 NO_CALIBRATOR = "none"
 ACTIVE = "active"
@@ -54,6 +55,16 @@ class Stopwatch:
         finally:
             spent = (time.perf_counter() - start) * 1000
             self.stages[name] = self.stages.get(name, 0.0) + spent
+
+    def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Hand items on, adding the time that each took to come to a stage."""
+        source = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
 
 @dataclass(frozen=True)
@@ -106,15 +117,20 @@ class Segmenter:
         with watch.stage("decode"):
             picture = decode_image(upload, self._max_pixels)
         with watch.stage("preprocess"):
-            images, geometry = predictor.prepare(picture)
-        with watch.stage("inference"):
-            logits = predictor.logits(images, wish.tta)[0]
-        with watch.stage("calibration"):
-            rated = rate(logits, None if stored is None else stored.calibrator)
+            prepared = predictor.lay(picture)
+            mask, confidence = blank(prepared.geometry, predictor.folder.num_classes)
+        del picture  # 3 bytes a pixel, needed no more where the model takes it whole
+        calibrator = stored.calibrator if stored else None
+        reach = calibrator.invariances.reach if calibrator else 0
+        for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
+            with watch.stage("calibration"):
+                rated = rate(logits[0], calibrator)
+            with watch.stage("encode"):
+                emit_band(
+                    rated.labelling, rated.rating, prepared.geometry, band, mask, confidence,
+                    scale=rated.scale, threads=self._threads,
+                )  # fmt: skip
         with watch.stage("encode"):
-            mask, confidence = emit(
-                rated.labelling, rated.rating, geometry, scale=rated.scale, threads=self._threads
-            )
             stale = self._is_stale(predictor, stored, wish, mask, confidence)
             if threshold is not None:
                 np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)
@@ -159,27 +175,6 @@ class Segmenter:
         if wanted == ACTIVE:
             return self.artifacts.active(folder.card.name, folder.sha256)
         return self.artifacts.load(folder.card.name, wanted, folder.sha256)
-
-
-@dataclass(frozen=True)
-class Rated:
-    """What labels come from, and what times `scale` gives their confidence; logits [K,h,w]."""
-
-    labelling: Tensor
-    rating: Tensor
-    scale: float = 1.0
-
-
-@torch.inference_mode()
-def rate(logits: Tensor, calibrator: Calibrator | None) -> Rated:
-    """Calibrate logits [K,h,w]; one tensor serves for both where the answer is the same."""
-    if calibrator is None:
-        return Rated(logits, logits)
-    scale = calibrator.scale()
-    if scale is not None:
-        return Rated(logits, logits, scale)
-    calibrated = calibrator(logits[None])[0]
-    return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 
 
 def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from app.answers import rate
 from app.artifacts import ArtifactStore
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
@@ -28,7 +29,6 @@ from app.inference.emission import emit
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.row_threads import RowThreads
 from app.inference.tally import tally
-from app.service import rate
 from app.settings import available_cores
 
 METHODS = ("temperature", "selective", "matrix", "isotonic", "lts", "cdc")

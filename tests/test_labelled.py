@@ -242,3 +242,20 @@ def test_picture_is_answered_at_its_own_size_as_the_service_answers_it(folders, 
     assert answer.confidence.numpy() == pytest.approx(confidence, abs=1e-6)
     assert answer.labels[0, 0] == IGNORE
     assert (answer.labels.numpy() == truth)[truth != 255].all()
+
+
+def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
+    images, labels = folders
+    picture = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
+    pair = Pair(saved(picture, images / "a.png"), labels / "a.png")
+    saved(np.ones((37, 21), np.uint8), pair.labels)
+    policy: dict[str, Any] = {"mode": "slide", "crop": [8, 12], "window_stride": [4, 8]}
+    predictor = open_predictor(
+        read_model_folder(write_onnx_model(tmp_path, "tiny", **policy)), "cpu", 1
+    )
+    strips = list(predictor.strips(predictor.lay(picture)))
+    logits = spooled(predictor, pair)[0].logits
+    assert logits.shape == (3, 19, 11)
+    assert len(strips) > 3
+    for (part,), band in strips:
+        assert torch.equal(logits[:, band.top : band.top + part.shape[1]], part)

@@ -25,7 +25,12 @@ class Invariances:
     translation: bool  # adding a constant to a pixel's logits changes nothing
     argmax: bool  # the most probable class stays
     order: bool  # the classes' order stays
-    spatial: bool = False  # reads neighbouring pixels, so it needs maps, not tables
+    reach: int = 0  # how many rows and columns away the neighbours lie that a pixel's answer reads
+
+    @property
+    def spatial(self) -> bool:
+        """Whether neighbours are read at all, so that maps are needed and tables will not do."""
+        return self.reach > 0
 
 
 def ignore_progress(_stage: str, _share: float) -> None:

@@ -14,6 +14,7 @@ from app.calibration.pixelwise import FEATURE_FLOOR
 
 TOP = 5  # sorted log-probabilities that are looked at
 REACHES = (2, 7)  # cells to each side
+FARTHEST = max(REACHES) + 1  # a cell's label is compared with the next one's
 ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told from 1
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import Calibrator, FitContext, Invariances, prepared
-from app.calibration.context import context_of, feature_count
+from app.calibration.context import FARTHEST, context_of, feature_count
 from app.calibration.context_selectors import Rows, Selectors, draw_rows
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
@@ -46,7 +46,7 @@ class Contextual(Calibrator):
 
     method: ClassVar[str] = "contextual"
     invariances: ClassVar[Invariances] = Invariances(
-        translation=True, argmax=True, order=True, spatial=True
+        translation=True, argmax=True, order=True, reach=FARTHEST
     )
     trust: Tensor
     local: Tensor

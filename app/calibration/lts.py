@@ -36,7 +36,7 @@ class LocalTemperature(Calibrator):
 
     method: ClassVar[str] = "lts"
     invariances: ClassVar[Invariances] = Invariances(
-        translation=True, argmax=True, order=True, spatial=True
+        translation=True, argmax=True, order=True, reach=REACH
     )
     weight: Tensor
     bias: Tensor

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from app.errors import InputError, TooLargeError, UndecodableError
+from app.imaging.pieces import pieces
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 # TIFF tags and what they say.
@@ -39,7 +40,8 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
             check_size(picture.size, max_pixels)
             _check_still(picture)
             levels = _grey_levels(picture)
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(picture), levels))
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _pixels(_to_rgb(picture, levels))
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -108,14 +110,26 @@ def _to_rgb(picture: Image.Image, levels: tuple[int, int]) -> Image.Image:
         return _scaled_down(values, levels)
     if picture.mode == "F":
         raise UndecodableError("expected 8 or 16 bits a channel, got floating-point pixels")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if picture.mode in ("LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")  # so that a transparent colour is kept, not mixed
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _pixels(picture: Image.Image) -> Picture:
+    """Copy a picture to uint8 [H,W,3] in pieces: Pillow would hold all of it twice more."""
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for rows in pieces(height, width):
+        pixels[rows] = np.asarray(picture.crop((0, rows.start, width, rows.stop)))
+    return pixels
 
 
 def _scaled_down(values: NDArray[np.generic], levels: tuple[int, int]) -> Image.Image:
     """16-bit grey [H,W] to RGB; the range from black to white becomes 0..255, rounded."""
     black, top = levels[0], max(levels)
-    above_black = np.abs(values.astype(np.int32) - black)
+    above_black = np.abs(np.arange(65536) - black)
     eight = ((above_black * 255 + top // 2) // top).astype(np.uint8)
-    return Image.fromarray(eight).convert("RGB")
+    scaled = np.empty(values.shape, np.uint8)
+    for rows in pieces(*values.shape):  # an index takes 8 bytes a pixel
+        scaled[rows] = eight[values[rows]]
+    return Image.fromarray(scaled).convert("RGB")

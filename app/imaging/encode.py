@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from app.imaging.colormap import HEAT
+from app.imaging.pieces import pieces
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
@@ -57,8 +58,13 @@ def heatmap_png(confidence: Confidence) -> bytes:
 def overlay_png(picture: Picture, mask: Mask, palette: Palette) -> bytes:
     """Blend the classes' colours into the picture [H,W,3]; abstained pixels turn white."""
     colors = np.array([*palette, ABSTAIN_COLOR], np.uint8)
-    tint = colors[np.minimum(mask, len(palette))]  # the abstain value is above every class
-    return png(Image.blend(Image.fromarray(picture), Image.fromarray(tint), OVERLAY_SHARE))
+    blended = np.empty_like(picture)
+    for rows in pieces(*mask.shape):
+        # The abstain value is above every class.
+        tint = Image.fromarray(colors[np.minimum(mask[rows], len(palette))])
+        piece = Image.blend(Image.fromarray(picture[rows]), tint, OVERLAY_SHARE)
+        blended[rows] = np.asarray(piece)
+    return png(Image.fromarray(blended))
 
 
 def full_palette(palette: Palette) -> Picture:
@@ -70,9 +76,12 @@ def full_palette(palette: Palette) -> Picture:
 
 
 def _levels(confidence: Confidence, dtype: type[np.uint8 | np.uint16]) -> Mask:
-    # In float64 the product is exact; float32 takes one value in 700 to the wrong 16-bit level.
-    levels = np.multiply(confidence, np.iinfo(dtype).max, dtype=np.float64)
-    return np.rint(levels, out=levels).astype(dtype)  # type: ignore[return-value]
+    levels = np.empty(confidence.shape, dtype)
+    for rows in pieces(*confidence.shape):
+        # In float64 the product is exact; float32 takes one value in 700 to the wrong 16-bit level.
+        exact = np.multiply(confidence[rows], np.iinfo(dtype).max, dtype=np.float64)
+        levels[rows] = np.rint(exact, out=exact)
+    return levels  # type: ignore[return-value]
 
 
 def npz(mask: Mask, confidence: Confidence) -> bytes:

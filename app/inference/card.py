@@ -43,7 +43,10 @@ class InputPolicy(Strict):
     std: Triple = (1.0, 1.0, 1.0)
     size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
-    mode: Literal["whole"] = "whole"
+    mode: Literal["whole", "slide"] = "whole"
+    crop: tuple[Side, Side] | None = None
+    stride: tuple[Side, Side] | None = None
+    blend: Literal["hann", "mean"] = "hann"
 
     @field_validator("size", mode="wrap")
     @classmethod
@@ -61,6 +64,30 @@ class InputPolicy(Strict):
         if min(self.std) <= 0:
             raise ValueError(f"expected std above 0, got {list(self.std)}")
         return self
+
+    @model_validator(mode="after")
+    def _windows(self) -> "InputPolicy":
+        given = {"crop", "stride", "blend"} & self.model_fields_set
+        if self.mode == "whole" and given:
+            raise ValueError(f'expected {sorted(given)} only with mode = "slide", got mode "whole"')
+        if self.mode == "slide":
+            self._check_windows()
+        return self
+
+    def _check_windows(self) -> None:
+        if self.crop is None or self.stride is None:
+            missing = "crop" if self.crop is None else "stride"
+            raise ValueError(
+                f'expected crop = [H, W] and stride = [h, w] with mode = "slide", got no {missing}'
+            )
+        got = f"crop {list(self.crop)} and stride {list(self.stride)}"
+        if self.stride[0] > self.crop[0] or self.stride[1] > self.crop[1]:
+            raise ValueError(f"expected a stride of at most the crop, got {got}")
+        if any(side % self.multiple_of for side in (*self.crop, *self.stride)):
+            raise ValueError(
+                f"expected crop and stride in multiples of multiple_of = {self.multiple_of}, "
+                f"got {got}"
+            )
 
 
 class ClassInfo(Strict):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.inference.kernels import LOG2_E, Confidence, Mask, Taps, emit_rows
-from app.inference.preprocess import Geometry
+from app.inference.preprocess import Band, Geometry
 from app.inference.row_threads import RowThreads
 from app.inference.tally import tally
 
@@ -35,10 +35,33 @@ def emit(
     2e-6 plus 3e-7 of the largest difference of logits.
     """
     mask, confidence = blank(geometry, logits.shape[0])
-    rows = taps(geometry.image[0], geometry.resized[0], geometry.padded[0], logits.shape[1])
-    part = range(geometry.image[0])
-    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
+    whole = Band(0, logits.shape[1], range(logits.shape[1]))
+    emit_band(logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads)
     return mask, confidence
+
+
+def emit_band(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    band: Band,
+    mask: Mask,
+    confidence: Confidence,
+    *,
+    scale: float = 1.0,
+    threads: RowThreads = ALONE,
+) -> None:
+    """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
+
+    As `emit` otherwise; the grids [K,n,w] begin at the band's `top`. Bands that divide the grid
+    divide the picture.
+    """
+    size = geometry.image[0], geometry.resized[0], geometry.padded[0]
+    top, bottom, down = taps(*size, band.height)
+    first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
+    rows = top - band.top, bottom - band.top, down
+    part = range(first, end)
+    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
 
 
 def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:

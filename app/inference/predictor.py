@@ -1,7 +1,8 @@
 """A model that is ready to serve: its folder, its backbone, and test-time augmentation."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,13 +15,22 @@ from app.errors import ModelError
 from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
 from app.inference.emission import warm_up
-from app.inference.preprocess import Geometry, preprocess
+from app.inference.preprocess import Geometry, Size, normalised, plan, preprocess, resized
+from app.inference.sliding import Strip, Windows, lay, strips
 
 log = logging.getLogger(__name__)
 
 Tta = Literal["none", "flip", "multiscale"]
-SCALES = (0.75, 1.0, 1.25)
+SCALES = (0.75, 1.25)  # beside the picture's own
 WARM_SIZE = (256, 320)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture on its way into the network."""
+
+    geometry: Geometry
+    windows: Windows
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,45 @@ class Predictor:
 
     folder: ModelFolder
     backbone: Backbone
+    least: Size = (1, 1)  # height and width of the smallest input the network takes
+
+    def lay(self, picture: NDArray[np.uint8]) -> Prepared:
+        """Lay the windows over uint8 RGB [H,W,3]: one in mode whole, some in mode slide."""
+        policy = self.folder.card.input
+        geometry = plan((picture.shape[0], picture.shape[1]), policy, self.least)
+        picture = resized(picture, geometry)
+        height, width = geometry.padded
+        crop, stride = policy.crop or geometry.padded, policy.stride or geometry.padded
+        down, across = lay(height, crop[0], stride[0]), lay(width, crop[1], stride[1])
+
+        def cut(row: int, column: int) -> Tensor:
+            size = down.length, across.length
+            return torch.from_numpy(normalised(picture, policy, (row, column), size))
+
+        if len(down.starts) == len(across.starts) == 1:
+            only = cut(0, 0)
+            return Prepared(geometry, Windows(down, across, lambda _row, _column: only))
+        return Prepared(geometry, Windows(down, across, cut))
+
+    def strips(self, prepared: Prepared, tta: Tta = "none", reach: int = 0) -> Iterator[Strip]:
+        """Give a picture's logits in rows of the grid, from top to bottom.
+
+        `reach` is how many rows away the neighbours lie that will be read with a row. Test-time
+        augmentation acts on each window as on a picture of its own.
+        """
+        blend = self.folder.card.input.blend
+        return strips(prepared.windows, lambda images: self.logits(images, tta), blend, reach)
+
+    def grid(self, prepared: Prepared, tta: Tta = "none") -> Tensor:
+        """Give a picture's logits [1,K,h,w] whole, as they are served in strips."""
+        found = list(self.strips(prepared, tta))
+        if len(found) == 1:
+            return found[0].logits
+        own = [
+            logits[:, :, band.cells.start - band.top : band.cells.stop - band.top]
+            for logits, band in found
+        ]
+        return torch.cat(own, dim=2)
 
     def prepare(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Geometry]:
         """Preprocess uint8 RGB [H,W,3] to float32 [1,3,H',W']."""
@@ -42,18 +91,19 @@ class Predictor:
         Views of test-time augmentation are averaged as log-probabilities on the plain view's
         grid. Calibrators are fitted without it, so their record speaks of `tta="none"`.
         """
+        plain = self._run(images)
         if tta == "none":
-            return self._run(images)
+            return plain
+        total = plain.log_softmax(dim=1)
         if tta == "flip":
-            views = [self._run(images), self._run(images.flip(-1)).flip(-1)]
-        else:
-            views = [self._run(self._rescale(images, scale)) for scale in SCALES]
-        grid = views[SCALES.index(1.0) if tta == "multiscale" else 0].shape[-2:]
-        total = torch.zeros(())
-        for view in views:
-            same = view if view.shape[-2:] == grid else F.interpolate(view, grid, mode="bilinear")
-            total = total + same.log_softmax(dim=1)
-        return total / len(views)
+            total += self._run(images.flip(-1)).flip(-1).log_softmax(dim=1)
+            return total / 2
+        for scale in SCALES:
+            view = self._run(self._rescale(images, scale))
+            if view.shape[-2:] != total.shape[-2:]:
+                view = F.interpolate(view, total.shape[-2:], mode="bilinear")
+            total += view.log_softmax(dim=1)
+        return total / (1 + len(SCALES))
 
     def _run(self, images: Tensor) -> Tensor:
         logits = torch.from_numpy(self.backbone(images.contiguous().numpy()))
@@ -77,9 +127,12 @@ def open_predictor(folder: ModelFolder, device: str, threads: int) -> Predictor:
     Raises ModelError where the file does not load or its output does not fit the card.
     """
     predictor = Predictor(folder, open_backbone(folder.path, device, threads))
-    size = folder.card.input.size
-    shape = (*size, 3) if isinstance(size, tuple) else (*WARM_SIZE, 3)
-    images, _ = predictor.prepare(np.full(shape, 128, np.uint8))
+    policy = folder.card.input
+    if policy.crop is not None:
+        images = grey(policy.crop)
+    else:
+        size = policy.size if isinstance(policy.size, tuple) else WARM_SIZE
+        images, _ = predictor.prepare(np.full((*size, 3), 128, np.uint8))
     try:
         logits = predictor.logits(images)
     except Exception as error:
@@ -93,5 +146,33 @@ def open_predictor(folder: ModelFolder, device: str, threads: int) -> Predictor:
             f"got {list(logits.shape)}"
         )
     warm_up(folder.num_classes)
+    if policy.crop is not None:
+        predictor = replace(predictor, least=least_window(predictor, policy.crop, logits))
     log.info("loaded %s on %s", folder.card.name, predictor.backbone.device)
     return predictor
+
+
+def grey(size: Size) -> Tensor:
+    """Make a network's input float32 [1,3,h,w] of one value."""
+    return torch.full((1, 3, *size), 0.5)
+
+
+def least_window(predictor: Predictor, crop: Size, logits: Tensor) -> Size:
+    """Find the smallest window a network takes, given its logits [1,K,h,w] on the whole crop.
+
+    Many networks are exported for one size only. Raises ModelError where windows that begin at
+    multiples of `multiple_of` would not meet on the grid.
+    """
+    multiple = predictor.folder.card.input.multiple_of
+    grid = logits.shape[2:]
+    if any(multiple * grid[axis] % crop[axis] for axis in (0, 1)):
+        raise ModelError(
+            f"{predictor.folder.card.name}: expected multiple_of to be a multiple of the network's "
+            f"cells, got {multiple} and a grid of {tuple(grid)} for a crop of {crop}"
+        )
+    try:
+        smallest = predictor.logits(grey((multiple, multiple))).shape[2:]
+    except Exception:  # whatever a network raises for a size it was not made for
+        return crop
+    fits = all(smallest[axis] * crop[axis] == grid[axis] * multiple for axis in (0, 1))
+    return (1, 1) if fits else crop

@@ -28,10 +28,24 @@ class Geometry:
     padded: Size
 
 
-def plan(image: Size, policy: InputPolicy) -> Geometry:
+@dataclass(frozen=True)
+class Band:
+    """Rows of the backbone's grid that are calibrated and emitted by themselves.
+
+    The logits at hand begin at row `top` of a grid of `height` rows. Of them, `cells` are this
+    band's; the rows around are there for what reads neighbours, of which emission reads one below.
+    """
+
+    top: int
+    height: int
+    cells: range
+
+
+def plan(image: Size, policy: InputPolicy, least: Size = (1, 1)) -> Geometry:
     """Work out the sizes, (height, width) each, for a picture under a policy.
 
-    Raises TooLargeError for a picture so long and thin that it would grow beyond all measure.
+    The picture is padded to `least`, the smallest a network takes, if it is smaller. Raises
+    TooLargeError for a picture so long and thin that it would grow beyond all measure.
     """
     height, width = image
     if policy.size == "native":
@@ -42,7 +56,10 @@ def plan(image: Size, policy: InputPolicy) -> Geometry:
     else:
         resized = policy.size
     multiple = policy.multiple_of
-    padded = -(-resized[0] // multiple) * multiple, -(-resized[1] // multiple) * multiple
+    padded = (
+        max(-(-resized[0] // multiple) * multiple, least[0]),
+        max(-(-resized[1] // multiple) * multiple, least[1]),
+    )
     if padded[0] * padded[1] > max(SMALL_INPUT, MAX_GROWTH * height * width):
         raise TooLargeError(
             f"expected a picture that the model can take in, got {width}x{height}, which its "
@@ -52,24 +69,35 @@ def plan(image: Size, policy: InputPolicy) -> Geometry:
 
 
 def preprocess(picture: Picture, policy: InputPolicy) -> tuple[Array, Geometry]:
-    """Resize, pad and normalise: uint8 RGB [H,W,3] to float32 [1,3,H',W'] and the geometry.
-
-    Padding repeats the edge at the right and the bottom: black bars would be a new scene.
-    """
+    """Resize, pad and normalise: uint8 RGB [H,W,3] to float32 [1,3,H',W'] and the geometry."""
     geometry = plan((picture.shape[0], picture.shape[1]), policy)
-    if geometry.resized != geometry.image:
-        size = geometry.resized[1], geometry.resized[0]
-        picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-    below = geometry.padded[0] - geometry.resized[0]
-    right = geometry.padded[1] - geometry.resized[1]
+    return normalised(resized(picture, geometry), policy, (0, 0), geometry.padded), geometry
+
+
+def resized(picture: Picture, geometry: Geometry) -> Picture:
+    """Resize uint8 RGB [H,W,3] bilinearly; a picture of the right size is handed back."""
+    if geometry.resized == geometry.image:
+        return picture
+    size = geometry.resized[1], geometry.resized[0]
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
+def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) -> Array:
+    """Cut a window, pad and normalise it: uint8 RGB [H,W,3] to float32 [1,3,h,w].
+
+    The window begins at `corner` (row, column), inside the picture. Padding repeats the edge at
+    the right and the bottom: black bars would be a new scene.
+    """
+    picture = picture[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
+    below, right = size[0] - picture.shape[0], size[1] - picture.shape[1]
     if below or right:
         picture = np.pad(picture, ((0, below), (0, right), (0, 0)), mode="edge")
     # One multiply-add a value: x/255 and (x - mean)/std in one go.
     gain = 1 / (255 * np.array(policy.std, np.float32))
     shift = np.array(policy.mean, np.float32) / np.array(policy.std, np.float32)
-    planes = np.empty((1, 3, *geometry.padded), np.float32)
+    planes = np.empty((1, 3, *size), np.float32)
     for channel in range(3):
         np.multiply(picture[..., channel], gain[channel], out=planes[0, channel])
         if shift[channel]:
             planes[0, channel] -= shift[channel]
-    return planes, geometry
+    return planes

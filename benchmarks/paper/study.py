@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.fitting import measure
 from app.calibration.identity import Identity
+from app.calibration.measuring import measure
 from app.calibration.metrics import Evaluation
 from app.calibration.registry import build
 from app.calibration.selective import Selective
@@ -82,7 +82,7 @@ def together(
     """Measure a calibrator on several groups as one."""
     total = Evaluation(calibrator.num_classes)
     for name in names:
-        total.merge(measure("study", calibrator, sets[name]).evaluation)
+        total.merge(measure(sets[name], [calibrator], FitContext())[0].evaluation)
     return total
 
 

@@ -3,6 +3,7 @@ import torch
 
 from app.calibration.base import FitContext
 from app.calibration.lts import LocalTemperature
+from app.calibration.registry import build
 from app.calibration.validation import InMemory, LabelledImage
 from app.errors import ArgumentError
 from tests.calibration.synthetic import nll
@@ -45,3 +46,20 @@ def test_temperature_rises_where_the_surroundings_disagree():
     assert nll(calibrator, data) < before - 0.1
     temperatures = calibrator.temperatures(images[0].logits[None])[0, 0].detach()
     assert temperatures[:, 22:].mean() > 1.5 * temperatures[:, :10].mean()
+
+
+@pytest.mark.parametrize("method", ["lts", "selective+lts"])
+def test_reach_is_how_far_a_pixel_is_felt(method):
+    torch.manual_seed(0)
+    calibrator = build(method, 3)
+    for value in calibrator.state_dict().values():
+        value.add_(0.1 * torch.randn(value.shape))
+    reach = calibrator.invariances.reach
+    assert reach > 0
+    logits = torch.randn(1, 3, 31, 31)
+    changed = logits.clone()
+    changed[0, 0, 15, 15] += 9
+    with torch.inference_mode():
+        felt = (calibrator(changed) != calibrator(logits)).any(1)[0]
+    rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
+    assert (min(rows), max(rows)) == (min(columns), max(columns)) == (15 - reach, 15 + reach)

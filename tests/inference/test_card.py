@@ -101,6 +101,12 @@ def test_file_of_known_ending_is_accepted(folder, file):
     assert read_model_folder(folder).path == folder / file
 
 
+def test_slide_has_windows_of_a_size_at_a_stride(folder):
+    write_card(folder, mode="slide", crop=[512, 1024], window_stride=[256, 512])
+    policy = read_model_folder(folder).card.input
+    assert (policy.crop, policy.stride, policy.blend) == ((512, 1024), (256, 512), "hann")
+
+
 def test_models_of_tests_are_read(tmp_path):
     model = read_model_folder(write_onnx_model(tmp_path, "a", num_classes=300, stride=4))
     assert model.num_classes == 300
@@ -171,6 +177,7 @@ def test_name_that_is_no_plain_word_is_refused(folder, name):
     assert refusal(folder).startswith("name: String should match pattern")
 
 
+CROP_AND_STRIDE = 'input: expected crop = [H, W] and stride = [h, w] with mode = "slide"'
 ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in 1..16384'
 
 
@@ -196,7 +203,30 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
             {"multiple_of": 0},
             "input.multiple_of: Input should be greater than or equal to 1, got 0",
         ),
-        ({"mode": "quilt"}, "input.mode: Input should be 'whole', got 'quilt'"),
+        ({"mode": "quilt"}, "input.mode: Input should be 'whole' or 'slide', got 'quilt'"),
+        (
+            {"crop": [64, 64]},
+            'input: expected [\'crop\'] only with mode = "slide", got mode "whole"',
+        ),
+        ({"mode": "slide", "window_stride": [2, 2]}, f"{CROP_AND_STRIDE}, got no crop"),
+        ({"mode": "slide", "crop": [64, 64]}, f"{CROP_AND_STRIDE}, got no stride"),
+        (
+            {"mode": "slide", "crop": [64, 32], "window_stride": [64, 64]},
+            "input: expected a stride of at most the crop, got crop [64, 32] and stride [64, 64]",
+        ),
+        (
+            {"mode": "slide", "crop": [64, 64], "window_stride": [32, 20], "multiple_of": 8},
+            "input: expected crop and stride in multiples of multiple_of = 8, "
+            "got crop [64, 64] and stride [32, 20]",
+        ),
+        (
+            {"mode": "slide", "crop": [0, 64], "window_stride": [32, 32]},
+            "input.crop.0: Input should be greater than or equal to 1, got 0",
+        ),
+        (
+            {"mode": "slide", "crop": [64, 64], "window_stride": [32, 32], "blend": "max"},
+            "input.blend: Input should be 'hann' or 'mean', got 'max'",
+        ),
         (
             {"ignore_index": -1},
             "output.ignore_index: Input should be greater than or equal to 0, got -1",

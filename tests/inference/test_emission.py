@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.inference.card import InputPolicy
-from app.inference.emission import emit
+from app.inference.emission import blank, emit, emit_band
 from app.inference.kernels import Confidence, Mask
-from app.inference.preprocess import Geometry, plan
+from app.inference.preprocess import Band, Geometry, plan
 from app.inference.row_threads import RowThreads
 
 
@@ -308,3 +308,27 @@ def test_a_cuda_device_gives_the_same(form):
     on_device = emit(there, rating.cuda() if form == "rated" else there, geometry, scale=scale)
     assert (mask != on_device[0]).mean() < 1e-3
     assert np.abs(confidence - on_device[1])[mask == on_device[0]].max() < 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    image=st.tuples(st.integers(1, 60), st.integers(1, 40)),
+    size=st.sampled_from(["native", (24, 17), {"short_side": 13}]),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    rows=st.integers(1, 9),
+)
+def test_bands_that_divide_the_grid_emit_the_whole_picture(image, size, stride, rows):
+    geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
+    height, width = geometry.padded[0] // stride, geometry.padded[1] // stride
+    logits, calibrated = noise(3, height, width), noise(3, height, width, seed=1)
+    mask, confidence = blank(geometry, 3)
+    mask[:], confidence[:] = 99, np.nan
+    for start in range(0, height, rows):
+        cells = range(start, min(start + rows, height))
+        top = max(0, start - 2)  # more rows than are needed may be there
+        part = slice(top, cells.stop + 1)
+        band = Band(top, height, cells)
+        emit_band(logits[:, part], calibrated[:, part], geometry, band, mask, confidence)
+    expected = emit(logits, calibrated, geometry)
+    assert np.array_equal(mask, expected[0])
+    assert np.array_equal(confidence, expected[1])
