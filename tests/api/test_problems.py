@@ -285,6 +285,7 @@ def test_every_error_of_the_tree_has_a_status():
         "ArgumentError": 422,
         "NotFoundError": 404,
         "ConflictError": 409,
+        "TooSlowError": 408,
         "UnauthorizedError": 401,
         "BusyError": 429,
         "UnavailableError": 503,
