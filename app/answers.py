@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.calibration.base import Calibrator, prepared
+from app.calibration.base import Calibrator, Share, alone, prepared
 from app.calibration.emitted import Emitted
 from app.inference.emission import emit
 from app.inference.preprocess import Geometry
@@ -15,21 +15,31 @@ from app.inference.preprocess import Geometry
 
 @dataclass(frozen=True)
 class Rated:
-    """What labels come from, and what times `scale` gives their confidence; logits [K,h,w]."""
+    """What labels come from, and what times `scale` gives their confidence; logits [K,h,w].
+
+    `shift` [h,w] is added to the log-odds of that confidence.
+    """
 
     labelling: Tensor
     rating: Tensor
     scale: float = 1.0
+    shift: Tensor | None = None
 
 
 @torch.inference_mode()
-def rate(logits: Tensor, calibrator: Calibrator | None) -> Rated:
-    """Calibrate logits [K,h,w]; one tensor serves for both where the answer is the same."""
+def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) -> Rated:
+    """Calibrate logits [K,h,w]; one tensor serves for both where the answer is the same.
+
+    `share` lends threads to calibrators that can use them.
+    """
     if calibrator is None:
         return Rated(logits, logits)
     scale = calibrator.scale()
     if scale is not None:
         return Rated(logits, logits, scale)
+    shift = calibrator.shift(logits, share)
+    if shift is not None:
+        return Rated(logits, logits, shift=shift)
     calibrated = calibrator(logits[None])[0]
     return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 
@@ -40,7 +50,9 @@ def answer_labelled(
 ) -> Emitted:
     """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
     rated = rate(prepared(logits[None])[0], calibrator)
-    mask, confidence = emit(rated.labelling, rated.rating, geometry, scale=rated.scale)
+    mask, confidence = emit(
+        rated.labelling, rated.rating, geometry, scale=rated.scale, shift=rated.shift
+    )
     return Emitted(
         torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(confidence),

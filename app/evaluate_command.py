@@ -68,7 +68,10 @@ def picture_views(predictor: Predictor, done: Comparison, index: int) -> Views:
     """Segment one of the set's pictures again and draw it."""
     pair, options, folder = done.pairs[index], done.options, done.folder
     looked = look(predictor, done.calibrator, pair, options)
-    mask, confidence = emit(looked.deciding, looked.calibrated, looked.geometry)
+    mask, confidence = emit(
+        looked.rated.labelling, looked.rated.rating, looked.geometry,
+        scale=looked.rated.scale, shift=looked.rated.shift,
+    )  # fmt: skip
     labels = read_labels_for(
         pair, looked.geometry.image, folder.num_classes, options.ignore_index, options.max_pixels
     )

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.answers import Rated, rate
 from app.artifacts import ArtifactStore, StoredCalibrator
 from app.calibration.analyses import Prediction
 from app.calibration.assessment import Assessment
@@ -83,19 +84,14 @@ class Comparison:
 class Looked(NamedTuple):
     """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
 
-    `decides` says whether labels come from the latter.
+    `rated` is what the service emits its mask and confidence from.
     """
 
     picture: NDArray[np.uint8]
     geometry: Geometry
     logits: Tensor
     calibrated: Tensor
-    decides: bool
-
-    @property
-    def deciding(self) -> Tensor:
-        """The logits that labels come from."""
-        return self.calibrated if self.decides else self.logits
+    rated: Rated
 
 
 def find_calibrator(
@@ -135,9 +131,10 @@ def evaluate(
                 options.max_pixels,
             )
         ).long()
-        plain = _measure(before, looked.logits, looked.logits, looked.geometry, labels)
+        own = Rated(looked.logits, looked.logits)
+        plain = _measure(before, own, looked.logits, looked.geometry, labels)
         if after is not None:
-            ours = _measure(after, looked.deciding, looked.calibrated, looked.geometry, labels)
+            ours = _measure(after, looked.rated, looked.calibrated, looked.geometry, labels)
             changed += int(((ours != plain) & (labels != IGNORE)).sum())
         advance()
     pixels = before.overall.pixels
@@ -168,18 +165,20 @@ def look(
     logits, geometry = predictor.grid(prepared, options.tta), prepared.geometry
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
-        return Looked(picture, geometry, plain, plain, decides=False)
+        return Looked(picture, geometry, plain, plain, Rated(plain, plain))
     calibrated = calibrator.calibrator(logits)[0]
-    decides = not calibrator.calibrator.invariances.argmax
-    return Looked(picture, geometry, logits[0], calibrated, decides)
+    rated = rate(logits[0], calibrator.calibrator)
+    return Looked(picture, geometry, logits[0], calibrated, rated)
 
 
 @torch.inference_mode()
 def _measure(
-    assessment: Assessment, deciding: Tensor, calibrated: Tensor, geometry: Geometry, labels: Tensor
+    assessment: Assessment, rated: Rated, calibrated: Tensor, geometry: Geometry, labels: Tensor
 ) -> Tensor:
     """Take one picture's labels and confidence as emitted into account; gives the label map."""
-    mask, confidence = emit(deciding, calibrated, geometry)
+    mask, confidence = emit(
+        rated.labelling, rated.rating, geometry, scale=rated.scale, shift=rated.shift
+    )
     predicted = torch.from_numpy(mask.astype(np.int64))
     nll, brier = proper_sums(calibrated, geometry, labels)
     assessment.add(Prediction(torch.from_numpy(confidence), predicted), labels, nll, brier)

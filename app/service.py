@@ -124,11 +124,11 @@ class Segmenter:
         reach = calibrator.invariances.reach if calibrator else 0
         for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
             with watch.stage("calibration"):
-                rated = rate(logits[0], calibrator)
+                rated = rate(logits[0], calibrator, self._threads.share)
             with watch.stage("encode"):
                 emit_band(
                     rated.labelling, rated.rating, prepared.geometry, band, mask, confidence,
-                    scale=rated.scale, threads=self._threads,
+                    scale=rated.scale, shift=rated.shift, threads=self._threads,
                 )  # fmt: skip
         with watch.stage("encode"):
             stale = self._is_stale(predictor, stored, wish, mask, confidence)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.inference.compilation import compiled
+from app.compilation import compiled
 from app.inference.kernels import power_of_two
 
 COPY_FLOATS = 1 << 24  # 64 MiB, beyond the caches

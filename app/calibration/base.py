@@ -17,6 +17,15 @@ from app.calibration.validation import ValidationSet
 LOGIT_LIMIT = 3e4  # beyond it differences of logits overflow; algorithms: clamp, then log-softmax
 TEMPERATURE_RANGE = (0.05, 1e4)
 
+# Calls work(start, stop) until all of some rows are done, by whatever threads there are; the
+# last number is what a row costs.
+Share = Callable[[Callable[[int, int], None], range, int], None]
+
+
+def alone(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
+    """Share with nobody."""
+    work(rows.start, rows.stop)
+
 
 @dataclass(frozen=True)
 class Invariances:
@@ -78,6 +87,13 @@ class Calibrator(nn.Module, ABC):
 
     def scale(self) -> float | None:
         """Give the number above 0 that multiplies all logits, where that is all this does."""
+        return None
+
+    def shift(self, logits: Tensor, share: Share = alone) -> Tensor | None:  # noqa: ARG002
+        """Give what is added to the log-odds of the top class, where that is all this does.
+
+        Finite logits [K,h,w] to float32 [h,w]; `share` lends threads.
+        """
         return None
 
     def summary(self) -> dict[str, float]:

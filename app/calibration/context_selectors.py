@@ -11,10 +11,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
 from app.calibration.context import context_of, feature_count
+from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
 
-MEMBERS, WIDTH = 3, 16
+MEMBERS, WIDTH = 2, 8
 BATCH_PIXELS = 2048
 SCHEDULE = Schedule("training the selectors", rate=3e-3, rounds=14, patience=4)
 
@@ -73,7 +74,7 @@ def draw_rows(
 class Selectors(nn.Module):
     """Several small networks side by side: features to log-odds that the label is right.
 
-    Each has two hidden layers of 16 and starts at the network's own log-odds.
+    Each has two hidden layers of 8 and starts at the network's own log-odds.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -97,13 +98,19 @@ class Selectors(nn.Module):
     scale: Tensor
 
     def forward(self, features: Tensor, odds: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Rows [M,F], own log-odds [M], classes [M] twice, to each member's log-odds [M,3]."""
+        """Rows [M,F], own log-odds [M], classes [M] twice, to each member's log-odds [M,2]."""
         seen = ((features - self.mean) * self.scale).clamp(-4, 4)
         hidden = relu(seen @ self.inward + self.first[first] + self.second[second])
         grouped = hidden.reshape(-1, MEMBERS, WIDTH).transpose(0, 1)
         deeper = relu(grouped @ self.between + self.bias[:, None])
         change = (deeper * self.outward[:, None]).sum(dim=-1).transpose(0, 1)
         return odds[:, None] + change + self.offset
+
+    def weights(self) -> Weights:
+        """Give the state as arrays, for the kernel that serves."""
+        state = self.state_dict()
+        turned = {name: state[name].T.contiguous() for name in ("first", "second")}
+        return Weights(*({**state, **turned}[name].numpy() for name in Weights._fields))
 
     def train_on(self, trained: Rows, held: Rows, context: FitContext) -> None:
         """Fit by likelihood of right and wrong, and stop when held-out images say so."""

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from app.calibration.base import Calibrator, FitContext, Invariances, prepared
-from app.calibration.context import FARTHEST, context_of, feature_count
+from app.calibration.base import Calibrator, FitContext, Invariances, Share, alone, prepared
+from app.calibration.context import FARTHEST, context_of, feature_count, log_odds
+from app.calibration.context_kernel import shift_of
 from app.calibration.context_selectors import Rows, Selectors, draw_rows
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
@@ -72,6 +73,18 @@ class Contextual(Calibrator):
         opinion = self.selectors(rows, own, seen.first.flatten(), seen.second.flatten()).mean(1)
         believed: Tensor = own + self.trust * (opinion - own)
         return believed.view_as(seen.odds)[:, None]
+
+    def scale(self) -> float | None:
+        """Give 1 where the networks are not trusted at all."""
+        return None if self.trust else 1.0
+
+    def shift(self, logits: Tensor, share: Share = alone) -> Tensor | None:
+        """Give the networks' part in the log-odds of finite logits [K,h,w]: float32 [h,w]."""
+        if not logits.is_cuda:
+            state = self.selectors.weights(), self.trust.item(), self.local.item()
+            return torch.from_numpy(shift_of(logits.contiguous().numpy(), *state, share))
+        logs = logits[None].log_softmax(dim=1)
+        return (self.believed(logs)[0] - log_odds(logs.amax(dim=1)))[0]
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Train on some images, stop and set the trust on the others; needs two classes.

@@ -21,7 +21,7 @@ from app.calibration.validation import InMemory, Subset, ValidationSet
 from app.errors import ArgumentError
 
 # Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
-AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective")
+AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective", "contextual")
 AUTO_LABEL_CHANGING = ("vector_ti", "dirichlet")
 # Shares of the whole time, in the order of the stages.
 READING, FITTING, CHOOSING, TESTING = 0.05, 0.65, 0.1, 0.15

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.inference.confidence_shift import shift_rows
 from app.inference.kernels import LOG2_E, Confidence, Mask, Taps, emit_rows
 from app.inference.preprocess import Band, Geometry
 from app.inference.row_threads import RowThreads
@@ -24,6 +25,7 @@ def emit(
     geometry: Geometry,
     *,
     scale: float = 1.0,
+    shift: Tensor | None = None,
     threads: RowThreads = ALONE,
 ) -> tuple[Mask, Confidence]:
     """Upsample bilinearly, label, and read the label's calibrated probability.
@@ -31,12 +33,16 @@ def emit(
     `logits` and `calibrated` are finite float32 [K,h,w]; labels come from the former (lowest
     class on ties), probabilities from the softmax of `scale` times the latter. Pass the same
     tensor twice where a calibrator decides for itself, is a mere scale above 0, or there is none.
+    `shift` float32 [h,w], if any, is interpolated and added to the log-odds of the confidence.
     Returns uint8 (uint16 from 256 classes on) [H,W] and float32 [H,W] in 0..1, which is right to
     2e-6 plus 3e-7 of the largest difference of logits.
     """
     mask, confidence = blank(geometry, logits.shape[0])
     whole = Band(0, logits.shape[1], range(logits.shape[1]))
-    emit_band(logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads)
+    emit_band(
+        logits, calibrated, geometry, whole, mask, confidence,
+        scale=scale, shift=shift, threads=threads,
+    )  # fmt: skip
     return mask, confidence
 
 
@@ -49,6 +55,7 @@ def emit_band(
     confidence: Confidence,
     *,
     scale: float = 1.0,
+    shift: Tensor | None = None,
     threads: RowThreads = ALONE,
 ) -> None:
     """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
@@ -61,7 +68,7 @@ def emit_band(
     first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
     rows = top - band.top, bottom - band.top, down
     part = range(first, end)
-    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
+    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, shift, threads)
 
 
 def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
@@ -79,6 +86,7 @@ def emit_part(
     mask: Mask,
     confidence: Confidence,
     scale: float,
+    shift: Tensor | None,
     threads: RowThreads,
 ) -> None:
     """Write some rows of `mask` and `confidence` [H,W], as `emit` otherwise.
@@ -89,18 +97,21 @@ def emit_part(
     width = geometry.image[1]
     columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
     if logits.is_cuda:
-        _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
+        _emit_on_device(logits, calibrated, scale, shift, rows, columns, part, mask, confidence)
         return
     two = calibrated is not logits
     labelling = logits.contiguous().numpy()
     rating = calibrated.contiguous().numpy() if two else labelling
     gain = np.float32(LOG2_E * scale)
     phases = whole_phases(width, geometry, logits.shape[2])
+    shifts = None if shift is None else shift.contiguous().numpy()
 
     def work(start: int, stop: int) -> None:
         emit_rows(
             labelling, rating, two, gain, rows, columns, phases, mask, confidence, start, stop
         )
+        if shifts is not None:
+            shift_rows(confidence, shifts, rows, columns, start, stop)
 
     threads.share(work, part, logits.shape[0] * width)
 
@@ -108,7 +119,8 @@ def emit_part(
 def warm_up(num_classes: int) -> None:
     """Compile the kernels, or load what was compiled before, for masks of so many classes."""
     logits = torch.zeros(num_classes, 1, 1)
-    mask, confidence = emit(logits, logits, Geometry((1, 1), (1, 1), (1, 1)))
+    shift = torch.zeros(1, 1)
+    mask, confidence = emit(logits, logits, Geometry((1, 1), (1, 1), (1, 1)), shift=shift)
     tally(mask, confidence)
 
 
@@ -134,6 +146,7 @@ def _emit_on_device(
     logits: Tensor,
     calibrated: Tensor,
     scale: float,
+    shift: Tensor | None,
     rows: Taps,
     columns: Taps,
     part: range,
@@ -156,6 +169,9 @@ def _emit_on_device(
         if calibrated is not logits:
             fine = upsample(calibrated, strip)
         fine = fine * scale
-        chosen = fine.gather(0, labels[None])[0]
-        confidence[strip] = (chosen - fine.logsumexp(dim=0)).exp().clamp_(0, 1).cpu().numpy()
+        certain = (fine.gather(0, labels[None])[0] - fine.logsumexp(dim=0)).exp().clamp_(0, 1)
+        if shift is not None:
+            raised = certain * upsample(shift[None], strip)[0].exp()
+            certain = raised / (1 - certain + raised)
+        confidence[strip] = certain.cpu().numpy()
         mask[strip] = labels.cpu().numpy()

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.inference.compilation import compiled
+from app.compilation import compiled
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.inference.compilation import compiled
+from app.compilation import compiled
 from app.inference.kernels import Confidence, Mask
 
 

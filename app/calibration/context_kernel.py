@@ -1,0 +1,305 @@
+"""Contextual scaling's networks on the CPU, fused: what `context_selectors` says, at serving time.
+
+Three sweeps over rows of the grid, each with its columns innermost, so that they vectorise: the
+pixel's own distribution; neighbourhoods along the row; neighbourhoods down the columns and the
+networks. `Selectors` in torch is the definition, and tests hold this to it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.calibration.base import Share
+from app.calibration.context import REACHES, TOP
+from app.calibration.pixelwise import FEATURE_FLOOR
+from app.compilation import compiled
+
+Floats = NDArray[np.float32]
+Classes = NDArray[np.int32]
+
+BLOCK = 64  # columns at a time: the hidden units of all of them stay in the nearest cache
+_ODDS_LIMIT = np.float32(12)
+_CLIP = np.float32(4)
+_ZERO, _ONE, _NONE = np.float32(0), np.float32(1), np.float32(-3e38)
+_DEEPEST = np.float32(-80)  # e to it is nothing beside 1
+_LOG2_E = np.float32(1.4426950408889634)
+# Adding it puts a float's nearest integer n into the mantissa's low bits, as n + 127.
+_ROUND = np.float32(1.5 * 2**23 + 127)
+# 2^f - 1 over f on [-1/2, 1/2], relative error of 2^f at most 1e-7.
+_P1, _P2, _P3, _P4, _P5 = (
+    np.float32(c) for c in (0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
+)
+
+
+class Weights(NamedTuple):
+    """The networks' state as float32 arrays, as `context_selectors.Selectors` names it."""
+
+    mean: Floats
+    scale: Floats
+    inward: Floats  # [F, members x width]
+    first: Floats  # [members x width, K], turned so that one unit's values lie together
+    second: Floats
+    between: Floats  # [members, width, width]
+    bias: Floats
+    outward: Floats
+    offset: Floats
+
+
+class Planes(NamedTuple):
+    """What the sweeps hand on, on the grid [h,w]."""
+
+    top: Floats  # [T,h,w], sorted log-probabilities
+    partition: Floats
+    entropy: Floats
+    first: Classes
+    second: Classes
+    along: Floats  # [4,h,w], entropy and changes of label, over short and long rows
+
+
+def room(classes: int, height: int, width: int) -> Planes:
+    """Make room for the sweeps' results."""
+    size = height, width
+    return Planes(
+        top=np.empty((min(TOP, classes), *size), np.float32),
+        partition=np.empty(size, np.float32),
+        entropy=np.empty(size, np.float32),
+        first=np.zeros(size, np.int32),
+        second=np.zeros(size, np.int32),
+        along=np.empty((4, *size), np.float32),
+    )
+
+
+def shift_of(logits: Floats, weights: Weights, trust: float, local: float, share: Share) -> Floats:
+    """Give what contextual scaling adds to the log-odds: logits float32 [K,h,w] to [h,w]."""
+    classes, height, width = logits.shape
+    planes = room(classes, height, width)
+    shift = np.empty((height, width), np.float32)
+    floor, rows = np.float32(FEATURE_FLOOR), range(height)
+    state = weights, np.float32(trust), np.float32(local)
+    share(lambda a, b: look(logits, floor, planes, a, b), rows, 6 * classes * width)
+    share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
+    share(lambda a, b: opine(logits, floor, planes, REACHES, *state, shift, a, b), rows,
+          weights.between.size * width)  # fmt: skip
+    return shift
+
+
+# Loops run over rows taken out of their arrays first: only those are known to lie in one piece,
+# without which nothing is vectorised.
+
+
+@compiled
+def look(logits: Floats, floor: np.float32, planes: Planes, start: int, stop: int) -> None:
+    """Sweep 1: sorted log-probabilities, entropy and the two leading classes of rows."""
+    classes, _, width = logits.shape
+    carried, mean = np.empty(width, np.float32), np.empty(width, np.float32)
+    total = np.empty(width, np.float32)
+    for y in range(start, stop):
+        leader, partition, entropy = planes.top[0, y], planes.partition[y], planes.entropy[y]
+        _sort(logits, planes, carried, y)
+        total[:] = 0
+        mean[:] = 0
+        for k in range(classes):
+            row = logits[k, y]
+            for x in range(width):
+                below = max(row[x] - leader[x], _DEEPEST)
+                power = _exp(below)
+                total[x] += power
+                mean[x] += power * below
+        for x in range(width):
+            log = np.log(total[x])
+            partition[x] = leader[x] + log
+            entropy[x] = log - mean[x] / total[x]
+        for place in range(planes.top.shape[0]):
+            sorted_ = planes.top[place, y]
+            for x in range(width):
+                sorted_[x] = max(sorted_[x] - partition[x], floor)
+
+
+@compiled
+def _sort(logits: Floats, planes: Planes, carried: Floats, y: int) -> None:
+    """Find a row's highest logits and two leading classes; the lower class leads on ties."""
+    width = len(carried)
+    first, second = planes.first[y], planes.second[y]
+    leader, next_ = planes.top[0, y], planes.top[1, y]
+    planes.top[:, y] = _NONE
+    for k in range(logits.shape[0]):
+        row = logits[k, y]
+        for x in range(width):
+            second[x] = k if row[x] > next_[x] else second[x]
+            second[x] = first[x] if row[x] > leader[x] else second[x]
+            first[x] = k if row[x] > leader[x] else first[x]
+        carried[:] = row
+        for place in range(planes.top.shape[0]):
+            held = planes.top[place, y]
+            for x in range(width):
+                larger = max(held[x], carried[x])
+                carried[x] = min(held[x], carried[x])
+                held[x] = larger
+
+
+@compiled
+def _exp(value: np.float32) -> np.float32:
+    """Give e**value for values in -80..0, to 3e-7 relative."""
+    exponent = value * _LOG2_E
+    rounded = np.float32(exponent + _ROUND)
+    rest = exponent - (rounded - _ROUND)
+    scale = np.int32(np.float32(rounded).view(np.int32) << np.int32(23)).view(np.float32)
+    tail = _P2 + rest * (_P3 + rest * (_P4 + rest * _P5))
+    return np.float32(scale * (_ONE + rest * (_P1 + rest * tail)))
+
+
+@compiled
+def look_along(planes: Planes, reaches: tuple[int, int], start: int, stop: int) -> None:
+    """Sweep 2: changes of label, and sums along the row of them and of the entropy."""
+    height, width = planes.first.shape
+    changes = np.empty(width, np.float32)
+    for y in range(start, stop):
+        own = planes.first[y]
+        for x in range(width):
+            count = 0
+            if x > 0 and own[x] != own[x - 1]:
+                count += 1
+            if x < width - 1 and own[x] != own[x + 1]:
+                count += 1
+            if y > 0 and own[x] != planes.first[y - 1, x]:
+                count += 1
+            if y < height - 1 and own[x] != planes.first[y + 1, x]:
+                count += 1
+            changes[x] = count
+        for place in range(2):
+            reach = reaches[place]
+            _sums(planes.entropy[y], reach, planes.along[2 * place, y])
+            _sums(changes, reach, planes.along[2 * place + 1, y])
+
+
+@compiled
+def _sums(values: Floats, reach: int, sums: Floats) -> None:
+    """Sums over windows of 2 reach + 1, the border repeated."""
+    last = len(values) - 1
+    running = 0.0
+    for x in range(-reach, reach + 1):
+        running += values[min(max(x, 0), last)]
+    for x in range(last + 1):
+        sums[x] = running
+        running += values[min(x + reach + 1, last)] - values[max(x - reach, 0)]
+
+
+@compiled
+def opine(
+    logits: Floats,
+    floor: np.float32,
+    planes: Planes,
+    reaches: tuple[int, int],
+    weights: Weights,
+    trust: np.float32,
+    local: np.float32,
+    shift: Floats,
+    start: int,
+    stop: int,
+) -> None:
+    """Sweep 3: the change [h,w] in log-odds that the networks' mean opinion makes, times trust."""
+    classes, _, width = logits.shape
+    kept, units = planes.top.shape[0], weights.inward.shape[1]
+    seen = np.empty((classes + kept + 5, width), np.float32)
+    hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+    opinion = np.empty(BLOCK, np.float32)
+    share = trust / np.float32(len(weights.offset))
+    constant = np.float32(0)
+    for member in range(len(weights.offset)):
+        constant += weights.offset[member]
+    for y in range(start, stop):
+        _gather(logits, floor, planes, y, seen)
+        _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
+        for f in range(len(seen)):
+            feature = seen[f]
+            for x in range(width):
+                standard = (feature[x] - weights.mean[f]) * weights.scale[f]
+                feature[x] = min(max(standard, -_CLIP), _CLIP)
+        moved = shift[y]
+        for left in range(0, width, BLOCK):
+            right = min(left + BLOCK, width)
+            _enter(weights, planes, seen, hidden, y, left, right)
+            _leave(weights, hidden, deeper, opinion)
+            for x in range(right - left):
+                moved[left + x] = share * (opinion[x] + constant)
+
+
+@compiled
+def _gather(logits: Floats, floor: np.float32, planes: Planes, y: int, seen: Floats) -> None:
+    """Write a row's features but for the neighbourhood, in the order of `context_of`."""
+    classes, _, width = logits.shape
+    kept = planes.top.shape[0]
+    partition, leader = planes.partition[y], planes.top[0, y]
+    for k in range(classes):
+        row, feature = logits[k, y], seen[k]
+        for x in range(width):
+            feature[x] = max(row[x] - partition[x], floor)
+    odds = seen[classes]
+    for x in range(width):
+        odds[x] = _odds(leader[x])
+    for place in range(1, kept):
+        sorted_, feature = planes.top[place, y], seen[classes + place]
+        for x in range(width):
+            feature[x] = sorted_[x] - leader[x]
+    seen[classes + kept] = planes.entropy[y]
+
+
+@compiled
+def _look_down(
+    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats
+) -> None:
+    """Means [4,w] over squares around a row, from sums along rows; the border is repeated."""
+    last = along.shape[1] - 1
+    for place in range(4):
+        reach, mean = reaches[place // 2], around[place]
+        mean[:] = 0
+        for below in range(y - reach, y + reach + 1):
+            source = along[place, min(max(below, 0), last)]
+            for x in range(len(mean)):
+                mean[x] += source[x]
+        share = local / np.float32((2 * reach + 1) ** 2)
+        for x in range(len(mean)):
+            mean[x] *= share
+
+
+@compiled
+def _enter(
+    weights: Weights, planes: Planes, seen: Floats, hidden: Floats, y: int, left: int, right: int
+) -> None:
+    """Take columns into the hidden units [U,BLOCK], which start at what the classes give."""
+    first, second = planes.first[y, left:right], planes.second[y, left:right]
+    for j in range(len(hidden)):
+        unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
+        for x in range(right - left):
+            unit[x] = of_first[first[x]] + of_second[second[x]]
+        for f in range(len(seen)):
+            gain, feature = weights.inward[f, j], seen[f, left:right]
+            for x in range(right - left):
+                unit[x] += gain * feature[x]
+        for x in range(BLOCK):
+            unit[x] = max(unit[x], _ZERO)
+
+
+@compiled
+def _leave(weights: Weights, hidden: Floats, deeper: Floats, opinion: Floats) -> None:
+    """Take all members through their second layer: the sum of their opinions, [BLOCK]."""
+    members, width = weights.bias.shape
+    opinion[:] = 0
+    for member in range(members):
+        for j in range(width):
+            deeper[:] = weights.bias[member, j]
+            for i in range(width):
+                gain, unit = weights.between[member, i, j], hidden[member * width + i]
+                for x in range(BLOCK):
+                    deeper[x] += gain * unit[x]
+            gain = weights.outward[member, j]
+            for x in range(BLOCK):
+                opinion[x] += gain * max(deeper[x], _ZERO)
+
+
+@compiled
+def _odds(log_probability: np.float32) -> np.float32:
+    """Log p/(1-p), within +-12."""
+    rest = max(-np.expm1(log_probability), np.float32(1e-38))
+    return min(max(log_probability - np.log(rest), -_ODDS_LIMIT), _ODDS_LIMIT)
