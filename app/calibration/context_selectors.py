@@ -17,6 +17,7 @@ from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
 
 MEMBERS, WIDTH = 2, 8
 BATCH_PIXELS = 2048
+FEWEST_STEPS = 32  # a round
 SCHEDULE = Schedule("training the selectors", rate=3e-3, rounds=14, patience=4)
 
 
@@ -116,6 +117,7 @@ class Selectors(nn.Module):
         """Fit by likelihood of right and wrong, and stop when held-out images say so."""
         self._begin(trained.features, context.seed)
         generator = torch.Generator().manual_seed(context.seed)
+        batch = min(max(len(trained.odds) // FEWEST_STEPS, 64), BATCH_PIXELS)
 
         def loss(rows: Rows) -> Tensor:
             right = rows.correct[:, None].expand(-1, MEMBERS)
@@ -124,7 +126,7 @@ class Selectors(nn.Module):
 
         def batches() -> Iterator[Tensor]:
             order = torch.randperm(len(trained.odds), generator=generator)
-            for chosen in torch.split(order, BATCH_PIXELS):
+            for chosen in torch.split(order, batch):
                 yield loss(trained.chosen(chosen))
 
         def held_out_loss() -> float:

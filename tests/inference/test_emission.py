@@ -332,3 +332,30 @@ def test_bands_that_divide_the_grid_emit_the_whole_picture(image, size, stride, 
     expected = emit(logits, calibrated, geometry)
     assert np.array_equal(mask, expected[0])
     assert np.array_equal(confidence, expected[1])
+
+
+def test_shift_of_log_odds_by_hand():
+    # Confidence 3/4 has odds 3; log 2 more makes them 6, which is 6/7.
+    logits = torch.log(torch.tensor([3.0, 1.0]))[:, None, None].expand(2, 2, 2)
+    shift = torch.full((2, 2), math.log(2))
+    mask, confidence = emit(logits, logits, native(4, 4), shift=shift)
+    assert not mask.any()
+    assert confidence.ravel().tolist() == pytest.approx([6 / 7] * 16)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_shift_is_interpolated_and_changes_no_label(threads):
+    logits, shift = noise(7, 30, 40), noise(1, 30, 40, seed=5)[0]
+    geometry = Geometry((110, 150), (110, 150), (120, 160))
+    plain, own = emit(logits, logits, geometry)
+    mask, confidence = emit(logits, logits, geometry, shift=shift, threads=RowThreads(threads))
+    assert np.array_equal(mask, plain)
+    fine = upsampled(shift[None], geometry)[0]
+    odds = torch.from_numpy(own).double().logit() + fine
+    assert np.abs(confidence - odds.sigmoid().numpy()).max() < 1e-5
+
+
+def test_sure_pixels_stay_sure_under_a_shift():
+    logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
+    _, confidence = emit(logits, logits, native(3, 3), shift=torch.full((3, 3), -2.0))
+    assert (confidence == 1).all()

@@ -1,0 +1,161 @@
+"""Contextual scaling: the temperature that gives a wanted confidence, the trust, the kernel."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.calibration.base import FitContext
+from app.calibration.context import context_of, log_odds, neighbourhood
+from app.calibration.contextual import TRUSTS, Contextual, beta_for
+from app.calibration.validation import IGNORE, InMemory, LabelledImage
+from tests.calibration.synthetic import synthetic_set
+
+ONE = torch.ones(())
+
+
+def spread(classes, height, width, seed=0, by=3.0):
+    rng = torch.Generator().manual_seed(seed)
+    return by * torch.randn(classes, height, width, generator=rng)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    calibrator = Contextual(4)
+    calibrator.fit(synthetic_set(4, images=8), FitContext(seed=1))
+    return calibrator.eval()
+
+
+@pytest.mark.parametrize("wanted", [0.3, 0.5, 0.9, 0.999])
+def test_beta_gives_the_wanted_confidence(wanted):
+    logs = spread(5, 20, 20)[None].log_softmax(1)
+    odds = torch.full((1, 1, 20, 20), wanted).logit()
+    beta = beta_for(logs, odds)
+    confidence = (logs * beta).softmax(1).amax(1)
+    within = beta[:, 0] < 49  # near ties would need more than the bound of 50
+    assert within.float().mean() > 0.9
+    assert (confidence - wanted)[within].abs().max() < 1e-4
+
+
+def test_beta_by_hand():
+    # Two classes: log-odds are beta times the gap, so a gap of 2 and odds of 3 need 1.5.
+    logs = torch.tensor([[2.0, 0.0]]).log_softmax(1)
+    assert beta_for(logs, torch.tensor([[3.0]])).item() == pytest.approx(1.5, rel=1e-5)
+
+
+def test_beta_of_ties_and_of_confidences_below_an_even_share_stays_in_bounds():
+    logs = torch.tensor([[0.0, 0.0, 0.0], [5.0, 5.0, 0.0], [3.0, 1.0, 0.0]]).log_softmax(1)
+    beta = beta_for(logs, torch.tensor([[2.0], [2.0], [-5.0]]))
+    assert torch.isfinite(beta).all()
+    assert beta[2].item() == pytest.approx(1e-3)
+
+
+def test_neighbourhood_by_hand():
+    labels = torch.zeros(1, 1, 20, 20, dtype=torch.int64)
+    labels[..., 10:] = 1  # one border: 2 columns of cells have one neighbour of another label
+    entropy = torch.full((1, 1, 20, 20), 0.25)
+    short_entropy, short, long_entropy, long = neighbourhood(entropy, labels)[0]
+    assert short_entropy.flatten().tolist() == pytest.approx([0.25] * 400)
+    assert long_entropy[0, 0].item() == pytest.approx(0.25)
+    assert short[5, 9].item() == pytest.approx(2 / 5)
+    assert long[5, 9].item() == pytest.approx(2 / 15)
+    assert short[5, 2].item() == 0
+
+
+def test_tables_have_no_neighbourhood():
+    logs = spread(4, 1, 6)[:, 0][None].log_softmax(1)
+    assert not context_of(logs, ONE).features[:, -4:].any()
+
+
+def test_confidence_is_the_networks_own_where_nothing_was_mispredicted():
+    data = synthetic_set(4)
+    images = [LabelledImage(z, z.argmax(0).where(y != IGNORE, IGNORE)) for z, y in data.images]
+    calibrator = Contextual(4)
+    calibrator.fit(InMemory(4, images), FitContext())
+    assert calibrator.trust == 0
+    assert calibrator.scale() == 1
+
+
+def test_trust_is_one_of_a_few_shares_and_never_whole(fitted):
+    assert fitted.summary()["trust"] in TRUSTS
+    assert max(TRUSTS) < 1
+
+
+def test_trust_is_nothing_where_labels_cannot_be_foretold():
+    # Right or wrong by a coin that logits know nothing of: held-out images can't want the opinion.
+    rng = torch.Generator().manual_seed(0)
+    images = []
+    for _ in range(10):
+        truth = torch.randint(2, (14, 14), generator=rng)
+        logits = torch.stack([1.0 - 2 * truth, 2.0 * truth - 1]) * 0.85  # confidence .845
+        labels = truth.where(torch.rand(14, 14, generator=rng) < 0.845, 1 - truth)
+        images.append(LabelledImage(logits, labels))
+    calibrator = Contextual(2)
+    calibrator.fit(InMemory(2, images), FitContext())
+    assert calibrator.trust == 0
+
+
+class UnderWeather:
+    """A set whose images have a copy on which every label is wrong."""
+
+    num_classes = 4
+
+    def __init__(self):
+        self.data = synthetic_set(4)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+    def copies(self, index):
+        logits, labels = self.data[index]
+        wrong = (logits.argmax(0) + 1) % 4
+        return [LabelledImage(0.3 * logits, wrong.where(labels != IGNORE, IGNORE))]
+
+
+def test_copies_under_other_weather_are_learnt_from():
+    plain, weathered = Contextual(4), Contextual(4)
+    plain.fit(synthetic_set(4), FitContext())
+    weathered.fit(UnderWeather(), FitContext())
+    dim = 0.3 * spread(4, 12, 12)[None]
+    confidence = [model(dim).exp().amax(1).mean().item() for model in (plain, weathered)]
+    assert confidence[1] < confidence[0] - 0.05
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    classes=st.sampled_from([2, 3, 4, 7, 19]),
+    height=st.integers(1, 20),
+    width=st.integers(1, 90),
+    local=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_kernel_says_what_torch_says(classes, height, width, local, seed):
+    rng = torch.Generator().manual_seed(seed)
+    calibrator = Contextual(classes)
+    for name, tensor in calibrator.state_dict().items():
+        if name != "selectors.scale":
+            tensor.normal_(0, 0.3, generator=rng)
+    calibrator.trust.fill_(0.5)
+    calibrator.local.fill_(local)
+    logits = spread(classes, height, width, seed)
+    logs = logits[None].log_softmax(1)
+    with torch.inference_mode():
+        own = log_odds(logs.amax(1, keepdim=True))
+        expected = (calibrator.believed(logs) - own)[0, 0]
+        shift = calibrator.shift(logits)
+    assert shift is not None
+    assert (shift - expected).abs().max() < 2e-3 * (1 + expected.abs().max())
+
+
+def test_kernel_in_parts_says_the_same(fitted):
+    def in_parts(work, rows, _per_row):
+        for row in reversed(rows):
+            work(row, row + 1)
+
+    logits = spread(4, 17, 33)
+    whole = fitted.shift(logits)
+    assert whole is not None
+    assert torch.equal(whole, fitted.shift(logits, in_parts))
