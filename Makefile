@@ -7,11 +7,12 @@ PORT ?= 8000
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 BENCH ?= --docs docs/benchmarks.md
+RUNS ?= runs
 INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test lint format bench clean
+.PHONY: install serve test lint format bench paper clean
 
 install: $(VENV)/.dev
 
@@ -33,6 +34,20 @@ format: $(VENV)/.dev
 # What to measure is in BENCH: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
 bench: .venv-bench/.done
 	.venv-bench/bin/python -m benchmarks.serving $(BENCH)
+
+# Trains what is missing in RUNS (hours on two cores), then fits and measures every method.
+paper: $(RUNS)/strong/averaged.pt $(RUNS)/basic/averaged.pt $(RUNS)/overfit/averaged.pt
+	$(BIN)/python -m benchmarks.paper $(foreach name,strong basic overfit,$(name)=$(RUNS)/$(name)/averaged.pt) --cache $(RUNS)/paper --out docs/paper
+
+TRAIN = $(BIN)/python -m training.train --drives 0016E5 --out $(@D)
+$(RUNS)/rendered: $(VENV)/.dev
+	$(BIN)/python -m training.scenes $@ --count 500 --seed 1
+$(RUNS)/strong/averaged.pt: | $(VENV)/.dev $(RUNS)/rendered
+	$(TRAIN) --augment strong --rendered $(RUNS)/rendered --balance 0.25 --epochs 60 --cooldown 30
+$(RUNS)/basic/averaged.pt: | $(VENV)/.dev
+	$(TRAIN) --augment basic --balance 0.25 --epochs 60 --cooldown 30
+$(RUNS)/overfit/averaged.pt: $(RUNS)/basic/averaged.pt
+	$(TRAIN) --augment none --start $< --balance 0 --boundary 0 --epochs 30 --cooldown 15
 
 clean:
 	rm -rf $(VENV) .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache

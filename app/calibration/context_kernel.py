@@ -70,18 +70,24 @@ def room(classes: int, height: int, width: int) -> Planes:
     )
 
 
-def shift_of(logits: Floats, weights: Weights, trust: float, local: float, share: Share) -> Floats:
-    """Give what contextual scaling adds to the log-odds: logits float32 [K,h,w] to [h,w]."""
+def changes_of(
+    logits: Floats, weights: Weights, local: float, share: Share
+) -> tuple[Floats, Floats]:
+    """Give how the networks would change the log-odds: logits float32 [K,h,w] to [h,w].
+
+    Comes with the features' means over the image, float32 [F].
+    """
     classes, height, width = logits.shape
     planes = room(classes, height, width)
-    shift = np.empty((height, width), np.float32)
+    change = np.empty((height, width), np.float32)
+    sums = np.empty((height, len(weights.mean)), np.float32)
     floor, rows = np.float32(FEATURE_FLOOR), range(height)
-    state = weights, np.float32(trust), np.float32(local)
+    state = weights, np.float32(local)
     share(lambda a, b: look(logits, floor, planes, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
-    share(lambda a, b: opine(logits, floor, planes, REACHES, *state, shift, a, b), rows,
+    share(lambda a, b: opine(logits, floor, planes, REACHES, *state, change, sums, a, b), rows,
           weights.between.size * width)  # fmt: skip
-    return shift
+    return change, (sums.mean(axis=0, dtype=np.float64) / width).astype(np.float32)
 
 
 # Loops run over rows taken out of their arrays first: only those are known to lie in one piece,
@@ -192,19 +198,19 @@ def opine(
     planes: Planes,
     reaches: tuple[int, int],
     weights: Weights,
-    trust: np.float32,
     local: np.float32,
-    shift: Floats,
+    change: Floats,
+    sums: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """Sweep 3: the change [h,w] in log-odds that the networks' mean opinion makes, times trust."""
+    """Sweep 3: the change [h,w] in log-odds of the networks' opinion, and sums of features."""
     classes, _, width = logits.shape
     kept, units = planes.top.shape[0], weights.inward.shape[1]
     seen = np.empty((classes + kept + 5, width), np.float32)
     hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
     opinion = np.empty(BLOCK, np.float32)
-    share = trust / np.float32(len(weights.offset))
+    share = _ONE / np.float32(len(weights.offset))
     constant = np.float32(0)
     for member in range(len(weights.offset)):
         constant += weights.offset[member]
@@ -213,10 +219,11 @@ def opine(
         _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
         for f in range(len(seen)):
             feature = seen[f]
+            sums[y, f] = feature.sum()
             for x in range(width):
                 standard = (feature[x] - weights.mean[f]) * weights.scale[f]
                 feature[x] = min(max(standard, -_CLIP), _CLIP)
-        moved = shift[y]
+        moved = change[y]
         for left in range(0, width, BLOCK):
             right = min(left + BLOCK, width)
             _enter(weights, planes, seen, hidden, y, left, right)

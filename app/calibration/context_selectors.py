@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
-from app.calibration.context import context_of, feature_count
+from app.calibration.context import Context, context_of, feature_count
 from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
@@ -53,13 +53,17 @@ class Rows:
         return (total[count > 0] / count[count > 0]).numpy()
 
 
-def draw_rows(
-    image: LabelledImage, local: Tensor, quota: int, number: int, generator: torch.Generator
-) -> Rows:
-    """Draw at most `quota` labelled pixels of an image; raises ArgumentError for NaN at one."""
+def look(image: LabelledImage, local: Tensor) -> Context:
+    """Read an image's context; raises ArgumentError for NaN at a labelled pixel."""
     labelled_pixels(image)
-    seen = context_of(prepared(image.logits[None]).log_softmax(dim=1), local)
-    places = torch.nonzero((image.labels != IGNORE).flatten())[:, 0]
+    return context_of(prepared(image.logits[None]).log_softmax(dim=1), local)
+
+
+def draw_rows(
+    seen: Context, labels: Tensor, quota: int, number: int, generator: torch.Generator
+) -> Rows:
+    """Draw at most `quota` labelled pixels of an image."""
+    places = torch.nonzero((labels != IGNORE).flatten())[:, 0]
     places = places[torch.randperm(len(places), generator=generator)[:quota]]
     first = seen.first.flatten()[places]
     return Rows(
@@ -67,7 +71,7 @@ def draw_rows(
         odds=seen.odds.flatten()[places],
         first=first,
         second=seen.second.flatten()[places],
-        correct=(first == image.labels.flatten()[places]).float(),
+        correct=(first == labels.flatten()[places]).float(),
         image=torch.full_like(places, number),
     )
 
