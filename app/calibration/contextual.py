@@ -9,8 +9,9 @@ the selector's opinion. The pixel's confidence becomes
 and its temperature the one at which the top probability is just that, so neither the label nor the
 order of the classes changes. `trust` is the least of a few shares that held-out images can't tell
 from the best one, and never the whole: what is left of the network's own confidence is what keeps
-an unfamiliar drive from harm. It is less on images whose features, on average, lie farther from
-those of the fit's images than nine in ten of these do, and nothing at half as much again.
+an unfamiliar drive from harm. Where an image's features, on average, lie farther from those of the
+fit's images than three in four of these do, the opinion's say is bounded more and more, until at
+half as much again it moves the log-odds by a half at most.
 Selectors alone (Wang et al. 2023 route by one) gain most on images like those of the fit and lose
 most elsewhere.
 """
@@ -37,7 +38,8 @@ IMAGE_PIXELS = 1200  # pixels beyond some hundred an image teach little
 COPY_PIXELS = 200
 BETA_RANGE = (1e-3, 50.0)
 NEWTON_STEPS = 8
-FAMILIAR = 0.9  # quantile of the distance among the images of the fit
+FAMILIAR = 0.75  # quantile of the distance among the images of the fit
+UNFAMILIAR_MOVE = 0.5  # of log-odds, at most
 UNFITTED = 1e30
 
 
@@ -83,14 +85,21 @@ class Contextual(Calibrator):
         own = seen.odds.flatten()
         opinion = self.selectors(rows, own, seen.first.flatten(), seen.second.flatten()).mean(1)
         change = (opinion - own).view_as(seen.odds)[:, None]
-        trust = self.trust_in(seen.features.flatten(2).mean(dim=2))
-        believed: Tensor = seen.odds[:, None] + trust.view(-1, *[1] * (logs.ndim - 1)) * change
-        return believed
+        familiarity = self.familiarity(seen.features.flatten(2).mean(dim=2))
+        shape = (-1, *[1] * (logs.ndim - 1))
+        return seen.odds[:, None] + self.moderated(change, familiarity.view(shape))
 
-    def trust_in(self, means: Tensor) -> Tensor:
-        """Mean features of images [N,F] to the selectors' share in them, [N]."""
+    def familiarity(self, means: Tensor) -> Tensor:
+        """Mean features of images [N,F] to 1 where they are as the fit's images, down to 0."""
         distance = ((means - self.usual) / self.spread).square().mean(dim=-1).sqrt()
-        return self.trust * (3 - 2 * distance / self.familiar).clamp(0, 1)
+        return (3 - 2 * distance / self.familiar).clamp(0, 1)
+
+    def moderated(self, change: Tensor, familiarity: Tensor) -> Tensor:
+        """What the selectors' opinion moves the log-odds by, bounded where it is unfamiliar."""
+        trusted = self.trust * change
+        bounded = trusted.clamp(-UNFAMILIAR_MOVE, UNFAMILIAR_MOVE)
+        moved: Tensor = bounded + familiarity * (trusted - bounded)
+        return moved
 
     def scale(self) -> float | None:
         """Give 1 where the networks are not trusted at all."""
@@ -101,7 +110,8 @@ class Contextual(Calibrator):
         if not logits.is_cuda:
             state = self.selectors.weights(), self.local.item()
             change, means = changes_of(logits.contiguous().numpy(), *state, share)
-            return torch.from_numpy(change) * self.trust_in(torch.from_numpy(means))
+            familiarity = self.familiarity(torch.from_numpy(means))
+            return self.moderated(torch.from_numpy(change), familiarity)
         logs = logits[None].log_softmax(dim=1)
         return (self.believed(logs)[0] - log_odds(logs.amax(dim=1)))[0]
 

@@ -159,3 +159,20 @@ def test_kernel_in_parts_says_the_same(fitted):
     whole = fitted.shift(logits)
     assert whole is not None
     assert torch.equal(whole, fitted.shift(logits, in_parts))
+
+
+def test_opinions_on_unfamiliar_images_are_bounded(fitted):
+    familiar = synthetic_set(4, images=1, seed=5)[0].logits
+    strange = 0.02 * familiar  # no image of the fit is so undecided everywhere
+    near, far = (
+        fitted.familiarity(context_of(z[None].log_softmax(1), ONE).features.flatten(2).mean(2))
+        for z in (familiar, strange)
+    )
+    assert near > 0
+    assert far == 0
+    assert fitted.shift(strange).abs().max() <= 0.5
+    change = torch.tensor([-4.0, 0.2, 4.0])
+    fitted_trust = fitted.trust.item()
+    assert fitted.moderated(change, ONE).tolist() == pytest.approx((fitted_trust * change).tolist())
+    halfway = fitted.moderated(change, 0 * ONE)
+    assert halfway.abs().max() <= 0.5
