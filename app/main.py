@@ -30,7 +30,7 @@ from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor, Watch
 from app.errors import ModelError, SettingsError
-from app.inference.card import ModelFolder, read_model_folder
+from app.inference.card import ModelFolder, default_name, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.jobs import Jobs
 from app.results import ResultCache
@@ -167,7 +167,9 @@ def check_models(settings: Settings) -> None:
 def find_model(settings: Settings, name: str | None) -> ModelFolder:
     """Find one model's folder by name, or the default or only one; for commands that need one."""
     known = {path.name: path for path in model_folders(settings.models_dir)}
-    chosen = name or settings.default_model or (next(iter(known)) if len(known) == 1 else None)
+    chosen = name or settings.default_model
+    if chosen is None:
+        chosen = default_name({n: read_model_folder(path) for n, path in known.items()}, None)
     if chosen not in known:
         raise SettingsError(f"--model: expected one of {sorted(known)}, got {chosen!r}")
     return read_model_folder(known[chosen])

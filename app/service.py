@@ -17,6 +17,7 @@ from app.artifacts import ArtifactStore, StoredCalibrator
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
+from app.inference.card import default_name
 from app.inference.emission import blank, emit_band
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
@@ -104,7 +105,8 @@ class Segmenter:
     ) -> None:
         self._drift = drift
         self.predictors = predictors
-        self._default_model = default_model
+        folders = {name: predictor.folder for name, predictor in predictors.items()}
+        self._default_model = default_name(folders, default_model)
         self.artifacts = artifacts
         self._max_pixels = max_pixels
         self._threads = RowThreads(threads)
@@ -157,10 +159,8 @@ class Segmenter:
         return self._drift.is_stale(model, stored.manifest.id)
 
     def predictor(self, name: str | None) -> Predictor:
-        """Find a model; without a name, the default one or the only one."""
+        """Find a model; without a name, the default one."""
         chosen = name or self._default_model
-        if chosen is None and len(self.predictors) == 1:
-            return next(iter(self.predictors.values()))
         if chosen is None or chosen not in self.predictors:
             raise NotFoundError(
                 f"expected one of the models {sorted(self.predictors)}, got {chosen!r}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -136,6 +137,7 @@ class Card(Strict):
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(onnx|pt2|pt)$")]
     input: InputPolicy = InputPolicy()
     output: OutputPolicy
+    default: bool = False  # served where a request names no model and none is configured
     metrics: dict[str, float | int | str] = {}
 
 
@@ -156,6 +158,18 @@ class ModelFolder:
     def palette(self) -> list[tuple[int, int, int]]:
         """The classes' colours."""
         return [entry.rgb for entry in self.card.output.classes]
+
+
+def default_name(folders: Mapping[str, ModelFolder], configured: str | None) -> str | None:
+    """Name the model for requests that name none: as configured, the only one, or by its card.
+
+    Gives None where several models are there and not exactly one card says `default = true`.
+    """
+    if configured is not None:
+        return configured
+    marked = [name for name, folder in folders.items() if folder.card.default]
+    wanted = list(folders) if len(folders) == 1 else marked
+    return wanted[0] if len(wanted) == 1 else None
 
 
 def read_model_folder(folder: Path) -> ModelFolder:

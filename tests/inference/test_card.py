@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from app.errors import ModelError
-from app.inference.card import InputPolicy, ShortSide, read_model_folder
+from app.inference.card import (
+    Card,
+    InputPolicy,
+    ModelFolder,
+    OutputPolicy,
+    ShortSide,
+    default_name,
+    read_model_folder,
+)
 from app.inference.taxonomies import TAXONOMIES
 from tests.tiny_models import write_card, write_onnx_model
 
@@ -287,3 +295,31 @@ def test_sha256_covers_weights_beside_the_file(tmp_path: Path) -> None:
     first = read_model_folder(folder).sha256
     (folder / "model.onnx.data").write_bytes(b"other weights")
     assert len({alone, first, read_model_folder(folder).sha256}) == 3
+
+
+# Which model serves requests that name none
+
+
+def folders(**defaults: bool) -> dict[str, ModelFolder]:
+    output = OutputPolicy.model_validate({"taxonomy": "camvid"})
+    return {
+        name: ModelFolder(
+            Card(name=name, file="model.onnx", output=output, default=default), Path(name), "0"
+        )
+        for name, default in defaults.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("cards", "configured", "expected"),
+    [
+        ({"a": False}, None, "a"),
+        ({"a": False, "b": True}, None, "b"),
+        ({"a": False, "b": True}, "a", "a"),
+        ({"a": False, "b": False}, None, None),
+        ({"a": True, "b": True}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_default_is_as_configured_or_the_only_one_or_as_cards_say(cards, configured, expected):
+    assert default_name(folders(**cards), configured) == expected
