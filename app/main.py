@@ -119,7 +119,7 @@ def load_models(state: State) -> None:
         state.readiness.reason = f"no model can be served: {refused}"
         log.error(state.readiness.reason)
         return
-    state.readiness.segmenter = Segmenter(
+    segmenter = Segmenter(
         predictors,
         state.settings.default_model,
         state.artifacts,
@@ -127,6 +127,11 @@ def load_models(state: State) -> None:
         state.settings.threads,
         state.drift,
     )
+    try:
+        segmenter.warm_up()
+    except Exception:  # a request that meets the same fault will say so
+        log.exception("warming up failed")
+    state.readiness.segmenter = segmenter
 
 
 def open_models(settings: Settings) -> tuple[dict[str, Predictor], dict[str, str]]:

@@ -73,9 +73,10 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
 
 def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:
     """Decide on activation: by the bootstrap interval, unless the caller already has."""
-    mean, low, high = outcome.ece_difference
+    (mean, low, high), aurc = outcome.ece_difference, outcome.aurc_difference
     measured = (
-        f"image-wise ECE changes by {mean:+.4f} (95% interval {low:+.4f} to {high:+.4f}) against "
+        f"image-wise ECE changes by {mean:+.4f} (95% interval {low:+.4f} to {high:+.4f}), "
+        f"AURC by {aurc.mean:+.4f} ({aurc.low:+.4f} to {aurc.high:+.4f}) against "
         f"{active or 'the uncalibrated model'} on {len(outcome.parts.test)} "
         f"{'held-out images' if outcome.parts.fresh else 'images that also chose the method'}"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from app.answers import rate
@@ -157,6 +158,13 @@ class Segmenter:
         if wish.calibrator == ACTIVE and wish.tta == "none":
             self._drift.observe(model, stored, mask, confidence)
         return self._drift.is_stale(model, stored.manifest.id)
+
+    def warm_up(self) -> None:
+        """Use every model's active calibrator once, so that no request waits for its kernels."""
+        for predictor in self.predictors.values():
+            stored = self.calibrator(predictor, ACTIVE)
+            if stored is not None:
+                rate(torch.zeros(predictor.folder.num_classes, 8, 8), stored.calibrator)
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one."""

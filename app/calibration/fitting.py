@@ -11,7 +11,7 @@ from app.calibration.certification import Certification
 from app.calibration.conditional import Conditional
 from app.calibration.drift import Reference
 from app.calibration.identity import Identity
-from app.calibration.measuring import Choice, Measured, choose, measure
+from app.calibration.measuring import Choice, Measured, best_of, choose, measure
 from app.calibration.metrics import Evaluation
 from app.calibration.parting import Parts, part
 from app.calibration.promise import promise
@@ -23,6 +23,7 @@ from app.errors import ArgumentError
 # Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
 AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective", "contextual")
 AUTO_LABEL_CHANGING = ("vector_ti", "dirichlet")
+TIED_ECE = 0.001  # a rise in image-wise ECE up to this may pass for none
 # Shares of the whole time, in the order of the stages.
 READING, FITTING, CHOOSING, TESTING = 0.05, 0.65, 0.1, 0.15
 
@@ -48,6 +49,7 @@ class Outcome:
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     ece_difference: Interval  # chosen minus current, image-wise, paired by image; below 0 is better
+    aurc_difference: Interval  # likewise, of each image's area under the risk-coverage curve
     parts: Parts
     certification: Certification
     reference: Reference | None
@@ -56,8 +58,13 @@ class Outcome:
 
     @property
     def better(self) -> bool:
-        """Whether the whole interval says that the chosen one is better than the current one."""
-        return self.ece_difference.high < 0
+        """Whether the intervals say that the chosen one is better than the current one.
+
+        Either the whole interval of ECE lies below 0; or ECE, not surely higher, can't tell the two
+        apart and the whole interval of AURC lies below 0: wrong pixels are then easier to find.
+        """
+        ece, aurc = self.ece_difference, self.aurc_difference
+        return ece.high < 0 or (ece.mean < TIED_ECE and ece.low <= 0 and aurc.high < 0)
 
     @property
     def images(self) -> int:
@@ -80,7 +87,7 @@ def fit(
     context: FitContext,
     current: Calibrator | None = None,
 ) -> Outcome:
-    """Fit the methods, choose by image-wise ECE, and test the chosen one on untouched images.
+    """Fit the methods, choose (see `best_of`), and test the chosen one on untouched images.
 
     Images are parted at random under the seed (see `parting`). Ties go to the method named first.
     Of several methods, one that the set can't determine is left out, with its reason. Progress is
@@ -96,7 +103,7 @@ def fit(
     tuning = Subset(data, parts.select) if parts.select else known
     done = READING + FITTING
     choices = choose(tuning, wanted, stage(context, "choosing", done, CHOOSING))
-    best = min(range(len(choices)), key=lambda index: choices[index].ece)
+    best = best_of(choices)
     # Identity, where it was fitted, is the uncalibrated model: measured once.
     identities = (one for one in wanted if isinstance(one, Identity))
     uncalibrated = next(identities, Identity(data.num_classes))
@@ -120,17 +127,20 @@ def fit(
         current=candidate("none" if current is None else "current", before, measured[1]),
         candidates=candidates,
         chosen=chosen,
-        ece_difference=bootstrap_difference(
-            [image.ece for image in chosen.evaluation.images],
-            [image.ece for image in measured[1].evaluation.images],
-            context.seed,
-        ),
+        ece_difference=difference("ece", chosen.evaluation, measured[1].evaluation, context.seed),
+        aurc_difference=difference("aurc", chosen.evaluation, measured[1].evaluation, context.seed),
         parts=parts,
         certification=promised.certification,
         reference=promised.reference,
         seed=context.seed,
         refused=refused,
     )
+
+
+def difference(figure: str, ours: Evaluation, theirs: Evaluation, seed: int) -> Interval:
+    """Interval of a figure's difference between two evaluations, paired by image."""
+    a, b = ([float(getattr(image, figure)) for image in e.images] for e in (ours, theirs))
+    return bootstrap_difference(a, b, seed)
 
 
 def fit_all(

@@ -29,6 +29,7 @@ class Choice:
 
     ece: float  # image-wise
     ranking: Ranking
+    errors: tuple[float, ...] = ()  # ECE of each image
 
 
 @torch.inference_mode()
@@ -54,8 +55,26 @@ def choose(
     if not errors[0]:
         raise ArgumentError("expected labelled pixels on the held-out images, got none")
     return [
-        Choice(float(np.mean(own)), ranking) for own, ranking in zip(errors, rankings, strict=True)
+        Choice(float(np.mean(own)), ranking, tuple(own))
+        for own, ranking in zip(errors, rankings, strict=True)
     ]
+
+
+def best_of(choices: Sequence[Choice]) -> int:
+    """Choose by image-wise ECE; of those that it can't tell from the best, by AURC.
+
+    Two can't be told apart where their difference is within its standard error by image. The
+    first of several equals is chosen.
+    """
+    least = min(choices, key=lambda choice: choice.ece)
+    tied = [index for index, choice in enumerate(choices) if _ties(choice, least)]
+    return min(tied, key=lambda index: choices[index].ranking.aurc())
+
+
+def _ties(choice: Choice, least: Choice) -> bool:
+    difference = np.subtract(choice.errors, least.errors)
+    error = difference.std() / max(len(difference) - 1, 1) ** 0.5
+    return bool(difference.mean() <= error)
 
 
 @torch.inference_mode()
@@ -91,7 +110,7 @@ def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tens
     A spatial calibrator reads the whole image instead.
     """
     if not calibrator.invariances.spatial:
-        logs: Tensor = calibrator(logits)
+        logs: Tensor = calibrator(logits.T[None])[0].T
         return logs
     whole: Tensor = calibrator(image.logits[None].float())[0]
     return whole[:, image.labels != IGNORE].T

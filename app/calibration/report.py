@@ -30,6 +30,7 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
         "chosen": outcome.chosen.method,
         "parameters": outcome.chosen.calibrator.summary(),
         "ece_difference": outcome.ece_difference._asdict(),
+        "aurc_difference": outcome.aurc_difference._asdict(),
         "reliability": {
             "before": curve(outcome.uncalibrated),
             "after": curve(outcome.chosen),
