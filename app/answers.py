@@ -36,10 +36,7 @@ def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) ->
         return Rated(logits, logits)
     scale = calibrator.scale()
     if scale is not None:
-        return Rated(logits, logits, scale)
-    shift = calibrator.shift(logits, share)
-    if shift is not None:
-        return Rated(logits, logits, shift=shift)
+        return Rated(logits, logits, scale, calibrator.shift(logits, share))
     calibrated = calibrator(logits[None])[0]
     return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 

@@ -86,11 +86,11 @@ class Calibrator(nn.Module, ABC):
         """
 
     def scale(self) -> float | None:
-        """Give the number above 0 that multiplies all logits, where that is all this does."""
+        """Give what multiplies all logits, above 0, where nothing but `shift` is done besides."""
         return None
 
     def shift(self, logits: Tensor, share: Share = alone) -> Tensor | None:  # noqa: ARG002
-        """Give what is added to the log-odds of the top class, where that is all this does.
+        """Give what is added to the log-odds of the top class of scaled logits, or None.
 
         Finite logits [K,h,w] to float32 [h,w]; `share` lends threads.
         """

@@ -53,10 +53,10 @@ class Rows:
         return (total[count > 0] / count[count > 0]).numpy()
 
 
-def look(image: LabelledImage, local: Tensor) -> Context:
-    """Read an image's context; raises ArgumentError for NaN at a labelled pixel."""
+def look(image: LabelledImage, beta: Tensor, local: Tensor) -> Context:
+    """Read an image at a temperature; raises ArgumentError for NaN at a labelled pixel."""
     labelled_pixels(image)
-    return context_of(prepared(image.logits[None]).log_softmax(dim=1), local)
+    return context_of((prepared(image.logits[None]) * beta).log_softmax(dim=1), local)
 
 
 def draw_rows(

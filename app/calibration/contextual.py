@@ -6,14 +6,15 @@ the selector's opinion. The pixel's confidence becomes
 
     odds = (1 - trust) own + trust selector's,    in log-odds,
 
-and its temperature the one at which the top probability is just that, so neither the label nor the
-order of the classes changes. `trust` is the least of a few shares that held-out images can't tell
-from the best one, and never the whole: what is left of the network's own confidence is what keeps
-an unfamiliar drive from harm. Where an image's features, on average, lie farther from those of the
-fit's images than three in four of these do, the opinion's say is bounded more and more, until at
-half as much again it moves the log-odds by a half at most.
-Selectors alone (Wang et al. 2023 route by one) gain most on images like those of the fit and lose
-most elsewhere.
+own being the network's after temperature scaling, and the pixel's temperature the one at which the
+top probability is just that: neither the label nor the order of the classes changes.
+
+`trust` is the least of a few shares that held-out images can't tell from the best one, and never
+the whole: what is left of the network's own confidence is what keeps an unfamiliar drive from harm.
+Where an image's features, on average, lie farther from those of the fit's images than three in four
+of these do, the opinion's say is bounded more and more, until at half as much again it moves the
+log-odds by a half at most. Selectors alone (Wang et al. 2023 route by one) gain most on images like
+those of the fit and lose most elsewhere.
 """
 
 from typing import ClassVar
@@ -29,6 +30,7 @@ from app.calibration.context_kernel import changes_of
 from app.calibration.context_selectors import Rows, Selectors, draw_rows, look
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import ValidationSet, copies_of, split
 
 TRUSTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
@@ -44,7 +46,7 @@ UNFITTED = 1e30
 
 
 class Contextual(Calibrator):
-    """softmax(beta z) with the beta of each pixel at which the top probability is as believed.
+    """softmax(b z) with the b of each pixel at which the top probability is as believed.
 
     Works on maps [N,K,h,w] and tables [N,K,...]; what was fitted on tables never looks at a
     neighbourhood. Where a source has copies of its images under other weather
@@ -55,6 +57,7 @@ class Contextual(Calibrator):
     invariances: ClassVar[Invariances] = Invariances(
         translation=True, argmax=True, order=True, reach=FARTHEST
     )
+    beta: Tensor
     trust: Tensor
     local: Tensor
     usual: Tensor
@@ -64,6 +67,7 @@ class Contextual(Calibrator):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.selectors = Selectors(num_classes)
+        self.register_buffer("beta", torch.ones(()))
         self.register_buffer("trust", torch.zeros(()))
         self.register_buffer("local", torch.ones(()))
         # The fit's images: features on average, their deviation, and how far away is familiar.
@@ -73,13 +77,13 @@ class Contextual(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-probabilities."""
-        logs = prepared(logits).log_softmax(dim=1)
+        logs = (prepared(logits) * self.beta).log_softmax(dim=1)
         believed = self.believed(logs)
         calibrated = (logs * beta_for(logs, believed)).log_softmax(dim=1)
         return uniform_where_broken(calibrated, logits)
 
     def believed(self, logs: Tensor) -> Tensor:
-        """Log-probabilities [N,K,...] to log-odds [N,1,...] that the top class is right."""
+        """Log-probabilities at the temperature [N,K,...] to log-odds [N,1,...] of being right."""
         seen = context_of(logs, self.local)
         rows = seen.features.movedim(1, -1).flatten(0, -2)
         own = seen.odds.flatten()
@@ -102,11 +106,14 @@ class Contextual(Calibrator):
         return moved
 
     def scale(self) -> float | None:
-        """Give 1 where the networks are not trusted at all."""
-        return None if self.trust else 1.0
+        """Give the inverse temperature."""
+        return self.beta.item()
 
     def shift(self, logits: Tensor, share: Share = alone) -> Tensor | None:
         """Give the networks' part in the log-odds of finite logits [K,h,w]: float32 [h,w]."""
+        if not self.trust:
+            return None
+        logits = logits * self.beta
         if not logits.is_cuda:
             state = self.selectors.weights(), self.local.item()
             change, means = changes_of(logits.contiguous().numpy(), *state, share)
@@ -118,10 +125,11 @@ class Contextual(Calibrator):
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Train on some images, stop and set the trust on the others; needs two classes.
 
-        Where no pixel of the training images is mispredicted there is nothing to learn, and the
-        calibrator stays the identity. A set of one image serves as both parts.
+        The temperature comes first, from all of them. Where no pixel of the training images is
+        mispredicted there is nothing else to learn. A set of one image serves as both parts.
         """
         require_two_classes(count_classes(data))
+        self.beta.fill_(fit_inverse_temperature(data, context))
         both = [list(range(len(data)))] * 2
         train, select = split(len(data), TRAIN_SHARE, context.seed) if len(data) > 1 else both
         self.local.fill_(float(data[0].labels.ndim == 2))
@@ -136,8 +144,8 @@ class Contextual(Calibrator):
         self.trust.fill_(self._least_trust(held))
 
     def summary(self) -> dict[str, float]:
-        """Give the selectors' share in the log-odds."""
-        return {"trust": self.trust.item()}
+        """Give the temperature, and the selectors' share in the log-odds."""
+        return {"temperature": 1 / self.beta.item(), "trust": self.trust.item()}
 
     def _remember(self, means: Tensor) -> None:
         """Take the mean features of the fit's images [n,F] as what is familiar."""
@@ -159,7 +167,7 @@ class Contextual(Calibrator):
             few = min(quota, COPY_PIXELS)
             views = [(data[index], quota), *((copy, few) for copy in copies_of(data, index))]
             for image, count in views:
-                seen = look(image, self.local)
+                seen = look(image, self.beta, self.local)
                 parts.append(draw_rows(seen, image.labels, count, number, generator))
                 means.append(seen.features[0].flatten(1).mean(dim=1))
         return Rows.joined(parts), torch.stack(means)

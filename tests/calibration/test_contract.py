@@ -79,9 +79,19 @@ def test_scale_is_all_that_a_mere_scale_does(method, num_classes):
     assert torch.allclose((scale * logits).log_softmax(1), calibrator(logits), atol=1e-5)
 
 
-@every([method for method in CHOSEN if method not in ("identity", "temperature")])
+@every([method for method in CHOSEN if method not in ("identity", "temperature", "contextual")])
 def test_method_that_does_more_has_no_scale(method, num_classes):
     assert build(method, num_classes).scale() is None
+
+
+@every(["contextual"])
+def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
+    logits, calibrator = unseen(num_classes)[0], fitted(method, num_classes)
+    calibrator.trust.fill_(0.5)
+    plain = (calibrator.scale() * logits).softmax(0).amax(0)
+    expected = (plain.logit(eps=1e-7) + calibrator.shift(logits)).sigmoid().clamp(1 / num_classes)
+    got = calibrator(logits[None])[0].exp().amax(0)
+    assert (got - expected).abs().max() < 2e-3
 
 
 @every(CHOSEN)
