@@ -1,5 +1,6 @@
 """What every calibrator promises, run over every method that has a name."""
 
+import copy
 import warnings
 from functools import cache
 
@@ -86,7 +87,7 @@ def test_method_that_does_more_has_no_scale(method, num_classes):
 
 @every(["contextual"])
 def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
-    logits, calibrator = unseen(num_classes)[0], fitted(method, num_classes)
+    logits, calibrator = unseen(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
     calibrator.trust.fill_(0.5)
     plain = (calibrator.scale() * logits).softmax(0).amax(0)
     expected = (plain.logit(eps=1e-7) + calibrator.shift(logits)).sigmoid().clamp(1 / num_classes)
