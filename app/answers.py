@@ -10,6 +10,7 @@ from torch import Tensor
 from app.calibration.base import Calibrator, Share, alone, prepared
 from app.calibration.emitted import Emitted
 from app.inference.emission import emit
+from app.inference.kernels import Confidence, Mask
 from app.inference.preprocess import Geometry
 
 
@@ -41,15 +42,18 @@ def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) ->
     return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 
 
+def emit_rated(rated: Rated, geometry: Geometry) -> tuple[Mask, Confidence]:
+    """Emit the whole picture's mask and confidence, see `emission.emit`."""
+    return emit(rated.labelling, rated.rating, geometry, scale=rated.scale, shift=rated.shift)
+
+
 @torch.inference_mode()
 def answer_labelled(
     logits: Tensor, labels: NDArray[np.integer], geometry: Geometry, calibrator: Calibrator
 ) -> Emitted:
     """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
     rated = rate(prepared(logits[None])[0], calibrator)
-    mask, confidence = emit(
-        rated.labelling, rated.rating, geometry, scale=rated.scale, shift=rated.shift
-    )
+    mask, confidence = emit_rated(rated, geometry)
     return Emitted(
         torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(confidence),

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from app.answers import emit_rated
 from app.artifacts import ArtifactStore
 from app.disk import replace_file, storage
 from app.errors import ArgumentError
-from app.evaluation import Comparison, Options, evaluate, find_calibrator, look
-from app.inference.emission import emit
+from app.evaluation import Comparison, Options, evaluate, look
 from app.inference.predictor import Predictor, Tta, open_predictor
 from app.labelled import find_pairs, read_labels_for
 from app.main import find_model
@@ -21,7 +21,7 @@ from app.reporting.figures import figures, number, signed
 from app.reporting.page import render
 from app.reporting.pictures import Views, views
 from app.reporting.sentences import findings, headline
-from app.service import ACTIVE
+from app.service import ACTIVE, find_calibrator
 from app.settings import load_settings
 
 
@@ -68,10 +68,7 @@ def picture_views(predictor: Predictor, done: Comparison, index: int) -> Views:
     """Segment one of the set's pictures again and draw it."""
     pair, options, folder = done.pairs[index], done.options, done.folder
     looked = look(predictor, done.calibrator, pair, options)
-    mask, confidence = emit(
-        looked.rated.labelling, looked.rated.rating, looked.geometry,
-        scale=looked.rated.scale, shift=looked.rated.shift,
-    )  # fmt: skip
+    mask, confidence = emit_rated(looked.rated, looked.geometry)
     labels = read_labels_for(
         pair, looked.geometry.image, folder.num_classes, options.ignore_index, options.max_pixels
     )

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.answers import Rated, rate
-from app.artifacts import ArtifactStore, StoredCalibrator
+from app.answers import Rated, emit_rated, rate
+from app.artifacts import StoredCalibrator
 from app.calibration.analyses import Prediction
 from app.calibration.assessment import Assessment
 from app.calibration.bootstrap import Interval, bootstrap_difference
@@ -22,12 +22,10 @@ from app.calibration.metrics import LOG_FLOOR
 from app.calibration.validation import IGNORE
 from app.errors import ArgumentError
 from app.inference.card import ModelFolder
-from app.inference.emission import emit
 from app.inference.predictor import Predictor, Tta
 from app.inference.preprocess import Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import Pair, read_labels_for, read_picture
-from app.service import ACTIVE, NO_CALIBRATOR
 
 SEED = 0  # of the bootstrap
 Reason = Literal["calibration", "confident errors"]
@@ -92,17 +90,6 @@ class Looked(NamedTuple):
     logits: Tensor
     calibrated: Tensor
     rated: Rated
-
-
-def find_calibrator(
-    store: ArtifactStore, folder: ModelFolder, wanted: str
-) -> StoredCalibrator | None:
-    """Find a version, the active one if there is any, or none; NotFoundError, ConflictError."""
-    if wanted == NO_CALIBRATOR:
-        return None
-    if wanted == ACTIVE:
-        return store.active(folder.card.name, folder.sha256)
-    return store.load(folder.card.name, wanted, folder.sha256)
 
 
 def evaluate(
@@ -176,9 +163,7 @@ def _measure(
     assessment: Assessment, rated: Rated, calibrated: Tensor, geometry: Geometry, labels: Tensor
 ) -> Tensor:
     """Take one picture's labels and confidence as emitted into account; gives the label map."""
-    mask, confidence = emit(
-        rated.labelling, rated.rating, geometry, scale=rated.scale, shift=rated.shift
-    )
+    mask, confidence = emit_rated(rated, geometry)
     predicted = torch.from_numpy(mask.astype(np.int64))
     nll, brier = proper_sums(calibrated, geometry, labels)
     assessment.add(Prediction(torch.from_numpy(confidence), predicted), labels, nll, brier)

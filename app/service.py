@@ -18,7 +18,7 @@ from app.artifacts import ArtifactStore, StoredCalibrator
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
-from app.inference.card import default_name
+from app.inference.card import ModelFolder, default_name
 from app.inference.emission import blank, emit_band
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
@@ -177,12 +177,18 @@ class Segmenter:
 
     def calibrator(self, predictor: Predictor, wanted: str) -> StoredCalibrator | None:
         """Find the calibrator to use: a version, the active one if there is any, or none."""
-        folder = predictor.folder
-        if wanted == NO_CALIBRATOR:
-            return None
-        if wanted == ACTIVE:
-            return self.artifacts.active(folder.card.name, folder.sha256)
-        return self.artifacts.load(folder.card.name, wanted, folder.sha256)
+        return find_calibrator(self.artifacts, predictor.folder, wanted)
+
+
+def find_calibrator(
+    store: ArtifactStore, folder: ModelFolder, wanted: str
+) -> StoredCalibrator | None:
+    """Find a version, the active one if there is any, or none; NotFoundError, ConflictError."""
+    if wanted == NO_CALIBRATOR:
+        return None
+    if wanted == ACTIVE:
+        return store.active(folder.card.name, folder.sha256)
+    return store.load(folder.card.name, wanted, folder.sha256)
 
 
 def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:

@@ -12,14 +12,14 @@ from app.artifacts import ArtifactStore, StoredCalibrator
 from app.calibration.analyses import BOUNDARY
 from app.calibration.vector import Vector
 from app.errors import ArgumentError, ConflictError, NotFoundError
-from app.evaluation import Options, evaluate, find_calibrator, look, proper_sums
+from app.evaluation import Options, evaluate, look, proper_sums
 from app.inference.card import read_model_folder
 from app.inference.emission import emit
 from app.inference.predictor import open_predictor
 from app.inference.preprocess import Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import find_pairs
-from app.service import Segmenter, Stopwatch, Wish
+from app.service import Segmenter, Stopwatch, Wish, find_calibrator
 from tests.service import BLUE, GREEN, RED, SATURATED, SATURATED_AT_2, publish_temperature, solid
 from tests.tiny_models import write_onnx_model
 

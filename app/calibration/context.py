@@ -43,14 +43,19 @@ def context_of(logs: Tensor, local: Tensor) -> Context:
     floored = logs.clamp_min(FEATURE_FLOOR)
     top = floored.topk(min(TOP, logs.shape[1]), dim=1).values
     first = logs.argmax(dim=1, keepdim=True)  # topk's own indices are arbitrary at ties
-    others = torch.arange(logs.shape[1]).view(-1, *[1] * (logs.ndim - 2)) != first
-    second = logs.where(others, -torch.inf).argmax(dim=1)
+    second = logs.where(others_than(first, logs), -torch.inf).argmax(dim=1)
     odds = log_odds(top[:, :1])
     entropy = -(floored.exp() * floored).sum(dim=1, keepdim=True)
     own = torch.cat([odds, top[:, 1:] - top[:, :1], entropy], dim=1)
     around = neighbourhood(entropy, first) * local
     features = torch.cat([floored, own, around], dim=1)
     return Context(features, odds[:, 0], first[:, 0], second)
+
+
+def others_than(chosen: Tensor, planes: Tensor) -> Tensor:
+    """Mark all classes of [N,K,...] but a pixel's chosen one [N,1,...]: bool [N,K,...]."""
+    classes = torch.arange(planes.shape[1], device=planes.device)
+    return classes.view(-1, *[1] * (planes.ndim - 2)) != chosen
 
 
 def log_odds(log_probability: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import Calibrator, FitContext, Invariances, Share, alone, prepared
-from app.calibration.context import FARTHEST, context_of, feature_count, log_odds
+from app.calibration.context import FARTHEST, context_of, feature_count, log_odds, others_than
 from app.calibration.context_kernel import changes_of
 from app.calibration.context_selectors import Rows, Selectors, draw_rows, look
 from app.calibration.pixelwise import uniform_where_broken
@@ -198,7 +198,7 @@ def beta_for(logs: Tensor, odds: Tensor) -> Tensor:
     """
     top = logs.argmax(dim=1, keepdim=True)
     gaps = logs.gather(1, top) - logs
-    others = torch.arange(logs.shape[1]).view(-1, *[1] * (logs.ndim - 2)) != top
+    others = others_than(top, logs)
     nearest = gaps.where(others, torch.inf).amin(dim=1, keepdim=True)
     beyond = (gaps - nearest).where(others, 1e9)  # so far that it never counts
     beta = torch.ones_like(odds)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from app.inference.emission import taps
 from app.inference.preprocess import Geometry
 
 STRIP_BYTES = 16 << 20  # of upsampled logits at a time
@@ -19,20 +20,12 @@ def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[s
     Gives slices of the picture's rows, from the top, with log-probabilities float32 [K,rows,W].
     """
     height, width = geometry.image
-    rows_taps, columns = (_taps(geometry, axis, grid.shape[1 + axis]) for axis in (0, 1))
+    sizes = zip(geometry.image, geometry.resized, geometry.padded, grid.shape[1:], strict=True)
+    rows_taps, columns = ([torch.from_numpy(part) for part in taps(*size)] for size in sizes)
     rows = max(1, STRIP_BYTES // (4 * grid.shape[0] * width))
     for start in range(0, height, rows):
         strip = slice(start, min(start + rows, height))
-        top, bottom, down = (taps[strip] for taps in rows_taps)
+        top, bottom, down = (part[strip] for part in rows_taps)
         left, right, across = columns
         tall = torch.lerp(grid[:, top], grid[:, bottom], down[:, None])  # [K,rows,w]
         yield strip, torch.lerp(tall[:, :, left], tall[:, :, right], across).log_softmax(0)
-
-
-def _taps(geometry: Geometry, axis: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Two cells for each of the axis's pixels and the second one's weight."""
-    count = geometry.image[axis]
-    step = geometry.resized[axis] / count * cells / geometry.padded[axis]
-    position = ((torch.arange(count, dtype=torch.float64) + 0.5) * step - 0.5).clamp(0, cells - 1)
-    first = position.floor().long()
-    return first, (first + 1).clamp(max=cells - 1), (position - first).float()

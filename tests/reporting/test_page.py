@@ -13,13 +13,14 @@ from PIL import Image
 
 from app.artifacts import ArtifactStore
 from app.evaluate_command import picture_views
-from app.evaluation import Comparison, Options, evaluate, find_calibrator
+from app.evaluation import Comparison, Options, evaluate
 from app.inference.card import read_model_folder
 from app.inference.predictor import open_predictor
 from app.labelled import find_pairs
 from app.reporting.figures import figures, number, percent, points
 from app.reporting.page import TEMPLATES, render
 from app.reporting.sentences import headline
+from app.service import find_calibrator
 from tests.service import GREEN, RED, publish_temperature, solid, thirds
 from tests.tiny_models import write_onnx_model
 
