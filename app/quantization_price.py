@@ -20,6 +20,8 @@ from app.labelled import Pair, checked, read_labels, read_picture
 
 Map = NDArray[np.uint8] | NDArray[np.uint16]
 
+TURN = 5  # counted runs of one backbone before it is the other's turn
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -141,13 +143,19 @@ def segmented(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[Map, ND
 def milliseconds(
     original: Predictor, quantized: Predictor, picture: NDArray[np.uint8], runs: int
 ) -> tuple[float, float]:
-    """Time both backbones on one picture in turns, so that what else runs slows both; medians."""
+    """Time both backbones on one picture in turns, so that what else runs slows both; medians.
+
+    A turn is several runs, the first of them not counted: the other backbone's threads go on
+    spinning for a while after their last run.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     images = original.lay(picture).windows.cut(0, 0).numpy()
-    for _ in range(runs):
+    for _ in range(-(-runs // TURN)):
         for predictor, spent in zip((original, quantized), times, strict=True):
-            start = time.perf_counter()
             predictor.backbone(images)
-            spent.append(1000 * (time.perf_counter() - start))
+            for _ in range(TURN):
+                start = time.perf_counter()
+                predictor.backbone(images)
+                spent.append(1000 * (time.perf_counter() - start))
     before, after = (statistics.median(spent) for spent in times)
     return before, after
