@@ -18,6 +18,7 @@ from app.artifacts import ArtifactStore
 from app.errors import ArgumentError, InputError, SegcalError, UnavailableError
 from app.imaging import encode
 from app.inference.predictor import Predictor
+from app.inference.row_threads import RowThreads
 from app.service import NO_CALIBRATOR, Segmenter, Stopwatch, Wish, abstained_fraction
 from app.settings import Settings
 
@@ -60,7 +61,7 @@ class Local:
         name = predictor.folder.card.name
         store = ArtifactStore(settings.artifacts_dir)
         self._segmenter = Segmenter(
-            {name: predictor}, name, store, settings.max_pixels, settings.threads
+            {name: predictor}, name, store, settings.max_pixels, RowThreads(settings.threads)
         )
 
     def __call__(self, path: Path) -> Answer:

@@ -31,7 +31,9 @@ from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor, Watch
 from app.errors import ModelError, SettingsError
 from app.inference.card import ModelFolder, default_name, read_model_folder
+from app.inference.crowd import Crowd
 from app.inference.predictor import Predictor, open_predictor
+from app.inference.row_threads import RowThreads
 from app.jobs import Jobs
 from app.results import ResultCache
 from app.service import Segmenter
@@ -40,7 +42,7 @@ from app.tokens import admin_token
 
 log = logging.getLogger(__name__)
 
-WORKERS = 2  # requests at work at once: one decodes or encodes while another infers
+WORKERS = 2  # requests at work at once, each on half of the threads
 FORM_OVERHEAD = 64 << 10  # a multipart body is a little larger than the file inside
 
 
@@ -109,7 +111,7 @@ def run(settings: Settings, host: str, port: int) -> None:
 def load_models(state: State) -> None:
     """Load and warm every model, then declare the service ready."""
     try:
-        predictors, refused = open_models(state.settings)
+        predictors, refused = open_models(state.settings, state.admission.crowd)
     except Exception as error:
         log.exception("loading models failed")
         state.readiness.reason = f"loading models failed: {error}"
@@ -124,7 +126,7 @@ def load_models(state: State) -> None:
         state.settings.default_model,
         state.artifacts,
         state.settings.max_pixels,
-        state.settings.threads,
+        RowThreads(state.settings.threads, state.admission.crowd),
         state.drift,
     )
     try:
@@ -134,7 +136,7 @@ def load_models(state: State) -> None:
     state.readiness.segmenter = segmenter
 
 
-def open_models(settings: Settings) -> tuple[dict[str, Predictor], dict[str, str]]:
+def open_models(settings: Settings, crowd: Crowd) -> tuple[dict[str, Predictor], dict[str, str]]:
     """Open all model folders: predictors by name, and reasons by name for those refused."""
     predictors: dict[str, Predictor] = {}
     refused: dict[str, str] = {}
@@ -142,7 +144,7 @@ def open_models(settings: Settings) -> tuple[dict[str, Predictor], dict[str, str
     for path in model_folders(settings.models_dir):
         try:
             folder = read_model_folder(path)
-            predictors[path.name] = open_predictor(folder, settings.device, settings.threads)
+            predictors[path.name] = open_predictor(folder, settings.device, settings.threads, crowd)
         except ModelError as error:
             log.warning("refused model %s: %s", path.name, error)
             refused[path.name] = str(error)

@@ -101,7 +101,7 @@ class Segmenter:
         default_model: str | None,
         artifacts: ArtifactStore,
         max_pixels: int,
-        threads: int = 1,
+        threads: RowThreads | None = None,
         drift: DriftMonitor | None = None,
     ) -> None:
         self._drift = drift
@@ -110,7 +110,7 @@ class Segmenter:
         self._default_model = default_name(folders, default_model)
         self.artifacts = artifacts
         self._max_pixels = max_pixels
-        self._threads = RowThreads(threads)
+        self._threads = threads or RowThreads(1)
 
     def segment(self, upload: bytes, wish: Wish, watch: Stopwatch) -> Segmentation:
         """Segment one encoded picture."""

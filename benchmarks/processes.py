@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-SAMPLE_S = 0.2
+SAMPLE_S = 1.0  # a look costs 20 ms of a core
 GRACE_S = 20.0
 
 

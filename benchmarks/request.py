@@ -82,11 +82,12 @@ def request(
     with stage("inference"):
         logits = predictor.logits(images)[0]
     with stage("calibration"):
-        rated = rate(logits, calibrator)
+        rated = rate(logits, calibrator, threads.share)
     with stage("emission"):
         mask, confidence = emit(
-            rated.labelling, rated.rating, geometry, scale=rated.scale, threads=threads
-        )
+            rated.labelling, rated.rating, geometry,
+            scale=rated.scale, shift=rated.shift, threads=threads,
+        )  # fmt: skip
     with stage("tally"):
         tally(mask, confidence)
     with stage("mask"):

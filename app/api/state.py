@@ -15,6 +15,7 @@ from app.api.counters import Counters
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor
 from app.errors import BusyError, UnavailableError
+from app.inference.crowd import Crowd
 from app.jobs import Jobs
 from app.results import ResultCache
 from app.service import Segmenter
@@ -24,9 +25,13 @@ T = TypeVar("T")
 
 
 class Admission:
-    """Lets a few requests work at once and a bounded number wait; refuses the rest at once."""
+    """Lets a few requests work at once and a bounded number wait; refuses the rest at once.
+
+    Whoever works or waits for it is in `crowd`.
+    """
 
     def __init__(self, workers: int, queue_limit: int) -> None:
+        self.crowd = Crowd()
         self._slots = anyio.Semaphore(workers)
         self._threads = anyio.CapacityLimiter(workers)
         self._room = workers + queue_limit
@@ -44,8 +49,9 @@ class Admission:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking work in a thread, off the event loop, when it is this caller's turn."""
-        async with self._slots:
-            return await anyio.to_thread.run_sync(work, limiter=self._threads)
+        with self.crowd.enter():
+            async with self._slots:
+                return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
 
 @dataclass
@@ -81,18 +87,21 @@ class State:
     jobs: Jobs
 
 
-def get_state(request: Request) -> State:
-    """Give the state that the factory put on the application."""
+async def get_state(request: Request) -> State:
+    """Give the state that the factory put on the application.
+
+    Like those below a coroutine that awaits nothing: FastAPI gives every function a thread.
+    """
     state: State = request.app.state.segcal
     return state
 
 
-def get_segmenter(state: Annotated[State, Depends(get_state)]) -> Segmenter:
+async def get_segmenter(state: Annotated[State, Depends(get_state)]) -> Segmenter:
     """Give the loaded models, or refuse."""
     return state.readiness.require()
 
 
-def check_token(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
+async def check_token(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
     """Let in whoever carries an API token or the admin's, and everyone where none is set."""
     if state.settings.api_tokens:
         tokens.check(
@@ -101,7 +110,7 @@ def check_token(request: Request, state: Annotated[State, Depends(get_state)]) -
         )
 
 
-def check_admin(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
+async def check_admin(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
     """Let in whoever carries the admin token."""
     tokens.check(request.headers.get("authorization", ""), (state.admin_token,))
 

@@ -18,6 +18,7 @@ from app.compilation import compiled
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int32]
 
+LANES = 16
 BLOCK = 64  # columns at a time: the hidden units of all of them stay in the nearest cache
 _ODDS_LIMIT = np.float32(12)
 _CLIP = np.float32(4)
@@ -30,6 +31,16 @@ _ROUND = np.float32(1.5 * 2**23 + 127)
 _P1, _P2, _P3, _P4, _P5 = (
     np.float32(c) for c in (0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
 )
+# log(1 + r) = r - r^2/2 + r^3 (...) over sqrt(1/2) - 1 .. sqrt(2) - 1, relative error 4e-8.
+_L3, _L4, _L5, _L6, _L7, _L8, _L9 = (
+    np.float32(c)
+    for c in (
+        0.33333969, -0.25001261, 0.19961147, -0.16578959, 0.14934175, -0.14262831, 0.0864277035,
+    )
+)  # fmt: skip
+_LN_2, _HALF = np.float32(0.693147181), np.float32(0.5)
+_ROOT_HALF = np.float32(0.5**0.5).view(np.int32)  # its bits
+_SMALLEST = np.float32(1e-30)
 
 
 class Weights(NamedTuple):
@@ -50,6 +61,7 @@ class Planes(NamedTuple):
     """What the sweeps hand on, on the grid [h,w]."""
 
     top: Floats  # [T,h,w], sorted log-probabilities
+    odds: Floats  # log-odds of the first of them
     partition: Floats
     entropy: Floats
     first: Classes
@@ -62,6 +74,7 @@ def room(classes: int, height: int, width: int) -> Planes:
     size = height, width
     return Planes(
         top=np.empty((min(TOP, classes), *size), np.float32),
+        odds=np.empty(size, np.float32),
         partition=np.empty(size, np.float32),
         entropy=np.empty(size, np.float32),
         first=np.zeros(size, np.int32),
@@ -99,23 +112,27 @@ def look(logits: Floats, floor: np.float32, planes: Planes, start: int, stop: in
     """Sweep 1: sorted log-probabilities, entropy and the two leading classes of rows."""
     classes, _, width = logits.shape
     carried, mean = np.empty(width, np.float32), np.empty(width, np.float32)
-    total = np.empty(width, np.float32)
+    others = np.empty(width, np.float32)
     for y in range(start, stop):
         leader, partition, entropy = planes.top[0, y], planes.partition[y], planes.entropy[y]
+        first, odds = planes.first[y], planes.odds[y]
         _sort(logits, planes, carried, y)
-        total[:] = 0
+        others[:] = 0
         mean[:] = 0
         for k in range(classes):
             row = logits[k, y]
             for x in range(width):
                 below = max(row[x] - leader[x], _DEEPEST)
                 power = _exp(below)
-                total[x] += power
+                others[x] += power if first[x] != k else _ZERO
                 mean[x] += power * below
         for x in range(width):
-            log = np.log(total[x])
+            total = _ONE + others[x]
+            log = _log(total)
             partition[x] = leader[x] + log
-            entropy[x] = log - mean[x] / total[x]
+            entropy[x] = log - mean[x] / total
+            # p / (1 - p) of the leader's p = 1 / (1 + others)
+            odds[x] = min(max(-_log(max(others[x], _SMALLEST)), -_ODDS_LIMIT), _ODDS_LIMIT)
         for place in range(planes.top.shape[0]):
             sorted_ = planes.top[place, y]
             for x in range(width):
@@ -153,6 +170,20 @@ def _exp(value: np.float32) -> np.float32:
     scale = np.int32(np.float32(rounded).view(np.int32) << np.int32(23)).view(np.float32)
     tail = _P2 + rest * (_P3 + rest * (_P4 + rest * _P5))
     return np.float32(scale * (_ONE + rest * (_P1 + rest * tail)))
+
+
+@compiled
+def _log(value: np.float32) -> np.float32:
+    """Give the natural logarithm of normal positive values, to 1e-7 absolute or relative."""
+    bits = np.float32(value).view(np.int32)
+    exponent = np.int32(np.int32(bits - _ROOT_HALF) >> np.int32(23))
+    mantissa = np.int32(bits - np.int32(exponent << np.int32(23))).view(np.float32)
+    rest = mantissa - _ONE  # of sqrt(1/2) .. sqrt(2)
+    tail = _L3 + rest * (
+        _L4 + rest * (_L5 + rest * (_L6 + rest * (_L7 + rest * (_L8 + rest * _L9))))
+    )
+    square = rest * rest
+    return np.float32(np.float32(exponent) * _LN_2 + (rest - _HALF * square + square * rest * tail))
 
 
 @compiled
@@ -209,7 +240,7 @@ def opine(
     kept, units = planes.top.shape[0], weights.inward.shape[1]
     seen = np.empty((classes + kept + 5, width), np.float32)
     hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-    opinion = np.empty(BLOCK, np.float32)
+    opinion, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
     share = _ONE / np.float32(len(weights.offset))
     constant = np.float32(0)
     for member in range(len(weights.offset)):
@@ -219,7 +250,7 @@ def opine(
         _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
         for f in range(len(seen)):
             feature = seen[f]
-            sums[y, f] = feature.sum()
+            sums[y, f] = _total(feature, lanes)
             for x in range(width):
                 standard = (feature[x] - weights.mean[f]) * weights.scale[f]
                 feature[x] = min(max(standard, -_CLIP), _CLIP)
@@ -233,6 +264,23 @@ def opine(
 
 
 @compiled
+def _total(row: Floats, lanes: Floats) -> np.float32:
+    """Sum a row in several lanes at once, always in the same order."""
+    lanes[:] = 0
+    whole = len(row) // LANES * LANES
+    for left in range(0, whole, LANES):
+        part = row[left : left + LANES]
+        for x in range(LANES):
+            lanes[x] += part[x]
+    for x in range(whole, len(row)):
+        lanes[x - whole] += row[x]
+    total = _ZERO
+    for x in range(LANES):
+        total += lanes[x]
+    return np.float32(total)
+
+
+@compiled
 def _gather(logits: Floats, floor: np.float32, planes: Planes, y: int, seen: Floats) -> None:
     """Write a row's features but for the neighbourhood, in the order of `context_of`."""
     classes, _, width = logits.shape
@@ -242,9 +290,7 @@ def _gather(logits: Floats, floor: np.float32, planes: Planes, y: int, seen: Flo
         row, feature = logits[k, y], seen[k]
         for x in range(width):
             feature[x] = max(row[x] - partition[x], floor)
-    odds = seen[classes]
-    for x in range(width):
-        odds[x] = _odds(leader[x])
+    seen[classes] = planes.odds[y]
     for place in range(1, kept):
         sorted_, feature = planes.top[place, y], seen[classes + place]
         for x in range(width):
@@ -280,10 +326,7 @@ def _enter(
         unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
         for x in range(right - left):
             unit[x] = of_first[first[x]] + of_second[second[x]]
-        for f in range(len(seen)):
-            gain, feature = weights.inward[f, j], seen[f, left:right]
-            for x in range(right - left):
-                unit[x] += gain * feature[x]
+        _accumulate(weights.inward[:, j], seen, 0, left, right, unit)
         for x in range(BLOCK):
             unit[x] = max(unit[x], _ZERO)
 
@@ -296,17 +339,24 @@ def _leave(weights: Weights, hidden: Floats, deeper: Floats, opinion: Floats) ->
     for member in range(members):
         for j in range(width):
             deeper[:] = weights.bias[member, j]
-            for i in range(width):
-                gain, unit = weights.between[member, i, j], hidden[member * width + i]
-                for x in range(BLOCK):
-                    deeper[x] += gain * unit[x]
+            _accumulate(weights.between[member, :, j], hidden, member * width, 0, BLOCK, deeper)
             gain = weights.outward[member, j]
             for x in range(BLOCK):
                 opinion[x] += gain * max(deeper[x], _ZERO)
 
 
 @compiled
-def _odds(log_probability: np.float32) -> np.float32:
-    """Log p/(1-p), within +-12."""
-    rest = max(-np.expm1(log_probability), np.float32(1e-38))
-    return min(max(log_probability - np.log(rest), -_ODDS_LIMIT), _ODDS_LIMIT)
+def _accumulate(
+    gains: Floats, rows: Floats, begin: int, left: int, right: int, sums: Floats
+) -> None:
+    """Add gains [n] times the columns of so many rows, from row `begin` on, four rows a step."""
+    for i in range(0, len(gains) - 3, 4):
+        of_a, of_b, of_c, of_d = gains[i], gains[i + 1], gains[i + 2], gains[i + 3]
+        a, b = rows[begin + i, left:right], rows[begin + i + 1, left:right]
+        c, d = rows[begin + i + 2, left:right], rows[begin + i + 3, left:right]
+        for x in range(right - left):
+            sums[x] += of_a * a[x] + of_b * b[x] + (of_c * c[x] + of_d * d[x])
+    for i in range(len(gains) // 4 * 4, len(gains)):
+        gain, row = gains[i], rows[begin + i, left:right]
+        for x in range(right - left):
+            sums[x] += gain * row[x]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from app.errors import ArgumentError, ModelError
+from app.inference.crowd import Crowd
 
 Array = NDArray[np.float32]
 
@@ -25,19 +26,20 @@ class Backbone(Protocol):
         """Images float32 [N,3,H,W] to logits float32 [N,K,h,w] on the network's own grid."""
 
 
-def open_backbone(path: Path, device: str, threads: int) -> Backbone:
+def open_backbone(path: Path, device: str, threads: int, crowd: Crowd | None = None) -> Backbone:
     """Load a model file by its ending: .onnx, .pt2 (torch.export) or .pt (TorchScript).
 
-    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. Raises
-    ModelError for a file that does not load, and for cuda without a working device.
+    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With a `crowd`,
+    one of several callers at once gets its part of the threads. Raises ModelError for a file that
+    does not load, and for cuda without a working device.
     """
-    loaders: dict[str, Callable[[Path, str, int], Backbone]] = {
+    loaders: dict[str, Callable[[Path, str, int, Crowd | None], Backbone]] = {
         ".onnx": OnnxBackbone,
         ".pt2": TorchBackbone,
         ".pt": TorchBackbone,
     }
     try:
-        return loaders[path.suffix](path, device, threads)
+        return loaders[path.suffix](path, device, threads, crowd)
     except ModelError:
         raise
     except Exception as error:  # the loaders raise whatever their parsers raise
@@ -53,17 +55,15 @@ def first_line(error: Exception) -> str:
 
 
 class OnnxBackbone:
-    """A network in ONNX Runtime."""
+    """A network in ONNX Runtime.
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        wants_cuda = device == "cuda" or (device == "auto" and nvidia_device_present())
-        providers = ["CUDAExecutionProvider"] if wants_cuda else []
-        self._session = ort.InferenceSession(
-            path, options, providers=[*providers, "CPUExecutionProvider"]
-        )
+    Several callers of one session of many threads get in each other's way: its threads wait for
+    one another spinning, and two callers on two cores are a sixth slower than one (measured by
+    `benchmarks.sessions`). In a crowd each caller has a session of fewer threads.
+    """
+
+    def __init__(self, path: Path, device: str, threads: int, crowd: Crowd | None) -> None:
+        self._session = open_session(path, device, threads)
         # ONNX Runtime falls back to the CPU without an error; whoever asked for CUDA must know.
         has_cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
         if device == "cuda" and not has_cuda:
@@ -71,6 +71,9 @@ class OnnxBackbone:
                 f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
             )
         self.device = "cuda" if has_cuda else "cpu"
+        self._crowd, self._narrow = crowd, self._session
+        if crowd is not None and not has_cuda and threads > 1:
+            self._narrow = open_session(path, device, threads // 2)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise ModelError(f"{path.name}: expected one input, got {len(inputs)}")
@@ -81,11 +84,23 @@ class OnnxBackbone:
     def __call__(self, images: Array) -> Array:
         """Run the session on the first output; raises ArgumentError for a size it can't take."""
         feed = {self._input: images.astype(self._dtype, copy=False)}
+        crowded = self._crowd is not None and self._crowd.several
+        session = self._narrow if crowded else self._session
         try:
-            logits = self._session.run([self._output], feed)[0]
+            logits = session.run([self._output], feed)[0]
         except InvalidArgument as error:
             raise unsuitable_size(images, error) from error
         return np.asarray(logits, np.float32)
+
+
+def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
+    """Load a network, on CUDA where that is wanted and there, or on so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    wants_cuda = device == "cuda" or (device == "auto" and nvidia_device_present())
+    providers = ["CUDAExecutionProvider"] if wants_cuda else []
+    return ort.InferenceSession(path, options, providers=[*providers, "CPUExecutionProvider"])
 
 
 class TorchBackbone:
@@ -94,8 +109,8 @@ class TorchBackbone:
     The thread count is the process's own, set once by whoever starts it.
     """
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
-        del threads
+    def __init__(self, path: Path, device: str, threads: int, crowd: Crowd | None) -> None:
+        del threads, crowd
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
             raise ModelError(

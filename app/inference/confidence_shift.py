@@ -7,7 +7,9 @@ about a place is smooth. So the latter is interpolated, rather than the calibrat
 import numpy as np
 
 from app.compilation import compiled
-from app.inference.kernels import Floats, Taps
+from app.inference.kernels import LOG2_E, Floats, Taps, power_of_two
+
+_LOG2_E, _ONE, _DEEPEST = np.float32(LOG2_E), np.float32(1), np.float32(-64)
 
 
 @compiled
@@ -17,12 +19,19 @@ def shift_rows(
     """Move rows [start, stop) of `confidence` [H,W] by `shift` [h,w], bilinearly interpolated."""
     top, bottom, down = rows
     left, right, across = columns
+    odds, blended = np.empty(confidence.shape[1], np.float32), np.empty(shift.shape[1], np.float32)
     for y in range(start, stop):
         upper, lower, weight = shift[top[y]], shift[bottom[y]], down[y]
-        for x in range(confidence.shape[1]):
-            first = upper[left[x]] + weight * (lower[left[x]] - upper[left[x]])
-            second = upper[right[x]] + weight * (lower[right[x]] - upper[right[x]])
-            odds = np.exp(first + across[x] * (second - first))
-            certain = confidence[y, x]
-            raised = certain * odds
-            confidence[y, x] = min(raised / (np.float32(1) - certain + raised), np.float32(1))
+        for j in range(len(blended)):
+            blended[j] = (upper[j] + weight * (lower[j] - upper[j])) * _LOG2_E
+        for x in range(len(odds)):
+            first = blended[left[x]]
+            odds[x] = first + across[x] * (blended[right[x]] - first)
+        certain = confidence[y]
+        for x in range(len(odds)):
+            # A negative exponent can't overflow; the bound keeps what is certain from 0/0.
+            power = power_of_two(max(-abs(odds[x]), _DEEPEST))
+            rises = odds[x] > 0
+            against = (_ONE - certain[x]) * (power if rises else _ONE)
+            in_favour = certain[x] * (_ONE if rises else power)
+            certain[x] = in_favour / (against + in_favour)

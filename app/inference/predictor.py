@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from app.errors import ModelError
 from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
+from app.inference.crowd import Crowd
 from app.inference.emission import warm_up
 from app.inference.preprocess import Geometry, Size, normalised, plan, preprocess, resized
 from app.inference.sliding import Strip, Windows, lay, strips
@@ -121,12 +122,14 @@ class Predictor:
         return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
-def open_predictor(folder: ModelFolder, device: str, threads: int) -> Predictor:
+def open_predictor(
+    folder: ModelFolder, device: str, threads: int, crowd: Crowd | None = None
+) -> Predictor:
     """Load a model, run it once on a grey picture, check what comes out, and compile the kernels.
 
     Raises ModelError where the file does not load or its output does not fit the card.
     """
-    predictor = Predictor(folder, open_backbone(folder.path, device, threads))
+    predictor = Predictor(folder, open_backbone(folder.path, device, threads, crowd))
     policy = folder.card.input
     if policy.crop is not None:
         images = grey(policy.crop)

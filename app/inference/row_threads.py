@@ -7,15 +7,21 @@ requests enter it at once.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from app.inference.crowd import Crowd
+
 STRIPS = 4  # for each thread, so that a slow one holds nobody up
 SMALLEST = 1 << 17  # values that one thread finishes before another has woken up
 
 
 class RowThreads:
-    """Threads that help whoever calls; safe for several callers at once."""
+    """Threads that help whoever calls; safe for several callers at once.
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    In a crowd nobody is helped: the cores are taken, and a caller would wait for a helper that
+    waits for a core.
+    """
+
+    def __init__(self, count: int, crowd: Crowd | None = None) -> None:
+        self._count, self._crowd = count, crowd
         self._helpers = ThreadPoolExecutor(max(count - 1, 1), "rows")
 
     def share(self, work: Callable[[int, int], None], rows: range, per_row: int) -> None:
@@ -31,7 +37,8 @@ class RowThreads:
             for start in starts:
                 work(start, min(start + step, rows.stop))
 
-        helpers = min(self._count, -(-len(rows) // step)) - 1
+        crowded = self._crowd is not None and self._crowd.several
+        helpers = 0 if crowded else min(self._count, -(-len(rows) // step)) - 1
         helping = [self._helpers.submit(run) for _ in range(helpers)]
         try:
             run()

@@ -1,0 +1,63 @@
+"""Our PNG files are read back by Pillow as the values they were written from."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+import app.imaging.pieces as pieces_room
+from app.imaging.png import png
+
+SIDES = st.integers(1, 40)
+
+
+def read(data: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+@given(st.data(), st.sampled_from([np.uint8, np.uint16]))
+def test_grey_comes_back(data, dtype):
+    pixels = data.draw(arrays.arrays(dtype, st.tuples(SIDES, SIDES)))
+    picture = read(png(pixels))
+    assert picture.mode == {1: "L", 2: "I;16"}[pixels.itemsize]
+    assert np.array_equal(np.asarray(picture), pixels)
+
+
+@given(st.data())
+def test_colours_come_back(data):
+    pixels = data.draw(arrays.arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(3))))
+    picture = read(png(pixels))
+    assert picture.mode == "RGB"
+    assert np.array_equal(np.asarray(picture), pixels)
+
+
+def test_indices_come_back_with_their_palette():
+    pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    palette = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
+    picture = read(png(pixels, palette))
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture), pixels)
+    assert np.array_equal(np.asarray(picture.convert("RGB")), palette[pixels])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pieces_make_one_picture(monkeypatch, dtype):
+    monkeypatch.setattr(pieces_room, "PIECE", 100)
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 30)).astype(dtype)
+    assert np.array_equal(np.asarray(read(png(pixels))), pixels)
+
+
+def test_views_are_written_as_what_they_show():
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30), np.uint8)
+    assert np.array_equal(np.asarray(read(png(pixels[::2, 1:-1].T))), pixels[::2, 1:-1].T)
+
+
+def test_checksums_are_right():
+    with Image.open(io.BytesIO(png(np.zeros((5, 5), np.uint8)))) as picture:
+        picture.verify()  # reads all chunks and compares their checksums
