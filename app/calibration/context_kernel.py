@@ -84,22 +84,23 @@ def room(classes: int, height: int, width: int) -> Planes:
 
 
 def changes_of(
-    logits: Floats, weights: Weights, local: float, share: Share
+    logits: Floats, gain: float, weights: Weights, local: float, share: Share
 ) -> tuple[Floats, Floats]:
     """Give how the networks would change the log-odds: logits float32 [K,h,w] to [h,w].
 
-    Comes with the features' means over the image, float32 [F].
+    `gain` above 0 multiplies the logits. Comes with the features' means over the image, float32
+    [F].
     """
     classes, height, width = logits.shape
     planes = room(classes, height, width)
     change = np.empty((height, width), np.float32)
     sums = np.empty((height, len(weights.mean)), np.float32)
-    floor, rows = np.float32(FEATURE_FLOOR), range(height)
-    state = weights, np.float32(local)
-    share(lambda a, b: look(logits, floor, planes, a, b), rows, 6 * classes * width)
+    rows = range(height)
+    seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
+    state = REACHES, weights, np.float32(local)
+    share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
-    share(lambda a, b: opine(logits, floor, planes, REACHES, *state, change, sums, a, b), rows,
-          weights.between.size * width)  # fmt: skip
+    share(lambda a, b: opine(*seen, *state, change, sums, a, b), rows, weights.between.size * width)
     return change, (sums.mean(axis=0, dtype=np.float64) / width).astype(np.float32)
 
 
@@ -108,7 +109,9 @@ def changes_of(
 
 
 @compiled
-def look(logits: Floats, floor: np.float32, planes: Planes, start: int, stop: int) -> None:
+def look(
+    logits: Floats, gain: np.float32, floor: np.float32, planes: Planes, start: int, stop: int
+) -> None:
     """Sweep 1: sorted log-probabilities, entropy and the two leading classes of rows."""
     classes, _, width = logits.shape
     carried, mean = np.empty(width, np.float32), np.empty(width, np.float32)
@@ -122,21 +125,21 @@ def look(logits: Floats, floor: np.float32, planes: Planes, start: int, stop: in
         for k in range(classes):
             row = logits[k, y]
             for x in range(width):
-                below = max(row[x] - leader[x], _DEEPEST)
+                below = max((row[x] - leader[x]) * gain, _DEEPEST)
                 power = _exp(below)
                 others[x] += power if first[x] != k else _ZERO
                 mean[x] += power * below
         for x in range(width):
             total = _ONE + others[x]
             log = _log(total)
-            partition[x] = leader[x] + log
+            partition[x] = gain * leader[x] + log
             entropy[x] = log - mean[x] / total
             # p / (1 - p) of the leader's p = 1 / (1 + others)
             odds[x] = min(max(-_log(max(others[x], _SMALLEST)), -_ODDS_LIMIT), _ODDS_LIMIT)
         for place in range(planes.top.shape[0]):
             sorted_ = planes.top[place, y]
             for x in range(width):
-                sorted_[x] = max(sorted_[x] - partition[x], floor)
+                sorted_[x] = max(gain * sorted_[x] - partition[x], floor)
 
 
 @compiled
@@ -225,6 +228,7 @@ def _sums(values: Floats, reach: int, sums: Floats) -> None:
 @compiled
 def opine(
     logits: Floats,
+    gain: np.float32,
     floor: np.float32,
     planes: Planes,
     reaches: tuple[int, int],
@@ -246,7 +250,7 @@ def opine(
     for member in range(len(weights.offset)):
         constant += weights.offset[member]
     for y in range(start, stop):
-        _gather(logits, floor, planes, y, seen)
+        _gather(logits, gain, floor, planes, y, seen)
         _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
         for f in range(len(seen)):
             feature = seen[f]
@@ -281,7 +285,9 @@ def _total(row: Floats, lanes: Floats) -> np.float32:
 
 
 @compiled
-def _gather(logits: Floats, floor: np.float32, planes: Planes, y: int, seen: Floats) -> None:
+def _gather(
+    logits: Floats, gain: np.float32, floor: np.float32, planes: Planes, y: int, seen: Floats
+) -> None:
     """Write a row's features but for the neighbourhood, in the order of `context_of`."""
     classes, _, width = logits.shape
     kept = planes.top.shape[0]
@@ -289,7 +295,7 @@ def _gather(logits: Floats, floor: np.float32, planes: Planes, y: int, seen: Flo
     for k in range(classes):
         row, feature = logits[k, y], seen[k]
         for x in range(width):
-            feature[x] = max(row[x] - partition[x], floor)
+            feature[x] = max(gain * row[x] - partition[x], floor)
     seen[classes] = planes.odds[y]
     for place in range(1, kept):
         sorted_, feature = planes.top[place, y], seen[classes + place]

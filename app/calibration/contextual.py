@@ -113,13 +113,12 @@ class Contextual(Calibrator):
         """Give the networks' part in the log-odds of finite logits [K,h,w]: float32 [h,w]."""
         if not self.trust:
             return None
-        logits = logits * self.beta
         if not logits.is_cuda:
-            state = self.selectors.weights(), self.local.item()
+            state = self.beta.item(), self.selectors.weights(), self.local.item()
             change, means = changes_of(logits.contiguous().numpy(), *state, share)
             familiarity = self.familiarity(torch.from_numpy(means))
             return self.moderated(torch.from_numpy(change), familiarity)
-        logs = logits[None].log_softmax(dim=1)
+        logs = (logits[None] * self.beta).log_softmax(dim=1)
         return (self.believed(logs)[0] - log_odds(logs.amax(dim=1)))[0]
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
