@@ -4,17 +4,19 @@ Every feature is translation invariant. The last four look at a neighbourhood of
 on the logits' grid; a table of pixels has none, and zeros stand for them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from app.calibration.pixelwise import FEATURE_FLOOR
 
 TOP = 5  # sorted log-probabilities that are looked at
 REACHES = (2, 7)  # cells to each side
 FARTHEST = max(REACHES) + 1  # a cell's label is compared with the next one's
+FINE_COLUMNS = 160  # a grid at least so wide is looked at in every second row and column
 ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told from 1
 
 
@@ -50,6 +52,25 @@ def context_of(logs: Tensor, local: Tensor) -> Context:
     around = neighbourhood(entropy, first) * local
     features = torch.cat([floored, own, around], dim=1)
     return Context(features, odds[:, 0], first[:, 0], second)
+
+
+def step_of(columns: int) -> int:
+    """Tell how far apart the cells lie that are looked at, on a grid of so many columns."""
+    return 2 if columns >= FINE_COLUMNS else 1
+
+
+def thinned(planes: Tensor, step: int) -> Tensor:
+    """Keep what is looked at of maps [...,h,w]."""
+    return planes if step == 1 else planes[..., ::step, ::step]
+
+
+def interpolated(planes: Tensor, size: Sequence[int], step: int) -> Tensor:
+    """Interpolate maps [N,C,n,m] of the cells looked at to all of a grid's, (height, width)."""
+    if step == 1:
+        return planes
+    reached = [step * (side - 1) + 1 for side in planes.shape[2:]]
+    fine = interpolate(planes, reached, mode="bilinear", align_corners=True)
+    return pad(fine, (0, size[1] - reached[1], 0, size[0] - reached[0]), mode="replicate")
 
 
 def others_than(chosen: Tensor, planes: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.calibration.base import Share
-from app.calibration.context import REACHES, TOP
+from app.calibration.context import REACHES, TOP, step_of
 from app.calibration.pixelwise import FEATURE_FLOOR
 from app.compilation import compiled
 
@@ -86,22 +86,23 @@ def room(classes: int, height: int, width: int) -> Planes:
 def changes_of(
     logits: Floats, gain: float, weights: Weights, local: float, share: Share
 ) -> tuple[Floats, Floats]:
-    """Give how the networks would change the log-odds: logits float32 [K,h,w] to [h,w].
+    """Give how the networks would change the log-odds of the cells that are looked at.
 
-    `gain` above 0 multiplies the logits. Comes with the features' means over the image, float32
-    [F].
+    Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [n,m], see `step_of`; and
+    the features' means over them, float32 [F].
     """
     classes, height, width = logits.shape
-    planes = room(classes, height, width)
-    change = np.empty((height, width), np.float32)
-    sums = np.empty((height, len(weights.mean)), np.float32)
+    planes, step = room(classes, height, width), step_of(width)
+    change = np.empty((-(-height // step), -(-width // step)), np.float32)
+    sums = np.empty((len(change), len(weights.mean)), np.float32)
     rows = range(height)
     seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
     state = REACHES, weights, np.float32(local)
     share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
-    share(lambda a, b: opine(*seen, *state, change, sums, a, b), rows, weights.between.size * width)
-    return change, (sums.mean(axis=0, dtype=np.float64) / width).astype(np.float32)
+    share(lambda a, b: opine(*seen, *state, step, change, sums, a, b), range(len(change)),
+          weights.between.size * change.shape[1])  # fmt: skip
+    return change, (sums.mean(axis=0, dtype=np.float64) / change.shape[1]).astype(np.float32)
 
 
 # Loops run over rows taken out of their arrays first: only those are known to lie in one piece,
@@ -234,24 +235,29 @@ def opine(
     reaches: tuple[int, int],
     weights: Weights,
     local: np.float32,
+    step: int,
     change: Floats,
     sums: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """Sweep 3: the change [h,w] in log-odds of the networks' opinion, and sums of features."""
-    classes, _, width = logits.shape
+    """Sweep 3: rows of the change [n,m] in log-odds that the networks want; sums of features."""
+    classes, width = logits.shape[0], change.shape[1]
     kept, units = planes.top.shape[0], weights.inward.shape[1]
     seen = np.empty((classes + kept + 5, width), np.float32)
     hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+    first, second = np.empty(width, np.int32), np.empty(width, np.int32)
     opinion, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
     share = _ONE / np.float32(len(weights.offset))
     constant = np.float32(0)
     for member in range(len(weights.offset)):
         constant += weights.offset[member]
     for y in range(start, stop):
-        _gather(logits, gain, floor, planes, y, seen)
-        _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
+        _gather(logits, gain, floor, planes, y * step, step, seen)
+        _look_down(planes.along, reaches, local, y * step, step, seen[classes + kept + 1 :])
+        for x in range(width):
+            first[x] = planes.first[y * step, x * step]
+            second[x] = planes.second[y * step, x * step]
         for f in range(len(seen)):
             feature = seen[f]
             sums[y, f] = _total(feature, lanes)
@@ -261,7 +267,7 @@ def opine(
         moved = change[y]
         for left in range(0, width, BLOCK):
             right = min(left + BLOCK, width)
-            _enter(weights, planes, seen, hidden, y, left, right)
+            _enter(weights, first[left:right], second[left:right], seen, hidden, left)
             _leave(weights, hidden, deeper, opinion)
             for x in range(right - left):
                 moved[left + x] = share * (opinion[x] + constant)
@@ -286,29 +292,39 @@ def _total(row: Floats, lanes: Floats) -> np.float32:
 
 @compiled
 def _gather(
-    logits: Floats, gain: np.float32, floor: np.float32, planes: Planes, y: int, seen: Floats
+    logits: Floats,
+    gain: np.float32,
+    floor: np.float32,
+    planes: Planes,
+    y: int,
+    step: int,
+    seen: Floats,
 ) -> None:
     """Write a row's features but for the neighbourhood, in the order of `context_of`."""
-    classes, _, width = logits.shape
+    classes, width = logits.shape[0], seen.shape[1]
     kept = planes.top.shape[0]
     partition, leader = planes.partition[y], planes.top[0, y]
     for k in range(classes):
         row, feature = logits[k, y], seen[k]
         for x in range(width):
-            feature[x] = max(gain * row[x] - partition[x], floor)
-    seen[classes] = planes.odds[y]
+            feature[x] = max(gain * row[x * step] - partition[x * step], floor)
+    row, feature = planes.odds[y], seen[classes]
+    for x in range(width):
+        feature[x] = row[x * step]
     for place in range(1, kept):
-        sorted_, feature = planes.top[place, y], seen[classes + place]
+        row, feature = planes.top[place, y], seen[classes + place]
         for x in range(width):
-            feature[x] = sorted_[x] - leader[x]
-    seen[classes + kept] = planes.entropy[y]
+            feature[x] = row[x * step] - leader[x * step]
+    row, feature = planes.entropy[y], seen[classes + kept]
+    for x in range(width):
+        feature[x] = row[x * step]
 
 
 @compiled
 def _look_down(
-    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats
+    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, step: int, around: Floats
 ) -> None:
-    """Means [4,w] over squares around a row, from sums along rows; the border is repeated."""
+    """Means [4,m] over squares around a row, from sums along rows; the border is repeated."""
     last = along.shape[1] - 1
     for place in range(4):
         reach, mean = reaches[place // 2], around[place]
@@ -316,7 +332,7 @@ def _look_down(
         for below in range(y - reach, y + reach + 1):
             source = along[place, min(max(below, 0), last)]
             for x in range(len(mean)):
-                mean[x] += source[x]
+                mean[x] += source[x * step]
         share = local / np.float32((2 * reach + 1) ** 2)
         for x in range(len(mean)):
             mean[x] *= share
@@ -324,15 +340,15 @@ def _look_down(
 
 @compiled
 def _enter(
-    weights: Weights, planes: Planes, seen: Floats, hidden: Floats, y: int, left: int, right: int
+    weights: Weights, first: Classes, second: Classes, seen: Floats, hidden: Floats, left: int
 ) -> None:
     """Take columns into the hidden units [U,BLOCK], which start at what the classes give."""
-    first, second = planes.first[y, left:right], planes.second[y, left:right]
+    columns = len(first)
     for j in range(len(hidden)):
         unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
-        for x in range(right - left):
+        for x in range(columns):
             unit[x] = of_first[first[x]] + of_second[second[x]]
-        _accumulate(weights.inward[:, j], seen, 0, left, right, unit)
+        _accumulate(weights.inward[:, j], seen, 0, left, left + columns, unit)
         for x in range(BLOCK):
             unit[x] = max(unit[x], _ZERO)
 

@@ -11,6 +11,7 @@ top probability is just that: neither the label nor the order of the classes cha
 
 `trust` is the least of a few shares that held-out images can't tell from the best one, and never
 the whole: what is left of the network's own confidence is what keeps an unfamiliar drive from harm.
+On a fine grid the opinion is asked for in every second row and column, and interpolated between.
 Where an image's features, on average, lie farther from those of the fit's images than three in four
 of these do, the opinion's say is bounded more and more, until at half as much again it moves the
 log-odds by a half at most. Selectors alone (Wang et al. 2023 route by one) gain most on images like
@@ -25,7 +26,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import Calibrator, FitContext, Invariances, Share, alone, prepared
-from app.calibration.context import FARTHEST, context_of, feature_count, log_odds, others_than
+from app.calibration.context import (
+    FARTHEST,
+    context_of,
+    feature_count,
+    interpolated,
+    log_odds,
+    others_than,
+    step_of,
+    thinned,
+)
 from app.calibration.context_kernel import changes_of
 from app.calibration.context_selectors import Rows, Selectors, draw_rows, look
 from app.calibration.pixelwise import uniform_where_broken
@@ -55,7 +65,10 @@ class Contextual(Calibrator):
 
     method: ClassVar[str] = "contextual"
     invariances: ClassVar[Invariances] = Invariances(
-        translation=True, argmax=True, order=True, reach=FARTHEST
+        translation=True,
+        argmax=True,
+        order=True,
+        reach=FARTHEST + 1,  # the next row's opinion counts as well
     )
     beta: Tensor
     trust: Tensor
@@ -85,13 +98,14 @@ class Contextual(Calibrator):
     def believed(self, logs: Tensor) -> Tensor:
         """Log-probabilities at the temperature [N,K,...] to log-odds [N,1,...] of being right."""
         seen = context_of(logs, self.local)
-        rows = seen.features.movedim(1, -1).flatten(0, -2)
-        own = seen.odds.flatten()
-        opinion = self.selectors(rows, own, seen.first.flatten(), seen.second.flatten()).mean(1)
-        change = (opinion - own).view_as(seen.odds)[:, None]
-        familiarity = self.familiarity(seen.features.flatten(2).mean(dim=2))
-        shape = (-1, *[1] * (logs.ndim - 1))
-        return seen.odds[:, None] + self.moderated(change, familiarity.view(shape))
+        step = step_of(logs.shape[-1]) if logs.ndim == 4 else 1
+        features, own, first, second = (thinned(part, step) for part in seen)
+        rows = features.movedim(1, -1).flatten(0, -2)
+        opinion = self.selectors(rows, own.flatten(), first.flatten(), second.flatten()).mean(1)
+        change = (opinion - own.flatten()).view_as(own)[:, None]
+        familiarity = self.familiarity(features.flatten(2).mean(dim=2))
+        moved = self.moderated(change, familiarity.view(-1, *[1] * (logs.ndim - 1)))
+        return seen.odds[:, None] + interpolated(moved, logs.shape[-2:], step)
 
     def familiarity(self, means: Tensor) -> Tensor:
         """Mean features of images [N,F] to 1 where they are as the fit's images, down to 0."""
@@ -117,7 +131,9 @@ class Contextual(Calibrator):
             state = self.beta.item(), self.selectors.weights(), self.local.item()
             change, means = changes_of(logits.contiguous().numpy(), *state, share)
             familiarity = self.familiarity(torch.from_numpy(means))
-            return self.moderated(torch.from_numpy(change), familiarity)
+            moved = self.moderated(torch.from_numpy(change), familiarity)
+            size = logits.shape[1], logits.shape[2]
+            return interpolated(moved[None, None], size, step_of(size[1]))[0, 0]
         logs = (logits[None] * self.beta).log_softmax(dim=1)
         return (self.believed(logs)[0] - log_odds(logs.amax(dim=1)))[0]
 

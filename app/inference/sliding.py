@@ -83,7 +83,8 @@ def strips(
     """Run the network over the windows and give the grid's rows from top to bottom.
 
     Every row is one strip's own once. Around its own rows a strip has those that are read with
-    them: `reach` rows above, and below one more than that, which emission interpolates with.
+    them: `reach` rows above, from an even one on, and below one more than that, which emission
+    interpolates with.
     """
     if len(windows.down.starts) == len(windows.across.starts) == 1:
         logits = network(windows.cut(0, 0))
@@ -108,9 +109,14 @@ def bands(logits: Tensor, top: int, height: int, cells: range, reach: int) -> It
         return
     for start in range(cells.start, cells.stop, step):
         own = range(start, min(start + step, cells.stop))
-        first, end = max(own.start - reach, top), min(own.stop + 1 + reach, height)
+        first, end = max(_even(own.start - reach), top), min(own.stop + 1 + reach, height)
         part = logits[:, :, first - top : end - top].clone()
         yield Strip(part, Band(first, height, own))
+
+
+def _even(row: int) -> int:
+    """Give the even row at or above: a calibrator that looks at every second row sees the same."""
+    return row - row % 2
 
 
 class Blended:
@@ -123,7 +129,7 @@ class Blended:
         self._across = shares(windows.across, columns, blend)
         self._height = windows.down.total * rows // windows.down.length
         width = windows.across.total * columns // windows.across.length
-        self._held = np.zeros((1, classes, rows + 1 + 2 * reach, width), np.float32)
+        self._held = np.zeros((1, classes, rows + 2 + 2 * reach, width), np.float32)
         self._top = 0  # the grid's row that is held first
         self._done = 0  # grid rows that were given out
 
@@ -151,7 +157,7 @@ class Blended:
         if last:
             return
         self._done = stop
-        past = max(0, stop - self._reach - self._top)
+        past = _even(max(0, stop - self._reach - self._top))
         kept = self._held[:, :, past:].copy()
         self._held[:, :, : kept.shape[2]] = kept
         self._held[:, :, kept.shape[2] :] = 0

@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.calibration.base import FitContext
-from app.calibration.context import context_of, log_odds, neighbourhood
+from app.calibration.context import (
+    FINE_COLUMNS,
+    context_of,
+    interpolated,
+    log_odds,
+    neighbourhood,
+    step_of,
+    thinned,
+)
 from app.calibration.contextual import TRUSTS, Contextual, beta_for
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from tests.calibration.synthetic import synthetic_set
@@ -131,7 +139,7 @@ def test_copies_under_other_weather_are_learnt_from():
 @given(
     classes=st.sampled_from([2, 3, 4, 7, 19]),
     height=st.integers(1, 20),
-    width=st.integers(1, 90),
+    width=st.integers(1, 90) | st.integers(FINE_COLUMNS - 1, FINE_COLUMNS + 20),
     local=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 99),
 )
@@ -154,15 +162,26 @@ def test_kernel_says_what_torch_says(classes, height, width, local, seed):
     assert (shift - expected).abs().max() < 2e-3 * (1 + expected.abs().max())
 
 
-def test_kernel_in_parts_says_the_same(fitted):
+@pytest.mark.parametrize("width", [33, FINE_COLUMNS])
+def test_kernel_in_parts_says_the_same(fitted, width):
     def in_parts(work, rows, _per_row):
         for row in reversed(rows):
             work(row, row + 1)
 
-    logits = spread(4, 17, 33)
+    logits = spread(4, 17, width)
     whole = fitted.shift(logits)
     assert whole is not None
     assert torch.equal(whole, fitted.shift(logits, in_parts))
+
+
+def test_fine_grids_are_looked_at_in_every_second_row_and_column():
+    seen = torch.arange(12.0).reshape(1, 1, 3, 4) ** 2
+    step = step_of(FINE_COLUMNS)
+    found = interpolated(thinned(seen, step), (3, 4), step)[0, 0]
+    # 0 1 4 9 / 16 25 36 49 / 64 81 100 121: what is skipped is the mean of its neighbours
+    assert found.tolist() == [[0, 2, 4, 4], [32, 42, 52, 52], [64, 82, 100, 100]]
+    assert step_of(FINE_COLUMNS - 1) == 1
+    assert torch.equal(interpolated(thinned(seen, 1), (3, 4), 1), seen)
 
 
 def test_opinions_on_unfamiliar_images_are_bounded(fitted):

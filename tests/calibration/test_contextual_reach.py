@@ -1,11 +1,9 @@
 import torch
 
-from app.calibration.context import context_of
-from app.calibration.contextual import Contextual
+from app.calibration.context import FARTHEST, context_of
 
 
 def test_cells_beyond_the_reach_are_not_felt():
-    reach = Contextual.invariances.reach
     logits = 2 * torch.randn(1, 3, 41, 41, generator=torch.Generator().manual_seed(0))
     logits[:, 1] += 20
     changed = logits.clone()
@@ -15,4 +13,4 @@ def test_cells_beyond_the_reach_are_not_felt():
     )
     felt = torch.ne(*features).any(1)[0]
     rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
-    assert (min(rows), max(rows)) == (min(columns), max(columns)) == (20 - reach, 20 + reach)
+    assert (min(rows), max(rows)) == (min(columns), max(columns)) == (20 - FARTHEST, 20 + FARTHEST)
