@@ -32,9 +32,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file whose content is on the disk when this returns."""
-    with path.open("xb") as file:
+def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a new file whose content is on the disk when this returns.
+
+    `mode` is what the umask takes its bits from, from the first instant on.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -49,11 +53,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Replace a file in one atomic step; the content is on the disk before the name is."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_synced(temporary, data)
+        write_synced(temporary, data, mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

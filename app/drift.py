@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.artifacts import StoredCalibrator
 from app.calibration.drift import Divergence, Floats, divergences, histogram
+from app.versions import StoredCalibrator
 
 RETURN = 0.8  # of the limit, below which a stale calibrator recovers
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.answers import Rated, emit_rated, rate
-from app.artifacts import StoredCalibrator
 from app.calibration.analyses import Prediction
 from app.calibration.assessment import Assessment
 from app.calibration.bootstrap import Interval, bootstrap_difference
@@ -26,6 +25,7 @@ from app.inference.predictor import Predictor, Tta
 from app.inference.preprocess import Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import Pair, read_labels_for, read_picture
+from app.versions import StoredCalibrator
 
 SEED = 0  # of the bootstrap
 Reason = Literal["calibration", "confident errors"]

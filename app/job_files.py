@@ -28,10 +28,10 @@ from typing import IO, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from app.artifacts import timestamp
 from app.disk import locked, storage, write_json
 from app.errors import NotFoundError
 from app.recalibration import Activate
+from app.versions import timestamp
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 WAITING: tuple[State, ...] = ("queued", "running")
@@ -137,6 +137,10 @@ class JobFiles:
     def write(self, job: Job) -> None:
         """Replace a job's state."""
         write_json(self.folder(job.id) / STATE, asdict(job))
+
+    def cancelled(self, job: str) -> bool:
+        """Tell whether a job is to stop."""
+        return (self.root / job / CANCEL).exists()
 
     def report(self, job: str) -> dict[str, object] | None:
         """Read the report of what came of a job."""

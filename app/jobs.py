@@ -8,15 +8,13 @@ import json
 import logging
 import shutil
 import threading
-import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
-from app.artifacts import timestamp
+from app.attempt import STOPPED, Attempt, Ending, ending_of
 from app.disk import storage
 from app.errors import BusyError, ConflictError, SegcalError, StorageError
-from app.fit_process import FitProcess, Message
 from app.job_files import (
     CANCEL,
     REPEATABLE,
@@ -29,16 +27,12 @@ from app.job_files import (
     State,
 )
 from app.settings import Settings
+from app.versions import timestamp
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.1
 TURN_S = 0.5  # between looks whether another server process is done with its fit
 IDLE_S = 5.0  # between looks for jobs whose server has died
-ENOUGH_PROGRESS = 0.02  # to extrapolate from
-STOPPED = "expected the fit to finish, got a server that was stopped; it can be retried"
-
-Ending = tuple[State, str | None]  # how a job ended, and why if not well
 
 
 class Jobs:
@@ -53,6 +47,7 @@ class Jobs:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._attempt = Attempt(self.files, settings, self._stopping, self._sweep)
 
     def start(self) -> None:
         """Mark what a dead server left behind, and begin to work."""
@@ -145,7 +140,7 @@ class Jobs:
             self.files.remove_abandoned()
             for job in self.files.all():
                 if job.state in WAITING and self._forsaken(job):
-                    otherwise = self._result(job.id, "interrupted", STOPPED)
+                    otherwise = ending_of(self.files, job.id, "interrupted", STOPPED)
                     self._end(job, *self._endings.get(job.id, otherwise))
 
     def _forsaken(self, job: Job) -> bool:
@@ -191,80 +186,20 @@ class Jobs:
     def _sweep(self) -> None:
         """End the queued jobs that are to stop."""
         for job_id in list(self._queue):
-            if self._cancelled(job_id):
+            if self.files.cancelled(job_id):
                 self._queue.remove(job_id)
                 self._endings[job_id] = "cancelled", None
                 self._end(self.files.read(job_id), "cancelled", None)
 
-    def _cancelled(self, job_id: str) -> bool:
-        return (self.files.root / job_id / CANCEL).exists()
-
     def _run(self, job_id: str) -> None:
         """Run one fit to its end and write that down; where there is no room, `recover` will."""
         try:
-            ended = self._fit(job_id)
+            ended = self._attempt.run(job_id)
         except SegcalError as error:
             log.warning("the fit of %s failed: %s", job_id, error)
             ended = "failed", str(error)
         self._endings[job_id] = ended
         self._end(self.files.read(job_id), *ended)
-
-    def _fit(self, job_id: str) -> Ending:
-        """Run one fit; raises StorageError."""
-        with storage("a calibration job"):
-            folder = self.files.folder(job_id)
-            (folder / RESULT).unlink(missing_ok=True)
-            job = replace(
-                self.files.read(job_id), state="running", stage="starting", started_at=timestamp()
-            )
-            self.files.write(job)
-            process = FitProcess(folder, self._settings)
-            error: str | None = None
-            try:
-                error = self._follow(job, process)
-            finally:
-                ending = process.close()
-        if self._stopping.is_set():
-            return self._result(job_id, "interrupted", STOPPED)
-        if self._cancelled(job_id):
-            return self._result(job_id, "cancelled", None)
-        return self._result(job_id, "failed", error or ending)
-
-    def _follow(self, job: Job, process: FitProcess) -> str | None:
-        """Write down a child's progress until it ends; stop it where that is wanted.
-
-        Gives the sentence with which the child failed.
-        """
-        error, since = None, None
-        while (message := process.message(POLL_S)) is not None:
-            error = message.get("error", error)
-            if "progress" in message:
-                since = since or time.monotonic()
-                job = self._noted(job, message, time.monotonic() - since)
-            self._sweep()
-            if self._stopping.is_set() or self._cancelled(job.id):
-                process.stop()
-        return error
-
-    def _noted(self, job: Job, message: Message, elapsed_s: float) -> Job:
-        """Write down progress, and extrapolate from it."""
-        progress = message["progress"]
-        remaining = None
-        if progress > ENOUGH_PROGRESS:
-            remaining = round(elapsed_s * (1 - progress) / progress, 1)
-        job = replace(
-            job, stage=message["stage"], progress=round(progress, 4), remaining_s=remaining
-        )
-        try:
-            self.files.write(job)
-        except OSError as error:  # a full disk must not end the fit
-            log.warning("progress of %s could not be written: %s", job.id, error)
-        return job
-
-    def _result(self, job_id: str, state: State, why: str | None) -> Ending:
-        """Give the state in which a job ended; what it has published by then counts."""
-        done = (self.files.root / job_id / RESULT).exists()
-        return ("succeeded", None) if done else (state, why)
 
     def _end(self, job: Job, state: State, error: str | None) -> None:
         """Write down a job's end and delete what is of no more use."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from app.artifacts import ArtifactStore, Manifest, new_id, timestamp
+from app.artifacts import ArtifactStore
 from app.calibration.base import FitContext
 from app.calibration.fitting import AUTO, AUTO_LABEL_CHANGING, Outcome, fit
 from app.calibration.registry import METHODS
@@ -12,6 +12,7 @@ from app.calibration.report import report
 from app.calibration.validation import ValidationSet
 from app.errors import ArgumentError
 from app.inference.card import ModelFolder
+from app.versions import Manifest, new_id, timestamp
 
 AUTO_METHOD = "auto"
 PUBLISHING = "publishing"  # the stage from which a fit is carried through

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.answers import rate
-from app.artifacts import ArtifactStore, StoredCalibrator
+from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
@@ -24,6 +24,7 @@ from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.row_threads import RowThreads
 from app.inference.tally import Tally, tally
+from app.versions import StoredCalibrator
 
 T = TypeVar("T")
 

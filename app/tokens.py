@@ -1,15 +1,15 @@
 """Bearer tokens: compared in constant time; the admin's is made at first start if none is given."""
 
 import logging
-import os
 import secrets
 from pathlib import Path
 
+from app.disk import locked, replace_file
 from app.errors import UnauthorizedError
 
 log = logging.getLogger(__name__)
 
-FILE = "admin_token"
+FILE, LOCK = "admin_token", ".admin_token.lock"
 
 
 def admin_token(given: str | None, folder: Path) -> str:
@@ -20,11 +20,27 @@ def admin_token(given: str | None, folder: Path) -> str:
     """
     if given:
         return given
-    path = folder / FILE
+    path, token = folder / FILE, secrets.token_urlsafe(32)
     try:
-        return path.read_text("ascii").strip() or _make(path)
-    except OSError:
-        return _make(path)
+        if kept := _kept(path):
+            return kept
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / LOCK):  # of several processes starting at once one makes it
+            if kept := _kept(path):
+                return kept
+            replace_file(path, f"{token}\n".encode("ascii"), mode=0o600)
+    except OSError as error:
+        log.warning("the admin token can't be kept: %s", error)
+    print(f"admin token (printed once, kept in {path}): {token}", flush=True)  # noqa: T201
+    return token
+
+
+def _kept(path: Path) -> str | None:
+    """Read the file; None where there is none, or an empty one."""
+    try:
+        return path.read_text("ascii").strip() or None
+    except FileNotFoundError:
+        return None
 
 
 def check(authorization: str, tokens: tuple[str, ...]) -> None:
@@ -35,24 +51,3 @@ def check(authorization: str, tokens: tuple[str, ...]) -> None:
     if scheme.lower() != "bearer" or not any(matches):
         came = "another one" if given else "none"
         raise UnauthorizedError(f"expected a bearer token of this service, got {came}")
-
-
-def _make(path: Path) -> str:
-    token = secrets.token_urlsafe(32)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Exclusive, so that of several processes starting at once one wins and the rest read.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        kept = path.read_text("ascii").strip()
-        if kept:
-            return kept
-    except OSError as error:
-        log.warning("the admin token can't be kept: %s", error)
-    else:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    print(f"admin token (printed once, kept in {path}): {token}", flush=True)  # noqa: T201
-    return token

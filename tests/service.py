@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.api.server import DrainingServer, ProblemProtocol
-from app.artifacts import ArtifactStore, Manifest, new_id
+from app.artifacts import ArtifactStore
 from app.calibration.certification import CertifiedThreshold
 from app.calibration.drift import Reference
 from app.calibration.temperature import Temperature
 from app.inference.card import read_model_folder
 from app.main import create_app
 from app.settings import Settings
+from app.versions import Manifest, new_id
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 SATURATED = math.exp(4) / (math.exp(4) + 2)  # 0.9647

@@ -17,11 +17,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.artifacts import ArtifactStore, Manifest, new_id
+from app.artifacts import ArtifactStore
 from app.calibration.certification import CertifiedThreshold
 from app.calibration.drift import Reference
 from app.calibration.temperature import Temperature
 from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
+from app.versions import Manifest, new_id
 
 SHA = "a" * 64
 LOGITS = torch.tensor([[4.0, 0.0, 0.0], [1.0, 2.0, 3.0]])

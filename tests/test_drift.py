@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.artifacts import Manifest, StoredCalibrator
 from app.calibration.drift import Reference, histogram
 from app.calibration.identity import Identity
 from app.drift import DriftMonitor, Watch
@@ -19,6 +18,7 @@ from app.imaging.corruptions import corrupt
 from app.inference.card import read_model_folder
 from app.inference.emission import emit
 from app.inference.predictor import Predictor, open_predictor
+from app.versions import Manifest, StoredCalibrator
 from tests.conftest import MakeClient
 from tests.service import post, publish_temperature, solid
 

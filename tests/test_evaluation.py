@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.artifacts import ArtifactStore, StoredCalibrator
+from app.artifacts import ArtifactStore
 from app.calibration.analyses import BOUNDARY
 from app.calibration.vector import Vector
 from app.errors import ArgumentError, ConflictError, NotFoundError
@@ -20,6 +20,7 @@ from app.inference.preprocess import Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import find_pairs
 from app.service import Segmenter, Stopwatch, Wish, find_calibrator
+from app.versions import StoredCalibrator
 from tests.service import BLUE, GREEN, RED, SATURATED, SATURATED_AT_2, publish_temperature, solid
 from tests.tiny_models import write_onnx_model
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from app.api.schemas import Activation, CalibratorInfo, CalibratorList
 from app.api.state import AdminCheck, SegmenterDep, State, StateDep
-from app.artifacts import Manifest
+from app.versions import Manifest
 
 router = APIRouter(prefix="/calibrators", tags=["calibrators"])
 

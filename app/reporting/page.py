@@ -12,13 +12,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from app import __version__
-from app.artifacts import timestamp
 from app.calibration import analyses
 from app.calibration.assessment import Assessment
 from app.evaluation import Comparison
 from app.reporting import charts, sentences
 from app.reporting.figures import count, figures, number, percent, points, signed
 from app.reporting.pictures import Views
+from app.versions import timestamp
 
 TEMPLATES = Path(__file__).parent / "templates"
 REASONS = {
