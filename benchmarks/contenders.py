@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.load import Request, ask_once, form_request, raw_request
 from benchmarks.servers.pipeline import ENVIRONMENT, Plan
-from benchmarks.shapes import ROOT, Ready
+from benchmarks.shapes import BUNDLED, ROOT, Ready
 
 CORES = 2
 # Processes, and threads in each. The others run in whichever is faster, found in the same run.
@@ -27,7 +27,8 @@ class Contender:
     """One row of the table.
 
     `command` makes the command line from an interpreter and a port. `path` is asked with a form's
-    file, or with the picture as the body where `raw` says so. `ours` is this service.
+    file, or with the picture as the body where `raw` says so. `ours` is this service, with the
+    shape's `model` or another one of its folder.
     """
 
     name: str
@@ -37,6 +38,11 @@ class Contender:
     raw: bool = False
     ours: bool = False
     png_level: int = -1
+    model: str | None = None
+
+    def serves(self, ready: Ready) -> bool:
+        """Tell whether what it would serve is there."""
+        return self.model is None or (ready.models / self.model).is_dir()
 
     def request(self, picture: bytes) -> Request:
         """Prepare the request that is sent again and again."""
@@ -48,7 +54,7 @@ class Contender:
             return {
                 "SEGCAL_MODELS_DIR": str(ready.models),
                 "SEGCAL_ARTIFACTS_DIR": str(ready.artifacts),
-                "SEGCAL_DEFAULT_MODEL": ready.model_file.parent.name,
+                "SEGCAL_DEFAULT_MODEL": self.model or ready.model_file.parent.name,
                 "SEGCAL_THREADS": str(CORES),
             }
         plan = plan_of(ready, layout, port, self.png_level)
@@ -97,6 +103,10 @@ CONTENDERS = {
         Contender(
             "segcal-none", "this service, uncalibrated", service,
             f"{PARTS}&calibrator=none", ours=True,
+        ),
+        Contender(
+            "segcal-int8", "this service, int8 backbone", service, PARTS,
+            ours=True, model=f"{BUNDLED}-int8",
         ),
         Contender("fastapi", "plain FastAPI", module("plain_fastapi")),
         Contender(

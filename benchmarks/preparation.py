@@ -32,8 +32,9 @@ def prepare(files: Ready) -> None:
     shutil.rmtree(files.folder, ignore_errors=True)
     picture = picture_of(shape.size)
     if shape.network == "bundled":
-        shutil.copytree(ROOT / "models" / BUNDLED, files.model_file.parent)
-        shutil.copytree(ROOT / "calibration_artifacts" / BUNDLED, files.artifacts / BUNDLED)
+        for name in (BUNDLED, f"{BUNDLED}-int8"):
+            shutil.copytree(ROOT / "models" / name, files.models / name)
+            shutil.copytree(ROOT / "calibration_artifacts" / name, files.artifacts / name)
     else:
         files.model_file.parent.mkdir(parents=True)
         export(shape, picture, files.model_file.parent)

@@ -126,33 +126,56 @@ def shape_table(record: Record) -> str:
     return "\n".join([*lines, "", ratios(record)])
 
 
+def best_rates(record: Record, server: str) -> list[float]:
+    """Give a server's answers a second at its best concurrency, round by round."""
+    windows = record.windows[server]
+    step = len({measured.concurrency for measured in windows})
+    return [
+        max(measured.window.throughput for measured in windows[start : start + step])
+        for start in range(0, len(windows), step)
+    ]
+
+
+def times(rates: list[float], others: list[float]) -> float:
+    """Compare within each round, and give the median of the ratios."""
+    return median(one / other for one, other in zip(rates, others, strict=True))
+
+
 def ratios(record: Record) -> str:
     """Say in figures how this service stands to the floor, to the best of the others, to itself."""
-    rows = record.rows()
-    best = {
-        server: max(r.throughput for r in rows if r.server == server) for server in record.titles
-    }
-    others = {name: rate for name, rate in best.items() if not name.startswith("segcal")}
+    best = {server: best_rates(record, server) for server in record.windows}
+    others = {name: rates for name, rates in best.items() if not name.startswith("segcal")}
+    peer = max(others, key=lambda name: median(others[name]), default=None)
     sentences = []
     if "segcal" in best:
         ours = best["segcal"]
-        floor = max(median(r) for name, r in record.floors.items() if name.startswith("session"))
-        sentences.append(f"best rate {ours / floor:.2f} of the best bare session loop")
-        if others:
-            peer = max(others, key=lambda name: others[name])
-            sentences.append(f"{ours / others[peer]:.2f} times {record.titles[peer]}")
+        loops = [rates for name, rates in record.floors.items() if name.startswith("session")]
+        floor = [max(round_) for round_ in zip(*loops, strict=True)]
+        sentences.append(f"best rate {times(ours, floor):.2f} of the best bare session loop")
+        if peer is not None:
+            title = record.titles[peer]
+            sentences.append(
+                f"{times(ours, others[peer]):.2f} times {title}, the best other server"
+            )
+        if peer is not None and "segcal-int8" in best:
+            quick = times(best["segcal-int8"], others[peer])
+            sentences.append(f"{quick:.2f} times that with the int8 backbone")
         if "segcal-none" in best:
-            cost = best["segcal-none"] / ours
+            cost = times(best["segcal-none"], ours)
             sentences.append(f"calibration costs {cost:.3f} times the uncalibrated answer")
-        busiest = max((r for r in rows if r.server == "segcal"), key=lambda r: r.concurrency)
+        rows = [row for row in record.rows() if row.server == "segcal"]
+        busiest = max(rows, key=lambda row: row.concurrency)
         sentences.append(
             f"p99 at {busiest.concurrency} clients {busiest.p99 / busiest.p50:.2f} times p50"
         )
     agreement = min(record.agreement.values(), default=1.0)
-    clients = max((row.client_cores for row in rows), default=0.0)
-    sentences.append(f"masks agree on {agreement:.3%} of the pixels or more")
+    clients = max((row.client_cores for row in record.rows()), default=0.0)
+    sentences.append(f"masks of the same network agree on {agreement:.3%} of the pixels or more")
     sentences.append(f"the clients took at most {clients:.2f} of a core")
-    return "This service: " + "; ".join(sentences) + "."
+    return (
+        "This service (ratios within a round, median of rounds, each server at its best number of "
+        f"clients): {'; '.join(sentences)}."
+    )
 
 
 def put_table(file: Path, name: str, text: str) -> None:
