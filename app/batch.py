@@ -2,27 +2,22 @@
 
 import base64
 import csv
-import json
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple, Protocol
+from urllib.parse import urlencode
 
 import torch
 
 from app.artifacts import ArtifactStore
-from app.errors import ArgumentError, InputError, SegcalError, UnavailableError
+from app.connection import Connection
+from app.errors import ArgumentError, SegcalError
 from app.imaging import encode
 from app.inference.predictor import Predictor
 from app.inference.row_threads import RowThreads
 from app.service import NO_CALIBRATOR, Segmenter, Stopwatch, Wish, abstained_fraction
 from app.settings import Settings
-
-TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -85,25 +80,14 @@ class Local:
 class Remote:
     """A running service."""
 
-    def __init__(self, url: str, model: str | None, token: str | None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ArgumentError(f"--url: expected http:// or https://, got {url!r}")
+    def __init__(self, connection: Connection, model: str | None) -> None:
         query = {"include": "mask,confidence"} | ({"model": model} if model else {})
-        self._url = f"{url.rstrip('/')}/segment?{urllib.parse.urlencode(query)}"
-        self._headers = {"Content-Type": "image/*", "Accept": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._connection, self._path = connection, f"/segment?{urlencode(query)}"
 
     def __call__(self, path: Path) -> Answer:
         """Send one file."""
-        request = urllib.request.Request(self._url, path.read_bytes(), self._headers)  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
-                body = json.load(response)
-        except urllib.error.HTTPError as error:
-            raise InputError(problem_detail(error)) from error
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise UnavailableError(f"expected a service at {self._url}, got: {error}") from error
+        kinds = {"Content-Type": "image/*", "Accept": "application/json"}
+        body = self._connection.json(self._path, path.read_bytes(), kinds)
         row = Row(
             image=str(path),
             model=body["model"],
@@ -147,11 +131,3 @@ def segment_all(
                 table.writerow(asdict(answer.row))
             advance()
     return failed
-
-
-def problem_detail(error: urllib.error.HTTPError) -> str:
-    """Read the sentence out of a problem."""
-    try:
-        return str(json.load(error)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"the service answered {error.code} {HTTPStatus(error.code).phrase}"

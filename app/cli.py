@@ -11,7 +11,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app import batch
-from app.artifacts import ArtifactStore
+from app.calibrator_commands import (
+    ModelOption,
+    TokenOption,
+    UrlOption,
+    activate_command,
+    archive_command,
+    list_command,
+)
+from app.connection import Connection
 from app.errors import ArgumentError, SegcalError
 from app.evaluate_command import evaluate_command
 from app.fits import Service, Wanted, fit_here
@@ -27,12 +35,13 @@ models_app = typer.Typer(no_args_is_help=True, help="Models that can be served."
 calibrators_app = typer.Typer(no_args_is_help=True, help="Fitted calibrators.")
 models_app.command("import")(import_command)
 models_app.command("quantize")(quantize_command)
+calibrators_app.command("list")(list_command)
+calibrators_app.command("activate")(activate_command)
+calibrators_app.command("archive")(archive_command)
 app.add_typer(models_app, name="models")
 app.add_typer(calibrators_app, name="calibrators")
 
 console = Console(stderr=True)
-
-ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
 
 
 @app.command()
@@ -49,14 +58,14 @@ def serve(
 def segment(
     images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
-    url: Annotated[str | None, typer.Option(help="A running service; default: here.")] = None,
+    url: UrlOption = None,
     model: ModelOption = None,
     token: Annotated[str | None, typer.Option(envvar="SEGCAL_TOKEN")] = None,
 ) -> None:
     """Write masks, confidence maps and a CSV of per-image figures."""
     settings = load_settings()
     source: batch.Source = (
-        batch.Remote(url, model, token)
+        batch.Remote(Connection(url, token), model)
         if url
         else batch.Local(settings, predictor_named(settings, model))
     )
@@ -85,25 +94,33 @@ def calibrate_command(
     image_index: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Of a table's rows.")
     ] = None,
+    drive_index: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The images' drives, which stay together."),
+    ] = None,
     model: ModelOption = None,
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
     activate: Annotated[Activate, typer.Option()] = "if_better",
     allow_label_changes: bool = False,
+    weather: Annotated[
+        bool, typer.Option(help="Learn from copies of the pictures in bad weather as well.")
+    ] = False,
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     note: str = "",
-    url: Annotated[str | None, typer.Option(help="A running service; default: here.")] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="SEGCAL_ADMIN_TOKEN", help="The service's admin token.")
-    ] = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
 ) -> None:
     """Fit a calibrator on labelled data, publish it, and activate it if it is better."""
-    given = {"logits": logits, "images": images, "labels": labels, "image_index": image_index}
+    given = {
+        "logits": logits, "images": images, "labels": labels, "image_index": image_index,
+        "drive_index": drive_index,
+    }  # fmt: skip
     paths = {field: path for field, path in given.items() if path is not None}
     check_sources(paths)
-    wanted = Wanted(paths, method, activate, allow_label_changes, ignore_index, seed, note)
+    wanted = Wanted(paths, method, activate, allow_label_changes, weather, ignore_index, seed, note)
     with Progress(console=console) as progress:
         task = progress.add_task("starting", total=1.0)
 
@@ -111,7 +128,7 @@ def calibrate_command(
             progress.update(task, description=stage, completed=share)
 
         if url:
-            done = Service(url, token).fit(wanted, model, on_progress)
+            done = Service(Connection(url, token)).fit(wanted, model, on_progress)
         else:
             settings = load_settings()
             done = fit_here(wanted, find_model(settings, model), settings, on_progress)
@@ -123,7 +140,9 @@ def calibrate_command(
 
 def check_sources(paths: dict[str, Path]) -> None:
     """Refuse what is neither logits nor pictures with labels."""
-    with_pictures = set(paths) == {"images", "labels"} and paths["labels"].is_dir()
+    with_pictures = (
+        set(paths) - {"drive_index"} == {"images", "labels"} and paths["labels"].is_dir()
+    )
     labels_are_files = "labels" not in paths or paths["labels"].is_file()
     with_logits = "logits" in paths and "images" not in paths and labels_are_files
     if not (with_pictures or with_logits):
@@ -149,43 +168,6 @@ def list_models() -> None:
         card = folder.card
         table.add_row(card.name, str(folder.num_classes), card.file, folder.sha256[:12], card.title)
     Console().print(table)
-
-
-@calibrators_app.command("list")
-def list_calibrators(model: ModelOption = None) -> None:
-    """List a model's calibrators, newest first."""
-    settings = load_settings()
-    folder = find_model(settings, model)
-    store = ArtifactStore(settings.artifacts_dir)
-    active = store.active_id(folder.card.name)
-    table = Table("", "calibrator", "method", "ECE before", "ECE after", "images", "model")
-    for m in store.versions(folder.card.name):
-        fits = "this" if m.model_sha256 == folder.sha256 else f"other ({m.model_sha256[:12]})"
-        ece = f"{m.ece_before:.4f}", f"{m.ece_after:.4f}"
-        table.add_row("*" if m.id == active else "", m.id, m.method, *ece, str(m.images), fits)
-    Console().print(table)
-
-
-@calibrators_app.command("activate")
-def activate_calibrator(calibrator: str, model: ModelOption = None, reason: str = "") -> None:
-    """Make a version the active one, or an earlier one again."""
-    settings = load_settings()
-    folder = find_model(settings, model)
-    store = ArtifactStore(settings.artifacts_dir)
-    store.load(folder.card.name, calibrator, folder.sha256)
-    store.activate(folder.card.name, calibrator, reason or "no reason given", by="command")
-    console.print(f"{calibrator} is active for {folder.card.name}")
-
-
-@calibrators_app.command("archive")
-def archive_calibrator(
-    calibrator: str,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The zip file to write.")],
-) -> None:
-    """Pack a version's manifest, parameters and report into a zip file."""
-    store = ArtifactStore(load_settings().artifacts_dir)
-    out.write_bytes(store.archive(store.find(calibrator).model, calibrator))
-    console.print(f"wrote {out}", markup=False)
 
 
 def predictor_named(settings: Settings, name: str | None) -> Predictor:

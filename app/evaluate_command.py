@@ -9,20 +9,22 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.answers import emit_rated
 from app.artifacts import ArtifactStore
+from app.calibrator_commands import UrlOption
+from app.connection import Connection
 from app.disk import replace_file, storage
 from app.errors import ArgumentError
-from app.evaluation import Comparison, Options, evaluate, look
-from app.inference.predictor import Predictor, Tta, open_predictor
-from app.labelled import find_pairs, read_labels_for
+from app.evaluation import Comparison, Here, Options, Subject, evaluate
+from app.inference.predictor import Tta, open_predictor
+from app.labelled import find_pairs, read_labels_for, read_picture
 from app.main import find_model
+from app.remote_evaluation import There, default_model
 from app.reporting.figures import figures, number, signed
 from app.reporting.page import render
 from app.reporting.pictures import Views, views
 from app.reporting.sentences import findings, headline
 from app.service import ACTIVE, find_calibrator
-from app.settings import load_settings
+from app.settings import Settings, load_settings
 
 
 def evaluate_command(
@@ -40,39 +42,58 @@ def evaluate_command(
     worst: Annotated[
         int, typer.Option(min=0, max=50, help="Pictures to show for each reason.")
     ] = 4,
+    url: UrlOption = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="SEGCAL_TOKEN", help="One of the service's API tokens.")
+    ] = None,
 ) -> None:
     """Measure a model as it is served over labelled pictures, and write a page about it."""
     settings = load_settings()
     if not out.resolve().parent.is_dir():  # an hour of work must not end in this
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
-    folder = find_model(settings, model)
-    stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
     pairs = find_pairs(images, labels)
-    void = folder.card.output.ignore_index if ignore_index is None else ignore_index
+    subject: Subject
+    if url:
+        connection = Connection(url, token)
+        name = model or default_model(connection, pairs[0].image.read_bytes())
+        subject = There(connection, name, calibrator, tta)
+    else:
+        subject = subject_here(settings, model, calibrator, tta)
+    card = subject.folder.card
+    void = card.output.ignore_index if ignore_index is None else ignore_index
     options = Options(void, settings.max_pixels, tta, worst)
     console = Console(stderr=True)
-    if stored is None and calibrator == ACTIVE:
-        console.print(f"{folder.card.name} has no active calibrator: measured without one")
-    predictor = open_predictor(folder, settings.device, settings.threads)
+    if subject.manifest is None and calibrator == ACTIVE:
+        console.print(f"{card.name} has no active calibrator: measured without one")
     with Progress(console=console) as progress:
         task = progress.add_task("evaluating", total=len(pairs))
-        done = evaluate(predictor, stored, pairs, options, lambda: progress.advance(task))
-    page = render(done, {index: picture_views(predictor, done, index) for index in done.worst()})
+        done = evaluate(subject, pairs, options, lambda: progress.advance(task))
+    page = render(done, {index: picture_views(subject, done, index) for index in done.worst()})
     with storage("the page"):
         replace_file(out, page.encode())
     print_figures(done)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
-def picture_views(predictor: Predictor, done: Comparison, index: int) -> Views:
-    """Segment one of the set's pictures again and draw it."""
+def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> Here:
+    """Open a model of this machine's folders, with one of its calibrators or none."""
+    folder = find_model(settings, model)
+    stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
+    predictor = open_predictor(folder, settings.device, settings.threads)
+    return Here(predictor, stored, settings.max_pixels, tta)
+
+
+def picture_views(subject: Subject, done: Comparison, index: int) -> Views:
+    """Have one of the set's pictures segmented again and draw it."""
     pair, options, folder = done.pairs[index], done.options, done.folder
-    looked = look(predictor, done.calibrator, pair, options)
-    mask, confidence = emit_rated(looked.rated, looked.geometry)
+    plain, ours = subject.answers(pair)
+    served = ours or plain
+    size = served.mask.shape[0], served.mask.shape[1]
+    picture = read_picture(pair.image, options.max_pixels)
     labels = read_labels_for(
-        pair, looked.geometry.image, folder.num_classes, options.ignore_index, options.max_pixels
+        pair, size, folder.num_classes, options.ignore_index, options.max_pixels
     )
-    return views(looked.picture, mask, confidence, labels, folder.palette)
+    return views(picture, served.mask, served.confidence, labels, folder.palette)
 
 
 def print_figures(done: Comparison) -> None:

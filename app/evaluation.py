@@ -6,7 +6,8 @@ Pictures are read one by one; memory does not grow with their number.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,11 +22,12 @@ from app.calibration.metrics import LOG_FLOOR
 from app.calibration.validation import IGNORE
 from app.errors import ArgumentError
 from app.inference.card import ModelFolder
+from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.preprocess import Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import Pair, read_labels_for, read_picture
-from app.versions import StoredCalibrator
+from app.versions import Manifest, StoredCalibrator
 
 SEED = 0  # of the bootstrap
 Reason = Literal["calibration", "confident errors"]
@@ -45,12 +47,14 @@ class Options:
 class Comparison:
     """What was measured, without a calibrator and with one; `after` is None where there is none.
 
+    `manifest` is the calibrator's own record.
+
     `difference` is the change in image-wise ECE that the calibrator makes, paired by image;
     `labels_changed` a share of labelled pixels.
     """
 
     folder: ModelFolder
-    calibrator: StoredCalibrator | None
+    manifest: Manifest | None
     options: Options
     pairs: Sequence[Pair]
     before: Assessment
@@ -79,6 +83,68 @@ class Comparison:
         return found
 
 
+class Answered(NamedTuple):
+    """One picture's mask and confidence [H,W] as a caller gets them.
+
+    `sums` gives NLL and Brier over the labelled pixels of int64 [H,W], NaN where only mask and
+    confidence are known.
+    """
+
+    mask: Mask
+    confidence: Confidence
+    sums: Callable[[Tensor], tuple[float, float]]
+
+
+class Subject(Protocol):
+    """What is evaluated: a model, with the record of its calibrator if there is one."""
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The model's card and hash."""
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The calibrator's record."""
+
+    def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
+        """Answer a picture without the calibrator, and with it."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """A model in this process."""
+
+    predictor: Predictor
+    calibrator: StoredCalibrator | None
+    max_pixels: int
+    tta: Tta = "none"
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The model's card and hash."""
+        return self.predictor.folder
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The calibrator's record."""
+        return None if self.calibrator is None else self.calibrator.manifest
+
+    @torch.inference_mode()
+    def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
+        """Answer a picture without the calibrator, and with it."""
+        looked = look(self.predictor, self.calibrator, pair, self.max_pixels, self.tta)
+        own = Rated(looked.logits, looked.logits)
+        plain = _answered(own, looked.logits, looked.geometry)
+        if self.calibrator is None:
+            return plain, None
+        return plain, _answered(looked.rated, looked.calibrated, looked.geometry)
+
+
+def _answered(rated: Rated, calibrated: Tensor, geometry: Geometry) -> Answered:
+    mask, confidence = emit_rated(rated, geometry)
+    return Answered(mask, confidence, partial(proper_sums, calibrated, geometry))
+
+
 class Looked(NamedTuple):
     """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
 
@@ -93,36 +159,29 @@ class Looked(NamedTuple):
 
 
 def evaluate(
-    predictor: Predictor,
-    calibrator: StoredCalibrator | None,
-    pairs: Sequence[Pair],
-    options: Options,
-    advance: Callable[[], object],
+    subject: Subject, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
 ) -> Comparison:
     """Measure a model over labelled pictures, with and without the calibrator.
 
     Raises InputError for a picture or label map that can't be used, and where nothing is labelled.
     """
-    folder = predictor.folder
+    folder = subject.folder
     before = Assessment(folder.num_classes)
-    after = None if calibrator is None else Assessment(folder.num_classes)
+    after = None if subject.manifest is None else Assessment(folder.num_classes)
     changed = 0
     for pair in pairs:
-        looked = look(predictor, calibrator, pair, options)
+        plain, ours = subject.answers(pair)
+        size = plain.mask.shape[0], plain.mask.shape[1]
         labels = torch.from_numpy(
             read_labels_for(
-                pair,
-                looked.geometry.image,
-                folder.num_classes,
-                options.ignore_index,
-                options.max_pixels,
+                pair, size, folder.num_classes, options.ignore_index, options.max_pixels
             )
         ).long()
-        own = Rated(looked.logits, looked.logits)
-        plain = _measure(before, own, looked.logits, looked.geometry, labels)
-        if after is not None:
-            ours = _measure(after, looked.rated, looked.calibrated, looked.geometry, labels)
-            changed += int(((ours != plain) & (labels != IGNORE)).sum())
+        _measure(before, plain, labels)
+        if after is not None and ours is not None:
+            _measure(after, ours, labels)
+            moved = torch.from_numpy(ours.mask != plain.mask)
+            changed += int((moved & (labels != IGNORE)).sum())
         advance()
     pixels = before.overall.pixels
     if not pixels:
@@ -132,7 +191,7 @@ def evaluate(
         )
     return Comparison(
         folder=folder,
-        calibrator=calibrator,
+        manifest=subject.manifest,
         options=options,
         pairs=pairs,
         before=before,
@@ -144,12 +203,16 @@ def evaluate(
 
 @torch.inference_mode()
 def look(
-    predictor: Predictor, calibrator: StoredCalibrator | None, pair: Pair, options: Options
+    predictor: Predictor,
+    calibrator: StoredCalibrator | None,
+    pair: Pair,
+    max_pixels: int,
+    tta: Tta = "none",
 ) -> Looked:
     """Run the model and the calibrator over one picture, as the service does."""
-    picture = read_picture(pair.image, options.max_pixels)
+    picture = read_picture(pair.image, max_pixels)
     prepared = predictor.lay(picture)
-    logits, geometry = predictor.grid(prepared, options.tta), prepared.geometry
+    logits, geometry = predictor.grid(prepared, tta), prepared.geometry
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
         return Looked(picture, geometry, plain, plain, Rated(plain, plain))
@@ -158,16 +221,11 @@ def look(
     return Looked(picture, geometry, logits[0], calibrated, rated)
 
 
-@torch.inference_mode()
-def _measure(
-    assessment: Assessment, rated: Rated, calibrated: Tensor, geometry: Geometry, labels: Tensor
-) -> Tensor:
-    """Take one picture's labels and confidence as emitted into account; gives the label map."""
-    mask, confidence = emit_rated(rated, geometry)
-    predicted = torch.from_numpy(mask.astype(np.int64))
-    nll, brier = proper_sums(calibrated, geometry, labels)
-    assessment.add(Prediction(torch.from_numpy(confidence), predicted), labels, nll, brier)
-    return predicted
+def _measure(assessment: Assessment, answered: Answered, labels: Tensor) -> None:
+    """Take one picture's labels and confidence as emitted into account."""
+    predicted = torch.from_numpy(answered.mask.astype(np.int64))
+    prediction = Prediction(torch.from_numpy(answered.confidence), predicted)
+    assessment.add(prediction, labels, *answered.sums(labels))
 
 
 @torch.inference_mode()

@@ -104,6 +104,7 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
         settings.max_pixels,
         lambda: open_predictor(model, settings.device, settings.fit_threads),
         progress.logits,
+        weather=request.weather,
     )
     done = calibrate(
         model,

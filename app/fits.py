@@ -2,33 +2,29 @@
 
 import json
 import tempfile
-import urllib.error
-import urllib.request
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.artifacts import ArtifactStore
-from app.batch import problem_detail
 from app.calibration.base import FitContext
 from app.calibration.validation import ValidationSet
-from app.errors import ArgumentError, InputError, UnavailableError
+from app.connection import Connection
+from app.errors import InputError
 from app.inference.card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.labelled import ENDINGS, SpooledLogits, find_pairs
-from app.recalibration import Activate, calibrate
-from app.refusals import ListeningHandler, ListeningTlsHandler
+from app.picture_uploads import DRIVES, Limits, picture_drives
+from app.recalibration import Activate, calibrate, require_pictures
 from app.settings import Settings
-from app.uploads import Limits, check, open_upload, unpack
+from app.uploads import check, open_upload, unpack
 
 OnProgress = Callable[[str, float], None]
 
-TIMEOUT_S = 600  # an upload is checked before it is answered
 CHUNK = 1 << 20
 WAITING = ("queued", "running")
 
@@ -41,6 +37,7 @@ class Wanted:
     method: str
     activate: Activate
     allow_label_changes: bool
+    weather: bool
     ignore_index: int | None
     seed: int
     note: str
@@ -80,8 +77,12 @@ def validation_set(
     if "images" in wanted.paths:
         pairs = find_pairs(wanted.paths["images"], wanted.paths["labels"])
         predictor = open_predictor(folder, settings.device, settings.threads)
-        yield SpooledLogits(predictor, pairs, void, settings.max_pixels, progress)
+        drives = picture_drives(wanted.paths.get(DRIVES), len(pairs))
+        yield SpooledLogits(
+            predictor, pairs, void, settings.max_pixels, progress, drives, weather=wanted.weather
+        )
         return
+    require_pictures(weather=wanted.weather, pictures=False)
     limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
     with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
         scratch = Path(name)
@@ -102,12 +103,8 @@ def validation_set(
 class Service:
     """A running service that fits."""
 
-    def __init__(self, url: str, token: str | None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ArgumentError(f"--url: expected http:// or https://, got {url!r}")
-        self._url = url.rstrip("/")
-        self._opener = urllib.request.build_opener(ListeningHandler, ListeningTlsHandler)
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def fit(self, wanted: Wanted, model: str | None, progress: OnProgress) -> Fitted:
         """Upload, follow the job to its end, and give what came of it."""
@@ -115,6 +112,7 @@ class Service:
             "method": wanted.method,
             "activate": wanted.activate,
             "allow_label_changes": str(wanted.allow_label_changes).lower(),
+            "weather": str(wanted.weather).lower(),
             "seed": str(wanted.seed),
             "note": wanted.note,
         }
@@ -137,8 +135,8 @@ class Service:
 
     def _void(self, model: str | None) -> int | None:
         """Ask for the void label of a model's card, as a fit on this machine would take it."""
-        with self._open("/models") as answer:
-            known = {entry["name"]: entry["ignore_index"] for entry in json.load(answer)["models"]}
+        models = self._connection.json("/models")["models"]
+        known = {entry["name"]: entry["ignore_index"] for entry in models}
         if model is None and len(known) == 1:
             return int(next(iter(known.values())))
         return known.get(model or "")
@@ -148,35 +146,19 @@ class Service:
             "Content-Type": f"multipart/form-data; boundary={form.boundary}",
             "Content-Length": str(form.length),
         }
-        with self._open("/calibrate", form.pieces(progress), headers) as answer:
+        with self._connection.open("/calibrate", form.pieces(progress), headers) as answer:
             job: dict[str, Any] = json.load(answer)
         return job
 
     def _follow(self, job_id: str, progress: OnProgress) -> dict[str, Any]:
         """Read a job's events until they end; gives the job as last told."""
-        with self._open(f"/calibrate/{job_id}/events") as answer:
+        with self._connection.open(f"/calibrate/{job_id}/events") as answer:
             for line in answer:
                 if line.startswith(b"data:"):
                     job = json.loads(line[5:])
                     progress(job["stage"], job["progress"])
-        with self._open(f"/calibrate/{job_id}") as answer:
-            last: dict[str, Any] = json.load(answer)
+        last: dict[str, Any] = self._connection.json(f"/calibrate/{job_id}")
         return last
-
-    @contextmanager
-    def _open(
-        self, path: str, data: Iterator[bytes] | None = None, headers: dict[str, str] | None = None
-    ) -> Iterator[HTTPResponse]:
-        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            self._url + path, data, {**self._headers, **(headers or {})}
-        )
-        try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                yield answer
-        except urllib.error.HTTPError as error:
-            raise InputError(problem_detail(error)) from error
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            raise UnavailableError(f"expected a service at {self._url}, got: {error}") from error
 
 
 class Form:

@@ -53,6 +53,7 @@ class FitRequest:
     method: str = "auto"
     activate: Activate = "if_better"
     allow_label_changes: bool = False
+    weather: bool = False
     ignore_index: int = 255
     seed: int = 0
     note: str = ""

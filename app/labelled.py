@@ -18,6 +18,7 @@ from app.calibration.base import Calibrator
 from app.calibration.emitted import Emitted
 from app.calibration.validation import IGNORE, LabelledImage
 from app.errors import ArgumentError, InputError
+from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
 from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
 from app.inference.preprocess import Geometry, Size
@@ -49,7 +50,8 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
 class SpooledLogits:
     """A validation set whose logits, once computed, lie in files until asked for.
 
-    Labels at the pictures' size lie there too, to answer images as the service does.
+    Labels at the pictures' size lie there too, to answer images as the service does. With
+    `weather` it also has copies of its images, for those calibrators that learn from them.
     """
 
     def __init__(
@@ -59,7 +61,13 @@ class SpooledLogits:
         ignore_index: int,
         max_pixels: int,
         progress: Callable[[str, float], None],
+        drives: Sequence[int] | None = None,
+        *,
+        weather: bool = False,
     ) -> None:
+        self._predictor, self._pairs, self._max_pixels = predictor, pairs, max_pixels
+        self._weather = weather
+        self.drives = range(len(pairs)) if drives is None else drives
         self.num_classes = predictor.folder.num_classes
         self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -83,6 +91,19 @@ class SpooledLogits:
 
     def __getitem__(self, index: int) -> LabelledImage:
         return LabelledImage(self._logits(index), torch.from_numpy(self._labels[index]).long())
+
+    def copies(self, index: int) -> Sequence[LabelledImage]:
+        """Run the model over one image's copies, one of each kind of weather."""
+        if not self._weather:
+            return ()
+        picture = read_picture(self._pairs[index].image, self._max_pixels)
+        labels = self[index].labels
+        made = []
+        for number, kind in enumerate(KINDS):
+            strength = STRENGTHS[(2 * index + number) % len(STRENGTHS)]
+            laid = self._predictor.lay(corrupt(picture, kind, strength, index))
+            made.append(LabelledImage(self._predictor.grid(laid)[0], labels))
+        return made
 
     def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
         """Answer one picture at its own size."""

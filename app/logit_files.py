@@ -1,181 +1,12 @@
-"""Validation sets whose logits stay in their files: dense maps, and tables of pixels."""
+"""Arrays that came become the validation set they describe: dense maps, or a table of pixels."""
 
-import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from app.answers import answer_labelled
 from app.arrays import ArrayFile
-from app.calibration.base import Calibrator
-from app.calibration.emitted import Emitted
-from app.calibration.validation import IGNORE, LabelledImage
+from app.dense_logits import DenseLogits
 from app.errors import ArgumentError
-from app.inference.preprocess import Geometry
-
-CHUNK_BYTES = 8 << 20  # of a table, read at a time
-CHECK_BYTES = 32  # that checking a row takes beside its logits
-MAX_STRETCH = 1.5  # by which the two axes' strides may differ
-
-
-class Contents(NamedTuple):
-    """What a set holds that a fit can use."""
-
-    images: int
-    pixels: int
-
-
-class DenseLogits:
-    """Maps: logits [N,K,h,w] with labels [N,H,W], taken to the grid at its cells' centres.
-
-    The logits' grid must cover the labelled picture and nothing beyond it.
-    """
-
-    def __init__(
-        self, logits: ArrayFile, labels: ArrayFile, num_classes: int, ignore_index: int
-    ) -> None:
-        _check_classes(logits, num_classes)
-        if len(labels.shape) != 3 or labels.shape[0] != logits.shape[0]:
-            raise ArgumentError(f"expected labels [N,H,W] of the {logits}, got {labels}")
-        _check_grids(logits, labels)
-        require_images(logits.shape[0])
-        self.num_classes = num_classes
-        self._logits, self._labels, self._ignore = logits, labels, ignore_index
-        # nearest-exact: the pixel below the cell's centre
-        self._rows, self._columns = (
-            ((np.arange(cells) + 0.5) * pixels / cells).astype(np.int64)
-            for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
-        )
-
-    def __len__(self) -> int:
-        return self._logits.shape[0]
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        labels = self._labels_of(index)[np.ix_(self._rows, self._columns)]
-        return LabelledImage(self._logits_of(index), torch.from_numpy(labels))
-
-    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
-        """Answer one image at its labels' size."""
-        labels = self._labels_of(index)
-        size = (labels.shape[0], labels.shape[1])
-        return answer_labelled(
-            self._logits_of(index), labels, Geometry(size, size, size), calibrator
-        )
-
-    def check(self) -> Contents:
-        """Read everything once; raises ArgumentError for labels or logits that can't be used."""
-        images = pixels = 0
-        for index in range(len(self)):
-            logits, labels = (part.numpy() for part in self[index])
-            labelled = labels != IGNORE
-            _check_finite(logits, labelled, f"image {index}")
-            images += bool(labelled.any())
-            pixels += int(labelled.sum())
-        require_images(images)
-        return Contents(images, pixels)
-
-    def _logits_of(self, index: int) -> Tensor:
-        return torch.from_numpy(_copy(self._logits.map()[index]))
-
-    def _labels_of(self, index: int) -> NDArray[np.int64]:
-        """Read one image's labels [H,W]."""
-        where = f"image {index}"
-        return _checked(self._labels.map()[index], self.num_classes, self._ignore, where)
-
-
-class TableLogits:
-    """A table: logits [M,K], labels [M], and image_index [M], which image each row came from.
-
-    The rows may be in any order. Where they are not sorted by image, their order is worked out
-    when first needed and kept in a file, which takes 16 bytes a row of memory while it is made.
-    """
-
-    def __init__(
-        self,
-        logits: ArrayFile,
-        labels: ArrayFile,
-        image_index: ArrayFile,
-        num_classes: int,
-        ignore_index: int,
-    ) -> None:
-        _check_classes(logits, num_classes)
-        for column in (labels, image_index):
-            if column.shape != logits.shape[:1]:
-                raise ArgumentError(
-                    f"expected {column.name} [M] for the rows of {logits}, got {column}"
-                )
-        self.num_classes = num_classes
-        self._logits, self._labels, self._ignore = logits, labels, ignore_index
-        self._image_index = image_index
-        self._sorted, images = self._count_images()
-        self._ids = np.fromiter(sorted(images), image_index.dtype.newbyteorder("="), len(images))
-        require_images(len(images))
-        self._order: NDArray[np.int64] | None = None
-        self._starts: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        if self._starts is None:
-            self._arrange()
-        assert self._starts is not None  # noqa: S101 - just arranged
-        bounds = slice(*self._starts[index : index + 2].tolist())
-        rows = bounds if self._order is None else self._order[bounds]
-        logits = _copy(self._logits.map()[rows])
-        labels = _checked(self._labels.map()[rows], self.num_classes, self._ignore, "a row")
-        return LabelledImage(torch.from_numpy(logits).T, torch.from_numpy(labels))
-
-    def check(self) -> Contents:
-        """Read everything once; raises ArgumentError for labels or logits that can't be used."""
-        images: set[int] = set()
-        pixels = 0
-        for rows in self._chunks():
-            where = f"rows {rows.start} to {rows.stop - 1}"
-            labels = _checked(self._labels.map()[rows], self.num_classes, self._ignore, where)
-            labelled = labels != IGNORE
-            _check_finite(self._logits.map()[rows].T, labelled, where)
-            images.update(np.unique(self._image_index.map()[rows][labelled]).tolist())
-            pixels += int(labelled.sum())
-        require_images(len(images))
-        return Contents(len(images), pixels)
-
-    def _chunks(self) -> Iterator[slice]:
-        total = self._logits.shape[0]
-        row = self.num_classes * self._logits.dtype.itemsize + CHECK_BYTES
-        size = max(CHUNK_BYTES // row, 1)
-        for start in range(0, total, size):
-            yield slice(start, min(start + size, total))
-
-    def _count_images(self) -> tuple[bool, set[int]]:
-        """Tell whether the rows are sorted by image, and which images there are."""
-        _check_integers(self._image_index)
-        images: set[int] = set()
-        ordered, last = True, None
-        for rows in self._chunks():
-            ids = self._image_index.map()[rows]
-            ordered = ordered and bool((ids[1:] >= ids[:-1]).all())
-            ordered = ordered and (last is None or bool(ids[0] >= last))
-            last = ids[-1]
-            images.update(np.unique(ids).tolist())
-        return ordered, images
-
-    def _arrange(self) -> None:
-        """Find each image's rows."""
-        ids = self._image_index.map()
-        if not self._sorted:
-            order = np.argsort(ids, kind="stable")
-            ids = ids[order]
-            # A deleted file of its own: it goes with this process, however that ends.
-            with tempfile.TemporaryFile() as file:
-                order.tofile(file)
-                file.flush()
-                self._order = np.memmap(file, np.int64, "r", shape=order.shape)
-        self._starts = np.append(np.searchsorted(ids, self._ids), len(ids))
+from app.logit_checks import check_integers
+from app.table_logits import TableLogits
 
 
 def open_logits(
@@ -188,75 +19,20 @@ def open_logits(
     logits, labels = arrays["logits"], arrays["labels"]
     if (logits.dtype.kind, logits.dtype.itemsize) not in (("f", 2), ("f", 4)):
         raise ArgumentError(f"expected logits of float16 or float32, got {logits}")
-    _check_integers(labels)
+    check_integers(labels)
+    drives = arrays.get("drive_index")
+    if drives is not None:
+        check_integers(drives)
     if len(logits.shape) == 4:
         if "image_index" in arrays:
             raise ArgumentError(
                 f"expected image_index with a table [M,K] only, got it with {logits}"
             )
-        return DenseLogits(logits, labels, num_classes, ignore_index)
+        return DenseLogits(logits, labels, drives, num_classes, ignore_index)
     if len(logits.shape) != 2:
         raise ArgumentError(f"expected logits [N,K,h,w] or [M,K], got {logits}")
     if "image_index" not in arrays:
         raise ArgumentError(
             f"expected image_index [M] with a table, to part it by image, got only {logits}"
         )
-    return TableLogits(logits, labels, arrays["image_index"], num_classes, ignore_index)
-
-
-def _check_classes(logits: ArrayFile, num_classes: int) -> None:
-    if logits.shape[1] != num_classes:
-        raise ArgumentError(f"expected logits of the model's {num_classes} classes, got {logits}")
-
-
-def _check_integers(array: ArrayFile) -> None:
-    if array.dtype.kind not in "iu":
-        raise ArgumentError(f"expected {array.name} of integers, got {array}")
-
-
-def _check_grids(logits: ArrayFile, labels: ArrayFile) -> None:
-    """Refuse labels coarser than the logits, or of another form, transposed ones above all."""
-    strides = [
-        pixels / cells for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
-    ]
-    if min(strides) < 1 or max(strides) > MAX_STRETCH * min(strides):
-        raise ArgumentError(
-            f"expected labels on the logits' grid or at the pictures' size, got {logits}, {labels}"
-        )
-
-
-def require_images(count: int) -> None:
-    """Raise ArgumentError unless there are images for both parts of a fit."""
-    if count < 2:
-        raise ArgumentError(
-            f"expected at least 2 images with labels, to fit on some and hold some out, got {count}"
-        )
-
-
-def _checked(
-    labels: NDArray[Any], num_classes: int, ignore_index: int, where: str
-) -> NDArray[np.int64]:
-    """Copy labels of any integer type, the void value turned into IGNORE."""
-    void = labels == ignore_index
-    wrong = ((labels < 0) | (labels >= num_classes)) & ~void
-    if wrong.any():
-        raise ArgumentError(
-            f"expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
-            f"got {labels[wrong].flat[0]} in {where}"
-        )
-    return np.where(void, IGNORE, labels.astype(np.int64))
-
-
-def _check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
-    """Refuse logits [K,*grid] that are NaN or infinite at a labelled place of the grid."""
-    wrong = ~np.isfinite(logits).all(axis=0) & labelled
-    if wrong.any():
-        raise ArgumentError(
-            f"expected finite logits at every labelled pixel, got NaN or infinity at "
-            f"{int(wrong.sum())} in {where}"
-        )
-
-
-def _copy(values: NDArray[Any]) -> NDArray[Any]:
-    """Copy out of a file, into this machine's byte order."""
-    return np.array(values, values.dtype.newbyteorder("="), order="C")
+    return TableLogits(logits, labels, arrays["image_index"], drives, num_classes, ignore_index)

@@ -30,6 +30,7 @@ from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor, Watch
 from app.errors import ModelError, SettingsError
+from app.inference.backbone import TorchBackbone
 from app.inference.card import ModelFolder, default_name, read_model_folder
 from app.inference.crowd import Crowd
 from app.inference.predictor import Predictor, open_predictor
@@ -140,7 +141,6 @@ def open_models(settings: Settings, crowd: Crowd) -> tuple[dict[str, Predictor],
     """Open all model folders: predictors by name, and reasons by name for those refused."""
     predictors: dict[str, Predictor] = {}
     refused: dict[str, str] = {}
-    torch.set_num_threads(settings.threads)
     for path in model_folders(settings.models_dir):
         try:
             folder = read_model_folder(path)
@@ -148,6 +148,9 @@ def open_models(settings: Settings, crowd: Crowd) -> tuple[dict[str, Predictor],
         except ModelError as error:
             log.warning("refused model %s: %s", path.name, error)
             refused[path.name] = str(error)
+    # Two requests in torch's threads wait for each other's, spinning, and ONNX Runtime has its own.
+    in_torch = any(isinstance(p.backbone, TorchBackbone) for p in predictors.values())
+    torch.set_num_threads(settings.threads if in_torch else 1)
     return predictors, refused
 
 

@@ -72,6 +72,12 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
     return (method,)
 
 
+def require_pictures(*, weather: bool, pictures: bool) -> None:
+    """Raise ArgumentError where copies under other weather are wanted of logits."""
+    if weather and not pictures:
+        raise ArgumentError("expected pictures with weather=true, got logits: they have no copies")
+
+
 def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:
     """Decide on activation: by the bootstrap interval, unless the caller already has."""
     (mean, low, high), aurc = outcome.ece_difference, outcome.aurc_difference

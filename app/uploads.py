@@ -1,46 +1,38 @@
 """A folder of uploaded validation data becomes a validation set.
 
-What comes in, under our own names: `logits`, `labels`, `image_index` (.npy, .npz or .safetensors),
-or `images` and `labels` (zip archives). `unpack` turns that, once, into what fits read:
+What comes in, under our own names: `logits`, `labels`, `image_index`, `drive_index` (.npy, .npz or
+.safetensors), or `images`, `labels` (zip archives) and `drive_index` (.npy). `unpack` turns that,
+once, into what fits read:
 
     <name>.npy | <name>.safetensors                       arrays
     pictures/<n>.png maps/<n>.png picture_names.json      pictures; <n> stands for a client's stem
 """
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
-from zipfile import ZipFile, ZipInfo
-
-from PIL import Image
+from collections.abc import Callable
+from pathlib import Path
 
 from app.archives import Room, extract, files_in, open_archive
 from app.arrays import ArrayFile, kind_of, open_npy, open_safetensors
 from app.calibration.validation import ValidationSet
 from app.disk import storage
-from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
-from app.imaging.decode import FORMATS, check_size
+from app.errors import ArgumentError
 from app.inference.predictor import Predictor
-from app.labelled import ENDINGS, SpooledLogits, checked, find_pairs, read_labels
-from app.logit_files import Contents, open_logits, require_images
+from app.labelled import SpooledLogits, find_pairs
+from app.logit_checks import Contents
+from app.logit_files import open_logits
+from app.picture_uploads import (
+    DRIVES,
+    MAPS,
+    PICTURES,
+    Limits,
+    check_pictures,
+    picture_drives,
+    unpack_pictures,
+    with_names,
+)
 
-T = TypeVar("T")
-
-ARRAYS = ("logits", "labels", "image_index")
+ARRAYS = ("logits", "labels", "image_index", DRIVES)
 FIELDS = (*ARRAYS, "images")
-PICTURES, MAPS, NAMES = "pictures", "maps", "picture_names.json"
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an upload may hold: bytes once unpacked, and bytes and pixels of one picture."""
-
-    unpacked_bytes: int
-    picture_bytes: int
-    picture_pixels: int
 
 
 def has_pictures(folder: Path) -> bool:
@@ -55,7 +47,9 @@ def unpack(folder: Path, limits: Limits) -> None:
     """
     with storage("what was unpacked"):
         if (folder / "images").exists():
-            _unpack_pictures(folder, limits)
+            unpack_pictures(folder, limits)
+            if (folder / DRIVES).exists():
+                _unpack_array(folder, DRIVES)
         else:
             _unpack_arrays(folder, Room(limits.unpacked_bytes))
 
@@ -67,9 +61,7 @@ def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> 
     UndecodableError.
     """
     if has_pictures(folder):
-        return _with_names(
-            folder, lambda: _check_pictures(folder, num_classes, ignore_index, limits)
-        )
+        return with_names(folder, lambda: check_pictures(folder, num_classes, ignore_index, limits))
     return open_logits(_arrays(folder), num_classes, ignore_index).check()
 
 
@@ -80,13 +72,22 @@ def open_upload(
     max_pixels: int,
     predictor: Callable[[], Predictor],
     progress: Callable[[str, float], None],
+    *,
+    weather: bool = False,
 ) -> ValidationSet:
-    """Open an unpacked folder; only pictures need the predictor, which runs over them here."""
+    """Open an unpacked folder; only pictures need the predictor, which runs over them here.
+
+    Only they can be shown under other `weather` (see `labelled.SpooledLogits`).
+    """
     if not has_pictures(folder):
         return open_logits(_arrays(folder), num_classes, ignore_index)
     pairs = find_pairs(folder / PICTURES, folder / MAPS)
-    return _with_names(
-        folder, lambda: SpooledLogits(predictor(), pairs, ignore_index, max_pixels, progress)
+    drives = picture_drives(folder / f"{DRIVES}.npy", len(pairs))
+    return with_names(
+        folder,
+        lambda: SpooledLogits(
+            predictor(), pairs, ignore_index, max_pixels, progress, drives, weather=weather
+        ),
     )
 
 
@@ -99,10 +100,16 @@ def _unpack_arrays(folder: Path, room: Room) -> None:
         if kind == "zip":
             _unpack_npz(packed, name, room)
         else:
-            target = folder / f"{name}.{kind}"
-            if target.exists():
-                raise ArgumentError(f"expected {name} once, got it in two files")
-            packed.rename(target)
+            _unpack_array(folder, name)
+
+
+def _unpack_array(folder: Path, name: str) -> None:
+    """Give an array's file the name of its kind."""
+    kind = kind_of(folder / name, name)
+    target = folder / f"{name}.{kind}"
+    if target.exists():
+        raise ArgumentError(f"expected {name} once, got it in two files")
+    (folder / name).rename(target)
 
 
 def _unpack_npz(packed: Path, name: str, room: Room) -> None:
@@ -137,108 +144,3 @@ def _arrays(folder: Path) -> dict[str, ArrayFile]:
                 raise ArgumentError(f"expected {array} once, got it in two files")
             found[array] = file
     return found
-
-
-def _unpack_pictures(folder: Path, limits: Limits) -> None:
-    """Unpack two archives into numbered files; the same number goes to the same stem."""
-    if not (folder / "labels").exists() or (folder / "logits").exists():
-        raise ArgumentError("expected images with labels and nothing else, as two zip archives")
-    for name in ("images", "labels"):
-        if kind_of(folder / name, name) != "zip":
-            raise UndecodableError(f"{name}: expected a zip archive, got another kind of file")
-    room = Room(limits.unpacked_bytes)
-    with (
-        open_archive(folder / "images", "images") as images,
-        open_archive(folder / "labels", "labels") as labels,
-    ):
-        pictures, maps = _pictures_in(images, "images"), _pictures_in(labels, "labels")
-        stems = _common_stems(pictures, maps)
-        for archive, entries, target in ((images, pictures, PICTURES), (labels, maps, MAPS)):
-            (folder / target).mkdir()
-            for number, stem in enumerate(stems):
-                _check_bytes(entries[stem].file_size, stem[:80], limits)
-                ending = PurePosixPath(entries[stem].filename).suffix.lower()
-                extract(archive, entries[stem], folder / target / f"{number:06d}{ending}", room)
-    (folder / NAMES).write_text(json.dumps(stems), "utf-8")
-    (folder / "images").unlink()
-    (folder / "labels").unlink()
-
-
-def _pictures_in(archive: ZipFile, name: str) -> dict[str, ZipInfo]:
-    """Find an archive's pictures by stem, whatever folder they are in."""
-    found: dict[str, ZipInfo] = {}
-    for entry in files_in(archive, name):
-        if not _is_picture(entry.filename):
-            continue
-        stem = PurePosixPath(entry.filename).stem
-        if stem in found:
-            raise ArgumentError(f"{name}: expected one file for each stem, got {stem[:80]!r} twice")
-        found[stem] = entry
-    return found
-
-
-def _is_picture(filename: str) -> bool:
-    """Tell pictures from what systems add to archives."""
-    path = PurePosixPath(filename)
-    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return not hidden and path.suffix.lower() in ENDINGS
-
-
-def _common_stems(pictures: Mapping[str, ZipInfo], maps: Mapping[str, ZipInfo]) -> list[str]:
-    alone = sorted(set(pictures) ^ set(maps))
-    if alone or len(maps) < 2:
-        raise ArgumentError(
-            f"expected a label map for each of at least 2 pictures, by file stem, got "
-            f"{len(pictures)} pictures, {len(maps)} label maps, and {len(alone)} without a "
-            f"partner, such as {[stem[:80] for stem in alone[:3]]}"
-        )
-    return sorted(pictures)
-
-
-def _check_bytes(size: int, name: str, limits: Limits) -> None:
-    if size > limits.picture_bytes:
-        raise TooLargeError(f"{name}: expected at most {limits.picture_bytes} bytes, got {size}")
-
-
-def _check_pictures(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
-    """Read all label maps, and the headers of the pictures."""
-    images = pixels = 0
-    for pair in find_pairs(folder / PICTURES, folder / MAPS):
-        _check_bytes(pair.image.stat().st_size, pair.image.name, limits)
-        size = _upright_size(pair.image, limits)
-        raw = read_labels(pair.labels, limits.picture_pixels)
-        if raw.shape != size:
-            raise ArgumentError(
-                f"{pair.labels.name}: expected labels of {size} (height, width), got {raw.shape}"
-            )
-        labelled = int((checked(raw, num_classes, ignore_index, pair.labels.name) >= 0).sum())
-        images += labelled > 0
-        pixels += labelled
-    require_images(images)
-    return Contents(images, pixels)
-
-
-def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
-    """Read a picture's height and width as decoded, without decoding it."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            check_size(picture.size, limits.picture_pixels)
-            width, height = picture.size
-            sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
-    except InputError:
-        raise
-    except Exception as error:  # Pillow's decoders answer hostile bytes with many kinds
-        raise UndecodableError(f"{path.name}: expected an image, got: {error}") from error
-    return (width, height) if sideways else (height, width)
-
-
-def _with_names(folder: Path, work: Callable[[], T]) -> T:
-    """Do work on numbered pictures; a refusal that begins with a number names the file instead."""
-    try:
-        return work()
-    except InputError as error:
-        number, _, rest = str(error).partition(".")
-        if not number.isdecimal():
-            raise
-        names = json.loads((folder / NAMES).read_text("utf-8"))
-        raise type(error)(f"{names[int(number)][:80]}.{rest}") from error

@@ -91,7 +91,7 @@ def fit(files: Ready, picture: bytes) -> None:
     data = files.folder / "fit.npz"
     index = np.repeat(np.arange(FIT_IMAGES), FIT_PIXELS // FIT_IMAGES)
     np.savez(data, logits=table, labels=labels, image_index=index)
-    wanted = Wanted({"logits": data}, bundled_method(), "always", True, 255, 0, "benchmark")
+    wanted = Wanted({"logits": data}, bundled_method(), "always", True, False, 255, 0, "benchmark")
     settings = load_settings(models_dir=files.models, artifacts_dir=files.artifacts)
     fit_here(wanted, folder, settings, lambda _stage, _share: None)
 

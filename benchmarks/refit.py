@@ -24,7 +24,8 @@ import torch
 from app.calibration.base import FitContext
 from app.calibration.fitting import AUTO, fit
 from app.inference.predictor import Predictor
-from app.uploads import Limits, open_upload, unpack
+from app.picture_uploads import Limits
+from app.uploads import open_upload, unpack
 
 VOID = 255
 UNLIMITED = 1 << 50

@@ -31,6 +31,7 @@ class Peaks:
 
     server: int = 0
     worker: int = 0
+    own: int = 0  # of the fit, without the pages of the upload that it has mapped
     done: threading.Event = field(default_factory=threading.Event)
 
     def watch(self, pid: int) -> None:
@@ -38,7 +39,9 @@ class Peaks:
         while not self.done.wait(EVERY_S):
             self.server = max(self.server, memory(pid))
             with suppress(OSError, ValueError):  # a child may end in between
-                self.worker = max([self.worker, *(memory(child) for child in children(pid))])
+                for child in children(pid):
+                    self.worker = max(self.worker, memory(child))
+                    self.own = max(self.own, memory(child, "RssAnon"))
 
 
 @contextmanager
@@ -104,6 +107,7 @@ def upload(server: Server, images: int, classes: int, method: str) -> list[str]:
     return [
         f"{size / 2**30:.2f}", f"{answered - began:.1f}", f"{ended - answered:.1f}",
         f"{before / MIB:.0f}", f"{peaks.server / MIB:.0f}", f"{peaks.worker / MIB:.0f}",
+        f"{peaks.own / MIB:.0f}",
     ]  # fmt: skip
 
 
@@ -122,7 +126,7 @@ def main() -> None:
         rows = [upload(server, count, classes, options.method) for count in (most // 16, most)]
     heads = [
         "upload, GiB", "sent and checked, s", "fitted, s", "server before, MiB",
-        "server's peak, MiB", "fit's peak, MiB",
+        "server's peak, MiB", "fit's peak, MiB", "without mapped files, MiB",
     ]  # fmt: skip
     print(table(heads, rows))
 

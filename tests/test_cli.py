@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -229,6 +230,37 @@ def test_activate_rolls_back_and_notes_the_reason(run: Run, models_dir, artifact
     assert "the new one drifts" in (artifacts_dir / "tiny" / "history.jsonl").read_text()
 
 
+def test_calibrators_of_a_running_service(
+    run: Run, models_dir, artifacts_dir, tmp_path, make_server: MakeServer
+):
+    first = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    second = publish_temperature(artifacts_dir, models_dir / "tiny", 3)
+    publish_temperature(artifacts_dir, models_dir / "tiny", 4, activate=False, sha256="0" * 64)
+    there = ["--url", make_server(admin_token="a token for tests")]
+    token = ["--token", "a token for tests"]
+
+    assert run("calibrators", "list", *there).out == run("calibrators", "list").out
+    assert run("calibrators", "list", *there, "--model", "tiny").code == 0
+    assert "got 'street'" in run("calibrators", "list", *there, "--model", "street").err
+
+    back = run("calibrators", "activate", first, *there, *token, "--reason", "the new one drifts")
+    assert back.code == 0, back.err
+    assert f"{first} is active for tiny" in back.err
+    assert ArtifactStore(artifacts_dir).active_id("tiny") == first
+    assert "the new one drifts" in (artifacts_dir / "tiny" / "history.jsonl").read_text()
+    refused = run("calibrators", "activate", second, *there, "--token", "wrong")
+    assert "expected a bearer token" in refused.err
+    assert ArtifactStore(artifacts_dir).active_id("tiny") == first
+
+    packed = tmp_path / "packed.zip"
+    assert run("calibrators", "archive", second, "--out", packed, *there).code == 0
+    assert f"{second}/manifest.json" in zipfile.ZipFile(packed).namelist()
+    assert (
+        "expected the id"
+        in run("calibrators", "archive", f"{first[:-1]}g", "--out", packed, *there).err
+    )
+
+
 def test_activate_refuses_what_the_model_can_not_use(run: Run, models_dir, artifacts_dir):
     other = publish_temperature(
         artifacts_dir, models_dir / "tiny", 2, activate=False, sha256="0" * 64
@@ -375,6 +407,15 @@ def test_calibrate_changes_labels_only_where_that_is_allowed(run: Run, logits, a
     assert "expected allow_label_changes with the method vector_ti" in run(*arguments).err
     assert run(*arguments, "--allow-label-changes").code == 0
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
+
+
+def test_calibrate_learns_from_copies_of_pictures_only(run: Run, labelled, logits, artifacts_dir):
+    images, labels = labelled
+    pictures = ["--images", images, "--labels", labels, "--method", "contextual", "--weather"]
+
+    assert "expected pictures with weather" in run("calibrate", "--logits", logits, "--weather").err
+    assert run("calibrate", *pictures).code == 0
+    assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "contextual"
 
 
 def test_two_models_need_a_name(run: Run, models_dir):

@@ -1,11 +1,14 @@
 """`segcal evaluate` as it is typed: what it prints and writes, and how it refuses."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import MakeServer
 from tests.service import BLUE, publish_temperature, solid, thirds
 from tests.test_cli import Run, run
 from tests.tiny_models import write_onnx_model
@@ -165,3 +168,42 @@ def test_calibrator_of_another_model_is_refused(run: Run, folders, artifacts_dir
 
     assert ended.code == 2
     assert "expected a calibrator of tiny, got one of other" in ended.err
+
+
+def test_a_running_service_is_measured_as_it_answers(
+    run: Run, folders, tmp_path, artifacts_dir, models_dir, make_server: MakeServer
+):
+    active = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    url = make_server(api_tokens="alpha")
+    here, there = tmp_path / "here.html", tmp_path / "there.html"
+    where = ("--images", folders[0], "--labels", folders[1])
+    ours = run("evaluate", *where, "--out", here)
+    theirs = run("evaluate", *where, "--out", there, "--url", url, "--token", "alpha")
+    rows = [dict(figure_rows(ended.out)) for ended in (ours, theirs)]
+
+    assert theirs.code == 0, theirs.err
+    assert active in there.read_text("utf-8")
+    for name in ("mIoU", "Accuracy"):
+        assert rows[0][name] == rows[1][name]
+    # Confidence comes with eleven bits.
+    assert rows[1]["Image-wise ECE"][0] == pytest.approx(rows[0]["Image-wise ECE"][0], abs=1e-3)
+    assert "NLL" in rows[0]
+
+
+def figure_rows(text: str) -> Iterator[tuple[str, list[float]]]:
+    """Read the printed table."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("\u2502 ").split("\u2502")]
+        if len(cells) > 1:
+            yield cells[0], [float(c) for c in cells[1:3] if re.fullmatch(r"[0-9.]+", c)]
+
+
+def test_a_service_that_refuses_says_why(run: Run, folders, tmp_path, make_server: MakeServer):
+    url = make_server(api_tokens="alpha")
+    where = ("--images", folders[0], "--labels", folders[1], "--out", tmp_path / "a.html")
+    wrong = run("evaluate", *where, "--url", url, "--token", "beta")
+    unknown = run("evaluate", *where, "--url", url, "--token", "alpha", "--calibrator", "x")
+
+    assert wrong.code == unknown.code == 2
+    assert "expected a bearer token" in wrong.err
+    assert "expected the id of a calibrator" in unknown.err

@@ -12,7 +12,7 @@ from app.artifacts import ArtifactStore
 from app.calibration.analyses import BOUNDARY
 from app.calibration.vector import Vector
 from app.errors import ArgumentError, ConflictError, NotFoundError
-from app.evaluation import Options, evaluate, look, proper_sums
+from app.evaluation import Comparison, Here, Options, evaluate, look, proper_sums
 from app.inference.card import read_model_folder
 from app.inference.emission import emit
 from app.inference.predictor import open_predictor
@@ -30,6 +30,12 @@ WRONG = (1 - SATURATED) / 2  # what a class that is not the saturated one gets
 
 def nothing() -> None:
     """Take no notice of progress."""
+
+
+def run_over(predictor, calibrator, pairs, options, advance) -> Comparison:
+    """Evaluate a model of this process."""
+    subject = Here(predictor, calibrator, options.max_pixels, options.tta)
+    return evaluate(subject, pairs, options, advance)
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def pairs(tmp_path):
 
 
 def test_uncalibrated_figures(predictor, pairs):
-    done = evaluate(predictor, None, pairs, OPTIONS, nothing)
+    done = run_over(predictor, None, pairs, OPTIONS, nothing)
     measured = done.before.evaluation.result()
     half, void, whole = done.before.images
 
@@ -92,8 +98,8 @@ def test_calibrator_changes_confidence_and_no_label(predictor, model, pairs, tmp
     version = publish_temperature(tmp_path / "artifacts", model, 2)
     store = ArtifactStore(tmp_path / "artifacts")
     stored = find_calibrator(store, predictor.folder, version)
-    done = evaluate(predictor, stored, pairs, OPTIONS, nothing)
-    plain = evaluate(predictor, None, pairs, OPTIONS, nothing)
+    done = run_over(predictor, stored, pairs, OPTIONS, nothing)
+    plain = run_over(predictor, None, pairs, OPTIONS, nothing)
     assert done.after is not None
     assert done.difference is not None
 
@@ -112,7 +118,7 @@ def test_calibrator_that_decides_is_measured_with_its_own_labels(predictor, mode
     known = ArtifactStore(tmp_path / "artifacts").load("tiny", version, predictor.folder.sha256)
     vector = Vector(3)
     vector.bias.copy_(torch.tensor([0.0, 8.0, 0.0]))  # red and blue pixels become class 1
-    done = evaluate(predictor, StoredCalibrator(known.manifest, vector), pairs, OPTIONS, nothing)
+    done = run_over(predictor, StoredCalibrator(known.manifest, vector), pairs, OPTIONS, nothing)
     assert done.after is not None
 
     assert done.labels_changed == 1
@@ -126,15 +132,15 @@ def test_calibrator_that_decides_is_measured_with_its_own_labels(predictor, mode
 
 def test_averaged_views_are_measured(predictor, pairs):
     options = Options(ignore_index=255, max_pixels=10_000, tta="flip")
-    done = evaluate(predictor, None, pairs, options, nothing)
+    done = run_over(predictor, None, pairs, options, nothing)
     assert done.before.overall.confidence == pytest.approx(SATURATED)
 
 
 def test_other_void_labels_count_nowhere(predictor, pairs):
     options = Options(ignore_index=1, max_pixels=10_000)
     with pytest.raises(ArgumentError, match=r"void\.png: expected labels in 0\.\.2 or 1"):
-        evaluate(predictor, None, pairs, options, nothing)
-    done = evaluate(predictor, None, [pairs[0]], options, nothing)
+        run_over(predictor, None, pairs, options, nothing)
+    done = run_over(predictor, None, [pairs[0]], options, nothing)
     assert done.before.overall[:3] == pytest.approx((48, SATURATED, 1))
 
 
@@ -147,7 +153,7 @@ def test_worst_pictures_come_first_and_perfect_ones_never(predictor, tmp_path):
         c=(grey, np.ones((8, 12))),  # wrong, but at 1/3: no confident error
         d=(solid(GREEN), np.repeat([[0] * 6 + [1] * 6], 8, axis=0)),
     )
-    done = evaluate(predictor, None, pairs, OPTIONS, nothing)
+    done = run_over(predictor, None, pairs, OPTIONS, nothing)
     assert done.worst() == {
         1: ["calibration", "confident errors"],
         3: ["calibration", "confident errors"],
@@ -155,24 +161,24 @@ def test_worst_pictures_come_first_and_perfect_ones_never(predictor, tmp_path):
         0: ["calibration"],
     }
     few = Options(ignore_index=255, max_pixels=10_000, worst=1)
-    assert list(evaluate(predictor, None, pairs, few, nothing).worst()) == [1]
+    assert list(run_over(predictor, None, pairs, few, nothing).worst()) == [1]
 
 
 def test_progress_is_told_of_every_picture(predictor, pairs):
     told = []
-    evaluate(predictor, None, pairs, OPTIONS, lambda: told.append(1))
+    run_over(predictor, None, pairs, OPTIONS, lambda: told.append(1))
     assert len(told) == 3
 
 
 def test_set_without_a_label_is_refused(predictor, pairs):
     with pytest.raises(ArgumentError, match=r"expected labelled pixels, got none in 1 label maps"):
-        evaluate(predictor, None, [pairs[1]], OPTIONS, nothing)
+        run_over(predictor, None, [pairs[1]], OPTIONS, nothing)
 
 
 def test_labels_of_another_size_are_refused(predictor, tmp_path):
     pairs = write_set(tmp_path, a=(solid(RED), np.zeros((4, 6))))
     with pytest.raises(ArgumentError, match=r"a\.png: expected labels of \(8, 12\).*\(4, 6\)"):
-        evaluate(predictor, None, pairs, OPTIONS, nothing)
+        run_over(predictor, None, pairs, OPTIONS, nothing)
 
 
 def test_calibrators_are_found_as_the_service_finds_them(predictor, model, tmp_path):
@@ -202,7 +208,7 @@ def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path
     answer = segmenter.segment(pair.image.read_bytes(), Wish(tta=tta), Stopwatch())
 
     stored = find_calibrator(store, predictor.folder, version)
-    looked = look(predictor, stored, pair, Options(255, 10_000, tta))
+    looked = look(predictor, stored, pair, 10_000, tta)
     rated = looked.rated
     mask, confidence = emit(rated.labelling, rated.rating, looked.geometry, scale=rated.scale)
 
@@ -257,7 +263,7 @@ def test_impossible_classes_have_the_metrics_floor():
 
 
 def test_look_gives_the_picture_and_both_sets_of_logits(predictor, pairs):
-    looked = look(predictor, None, pairs[0], OPTIONS)
+    looked = look(predictor, None, pairs[0], 10_000)
     assert looked.picture.shape == (8, 12, 3)
     assert looked.calibrated is looked.rated.labelling
     assert looked.logits[:, 0, 0].tolist() == pytest.approx([4, 0, 0])

@@ -1,12 +1,15 @@
 """The fit: parted by image, judged on held-out images, published and activated only if better."""
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from app.artifacts import ArtifactStore
 from app.calibration.base import FitContext
+from app.calibration.bootstrap import bootstrap_mean
 from app.calibration.certification import LEVELS
 from app.calibration.fitting import AUTO, fit
 from app.calibration.parting import part
@@ -83,7 +86,7 @@ def test_figures_are_of_the_test_images():
 
 def test_choice_does_not_see_the_test_images():
     data, worst = labelled(temperature=3, images=20), labelled(temperature=1 / 3, images=20, seed=1)
-    parts = part(20, SEEDED.seed, choosing=True)
+    parts = part(range(20), SEEDED.seed, choosing=True)
     mixed = InMemory(3, [(worst if i in parts.test else data).images[i] for i in range(20)])
     outcome = fit(mixed, METHODS, SEEDED)
     by_method = {one.method: one for one in outcome.candidates}
@@ -269,6 +272,37 @@ def test_report_holds_the_figures_of_every_candidate():
     assert document["ece_difference"].keys() == {"mean", "low", "high"}  # type: ignore[attr-defined]
 
 
+def test_report_tells_how_good_the_selector_is():
+    document = report(fit(labelled(temperature=3), ("selective",), SEEDED), True, "")
+    told = document["selector"]
+    assert isinstance(told, dict)
+    assert told.keys() == {"accuracy", "recall", "precision"}
+    assert all(0 <= told[name] <= 1 for name in ("accuracy", "recall"))
+    assert document["candidates"][0]["selector"] == told  # type: ignore[index]
+    assert document["uncalibrated"]["selector"] is None  # type: ignore[index]
+    assert report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["selector"] is None
+
+
+def test_drives_are_never_parted_and_are_what_is_counted():
+    whole = labelled(temperature=3, images=60, side=8)
+
+    @dataclass(frozen=True)
+    class Drives(InMemory):
+        drives: tuple[int, ...] = ()
+
+    drives = tuple(image // 6 for image in range(60))
+    outcome = fit(Drives(3, whole.images, drives), METHODS, SEEDED)
+    parts = outcome.parts
+    of_parts = [{drives[i] for i in images} for images in (parts.fit, parts.select, parts.test)]
+
+    assert [len(part) for part in of_parts] == [4, 1, 5]
+    assert outcome.certification.images == 5
+    pairs = zip(outcome.chosen.evaluation.images, outcome.current.evaluation.images, strict=True)
+    values = [after.ece - before.ece for after, before in pairs]
+    means = np.reshape(values, (5, 6)).mean(axis=1)
+    assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), SEEDED.seed))
+
+
 def test_report_draws_reliability_before_and_after():
     curves = report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["reliability"]
     assert isinstance(curves, dict)
@@ -278,6 +312,19 @@ def test_report_draws_reliability_before_and_after():
         return sum(weighed) / sum(b["pixels"] for b in curve)
 
     assert gap(curves["after"]) < gap(curves["before"]) / 2
+
+
+def test_report_draws_risk_against_coverage():
+    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+    curves = report(outcome, True, "")["risk_coverage"]
+    assert isinstance(curves, dict)
+    assert curves.keys() == {"before", "after"}
+    for curve in curves.values():
+        coverage = [step["coverage"] for step in curve]
+        assert coverage == sorted(coverage)
+        assert coverage[-1] == 1
+        wrong = 1 - outcome.chosen.evaluation.result().accuracy
+        assert curve[-1]["risk"] == pytest.approx(wrong)
 
 
 def test_report_writes_null_where_a_figure_is_undefined():

@@ -9,8 +9,9 @@ from PIL import Image
 
 from app.calibration.emitted import emitted
 from app.calibration.temperature import Temperature
-from app.calibration.validation import IGNORE
+from app.calibration.validation import IGNORE, Subset, copies_of
 from app.errors import ArgumentError, TooLargeError, UndecodableError
+from app.imaging.corruptions import KINDS
 from app.inference.card import read_model_folder
 from app.inference.emission import emit
 from app.inference.predictor import Predictor, open_predictor
@@ -259,3 +260,23 @@ def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
     assert len(strips) > 3
     for (part,), band in strips:
         assert torch.equal(logits[:, band.top : band.top + part.shape[1]], part)
+
+
+@pytest.mark.parametrize("weather", [True, False])
+def test_copies_under_other_weather_keep_their_labels(folders, predictor, weather):
+    images, labels = folders
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        saved(rng.integers(0, 256, (8, 12, 3), np.uint8), images / f"{name}.png")
+        saved(rng.integers(0, 3, (8, 12), np.uint8), labels / f"{name}.png")
+    data = SpooledLogits(
+        predictor, find_pairs(images, labels), 255, LIMIT, lambda *_: None, weather=weather
+    )
+    copies = copies_of(Subset(data, [1, 0]), 0)
+
+    assert len(copies) == (len(KINDS) if weather else 0)
+    changed = [not torch.equal(copy.logits, data[1].logits) for copy in copies]
+    assert sum(changed) == max(len(copies) - 1, 0)  # so small a picture is not blurred
+    for copy in copies:
+        assert copy.logits.shape == data[1].logits.shape
+        assert torch.equal(copy.labels, data[1].labels)

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from app.archives import MAX_DIRECTORY
-from app.calibration.validation import IGNORE, ValidationSet
+from app.calibration.validation import IGNORE, ValidationSet, drives_of
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
 from app.inference.card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
-from app.uploads import Limits, check, open_upload, unpack
+from app.picture_uploads import Limits
+from app.uploads import check, open_upload, unpack
 from tests.service import encoded, solid
 from tests.tiny_models import write_onnx_model
 from tests.validation_data import VOID, archive, as_table, npy, npz, overconfident, tensors
@@ -109,6 +110,27 @@ def test_tables_are_read_from_every_format_in_any_order(tmp_path, kind, seed):
     }[kind]()
 
     assert_table(opened(tmp_path / "upload", **files))
+
+
+DRIVES = np.array([1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_drives_of_maps_and_tables_are_read(tmp_path, inside):
+    for name, arrays in {
+        "maps": {"logits": LOGITS, "labels": LABELS, "drive_index": DRIVES},
+        "table": {"logits": ROWS, "labels": ROW_LABELS, "image_index": INDEX,
+                  "drive_index": DRIVES[INDEX]},
+    }.items():  # fmt: skip
+        files = (
+            {"logits": npz(False, **arrays)} if inside else {k: npy(v) for k, v in arrays.items()}
+        )
+        assert list(drives_of(opened(tmp_path / name, **files))) == DRIVES.tolist()
+
+
+def test_without_an_index_each_image_is_a_drive(tmp_path):
+    maps = opened(tmp_path / "maps", logits=npz(logits=LOGITS, labels=LABELS))
+    assert list(drives_of(maps)) == [0, 1, 2, 3]
 
 
 def test_half_precision_stays_as_it_is(tmp_path):
@@ -217,7 +239,7 @@ def wrong_crc() -> bytes:
         (
             {"logits": archive({"a.txt": b"hello"})},
             ArgumentError,
-            r"logits or labels or image_index inside, got \['a.txt'\]",
+            r"logits or labels or image_index or drive_index inside, got \['a.txt'\]",
         ),
         ({"logits": cut(npy(LOGITS)), "labels": npy(LABELS)}, UndecodableError, "expected 416 b"),
         ({"logits": lying_npy(), "labels": npy(LABELS)}, UndecodableError, r"\[9, 3, 2, 3\], got"),
@@ -294,6 +316,26 @@ def wrong_crc() -> bytes:
             {"logits": npy(ROWS), "labels": npy(ROW_LABELS[1:]), "image_index": npy(INDEX)},
             ArgumentError,
             r"expected labels \[M\] for the rows",
+        ),
+        (
+            {"logits": npy(LOGITS), "labels": npy(LABELS), "drive_index": npy(DRIVES[1:])},
+            ArgumentError,
+            r"drive_index \[N\]",
+        ),
+        (
+            {"logits": npy(LOGITS), "labels": npy(LABELS), "drive_index": npy(DRIVES / 1)},
+            ArgumentError,
+            "drive_index of integers",
+        ),
+        (
+            {
+                "logits": npy(ROWS),
+                "labels": npy(ROW_LABELS),
+                "image_index": npy(INDEX),
+                "drive_index": npy(np.arange(len(INDEX))),
+            },
+            ArgumentError,
+            "rows of an image to be of one drive, got image 0 in drives 0 and 1",
         ),
         (
             {"logits": npy(ROWS), "labels": npy(ROW_LABELS), "image_index": npy(INDEX / 1)},
@@ -419,6 +461,21 @@ def open_pictures(
     unpack(folder, limits)
     check(folder, 3, VOID, limits)
     return open_upload(folder, 3, VOID, 10_000, lambda: predictor, lambda _stage, _share: None)
+
+
+@pytest.mark.parametrize("drives", [None, [5, 4]])
+def test_drives_of_pictures_are_in_the_order_of_their_stems(tmp_path, predictor, drives):
+    index = {} if drives is None else {"drive_index": npy(np.array(drives))}
+    arrange(tmp_path / "upload", **index)
+    data = open_pictures(tmp_path / "upload", predictor, archive(PICTURES), archive(LABEL_MAPS))
+    assert list(drives_of(data)) == (drives or [0, 1])
+
+
+@pytest.mark.parametrize("drives", [np.zeros(3, int), np.zeros(2), np.zeros((2, 1), int)])
+def test_drives_that_fit_no_pictures_are_refused(tmp_path, predictor, drives):
+    arrange(tmp_path / "upload", drive_index=npy(drives))
+    with pytest.raises(ArgumentError, match="drive_index of integers"):
+        open_pictures(tmp_path / "upload", predictor, archive(PICTURES), archive(LABEL_MAPS))
 
 
 def test_pictures_go_through_the_model(tmp_path, predictor):

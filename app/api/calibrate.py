@@ -18,8 +18,9 @@ from app.api.state import AdminCheck, SegmenterDep, State, StateDep
 from app.errors import ArgumentError, NotFoundError
 from app.inference.card import ModelFolder
 from app.job_files import UPLOAD, WAITING, FitRequest, Job
-from app.recalibration import Activate, candidates
-from app.uploads import FIELDS, Limits, check, unpack
+from app.picture_uploads import Limits
+from app.recalibration import Activate, candidates, require_pictures
+from app.uploads import FIELDS, check, has_pictures, unpack
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])
 
@@ -36,6 +37,7 @@ class CalibrateForm(BaseModel):
     method: str = "auto"
     activate: Activate = "if_better"
     allow_label_changes: bool = False
+    weather: bool = False
     ignore_index: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 255
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     note: Annotated[str, Field(max_length=1000)] = ""
@@ -99,7 +101,9 @@ async def calibrate(
     """Refit from uploaded logits, or images, with labels.
 
     Either `logits` (+ `labels` and `image_index`, unless inside) as .npz, .npy or .safetensors, or
-    `images` and `labels` as zip archives.
+    `images` and `labels` as zip archives. `drive_index` says which images belong together: they
+    are never parted between fitting and testing. With `weather` the fit also learns from copies of
+    the pictures in fog, by night, in rain, noisy, blurred and pale.
     """
     incoming = await anyio.to_thread.run_sync(state.jobs.reserve)
     try:
@@ -185,6 +189,7 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
         picture_pixels=state.settings.max_pixels,
     )
     unpack(incoming / UPLOAD, limits)
+    require_pictures(weather=form.weather, pictures=has_pictures(incoming / UPLOAD))
     check(incoming / UPLOAD, folder.num_classes, form.ignore_index, limits)
     asked = form.model_dump() | {"model": folder.card.name, "model_sha256": folder.sha256}
     return state.jobs.submit(incoming, FitRequest(**asked))

@@ -96,6 +96,13 @@ class Calibrator(nn.Module, ABC):
         """
         return None
 
+    def suspects(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Mark what a selector takes for mispredicted: logits [N,K,...] to bool [N,...], or None.
+
+        None comes from calibrators without a selector.
+        """
+        return None
+
     def summary(self) -> dict[str, float]:
         """Name the few numbers of the state that a person wants to see."""
         return {}

@@ -119,6 +119,13 @@ class Contextual(Calibrator):
         moved: Tensor = bounded + familiarity * (trusted - bounded)
         return moved
 
+    def suspects(self, logits: Tensor) -> Tensor | None:
+        """Mark the pixels that are believed to be wrong rather than right."""
+        if not self.trust:
+            return None
+        logs = (prepared(logits) * self.beta).log_softmax(dim=1)
+        return self.believed(logs)[:, 0] < 0
+
     def scale(self) -> float | None:
         """Give the inverse temperature."""
         return self.beta.item()
@@ -146,7 +153,7 @@ class Contextual(Calibrator):
         require_two_classes(count_classes(data))
         self.beta.fill_(fit_inverse_temperature(data, context))
         both = [list(range(len(data)))] * 2
-        train, select = split(len(data), TRAIN_SHARE, context.seed) if len(data) > 1 else both
+        train, select = split(data, TRAIN_SHARE, context.seed) if len(data) > 1 else both
         self.local.fill_(float(data[0].labels.ndim == 2))
         self.trust.zero_()
         trained, usual = self._rows(data, train, context)

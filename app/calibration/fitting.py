@@ -5,8 +5,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.bootstrap import Interval, bootstrap_difference
+from app.calibration.bootstrap import Interval, bootstrap_mean
 from app.calibration.certification import Certification
 from app.calibration.conditional import Conditional
 from app.calibration.drift import Reference
@@ -17,7 +20,8 @@ from app.calibration.parting import Parts, part
 from app.calibration.promise import promise
 from app.calibration.registry import build
 from app.calibration.sampling import gather
-from app.calibration.validation import InMemory, Subset, ValidationSet
+from app.calibration.validation import InMemory, Subset, ValidationSet, drives_of
+from app.calibration.verdicts import SelectorFigures
 from app.errors import ArgumentError
 
 # Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
@@ -38,6 +42,7 @@ class Candidate:
     labels_changed: float  # share of labelled pixels, in 0..1
     fit_seconds: float = 0.0
     ece_select: float = math.nan  # image-wise, on the images that chose; NaN without a choice
+    selector: SelectorFigures | None = None  # of those that have one
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,13 @@ def fit(
 ) -> Outcome:
     """Fit the methods, choose (see `best_of`), and test the chosen one on untouched images.
 
-    Images are parted at random under the seed (see `parting`). Ties go to the method named first.
+    Images, or drives where the set names them, are parted at random under the seed (see
+    `parting`). Ties go to the method named first.
     Of several methods, one that the set can't determine is left out, with its reason. Progress is
     over all methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
     """
-    parts = part(len(data), context.seed, choosing=len(methods) > 1)
+    drives = drives_of(data)
+    parts = part(drives, context.seed, choosing=len(methods) > 1)
     fit_on, test = Subset(data, parts.fit), Subset(data, parts.test)
     pixels = gather(fit_on, stage(context, "reading", 0.0, READING))
     fitted, refused = fit_all(methods, fit_on, pixels, context)
@@ -127,8 +134,8 @@ def fit(
         current=candidate("none" if current is None else "current", before, measured[1]),
         candidates=candidates,
         chosen=chosen,
-        ece_difference=difference("ece", chosen.evaluation, measured[1].evaluation, context.seed),
-        aurc_difference=difference("aurc", chosen.evaluation, measured[1].evaluation, context.seed),
+        ece_difference=difference("ece", chosen, measured[1], test.drives, context.seed),
+        aurc_difference=difference("aurc", chosen, measured[1], test.drives, context.seed),
         parts=parts,
         certification=promised.certification,
         reference=promised.reference,
@@ -137,10 +144,31 @@ def fit(
     )
 
 
-def difference(figure: str, ours: Evaluation, theirs: Evaluation, seed: int) -> Interval:
-    """Interval of a figure's difference between two evaluations, paired by image."""
-    a, b = ([float(getattr(image, figure)) for image in e.images] for e in (ours, theirs))
-    return bootstrap_difference(a, b, seed)
+def difference(
+    figure: str,
+    ours: Candidate | Measured,
+    theirs: Candidate | Measured,
+    drives: Sequence[int],
+    seed: int,
+) -> Interval:
+    """Interval of a figure's difference between two evaluations, paired by image.
+
+    Drives are resampled, each by its images' mean; images where each is a drive by itself.
+    """
+    a, b = (
+        np.array([getattr(image, figure) for image in measured.evaluation.images], np.float64)
+        for measured in (ours, theirs)
+    )
+    return bootstrap_mean(by_drive(a - b, drives), seed)
+
+
+def by_drive(values: NDArray[np.float64], drives: Sequence[int]) -> list[float]:
+    """Mean of each drive's images but for NaN; NaN where all are."""
+    group, known = np.asarray(drives), ~np.isnan(values)
+    return [
+        float(values[(group == drive) & known].mean()) if known[group == drive].any() else math.nan
+        for drive in np.unique(group)
+    ]
 
 
 def fit_all(
@@ -199,7 +227,10 @@ def candidate(
 ) -> Candidate:
     """Put together what is known of a candidate."""
     ece = choice.ece if choice is not None and parts is not None and parts.select else math.nan
-    return Candidate(method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece)
+    return Candidate(
+        method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece,
+        measured.selector,
+    )  # fmt: skip
 
 
 def stage(context: FitContext, name: str, start: float, share: float) -> FitContext:

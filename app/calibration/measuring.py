@@ -12,6 +12,7 @@ from app.calibration.histograms import ReliabilityBins
 from app.calibration.metrics import IMAGE_BINS, Evaluation
 from app.calibration.ranking import Ranking
 from app.calibration.validation import IGNORE, LabelledImage, ValidationSet, labelled_pixels
+from app.calibration.verdicts import SelectorFigures, Verdicts, suspected_pixels
 from app.errors import ArgumentError
 
 
@@ -21,6 +22,7 @@ class Measured:
 
     evaluation: Evaluation
     labels_changed: float  # share of labelled pixels, in 0..1
+    selector: SelectorFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def measure(
     distinct = list({id(calibrator): calibrator for calibrator in calibrators}.values())
     evaluations = {id(calibrator): Evaluation(data.num_classes) for calibrator in distinct}
     changed, total = dict.fromkeys(evaluations, 0), 0
+    verdicts: dict[int, Verdicts] = {}
     for index in range(len(data)):
         context.progress("measuring", index / len(data))
         image = data[index]
@@ -99,9 +102,20 @@ def measure(
             decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
             evaluations[id(calibrator)].add(logs, labels, decided)
             changed[id(calibrator)] += int((decided != plain).sum())
+            suspected = suspected_pixels(calibrator, image, logits)
+            if suspected is not None:
+                found = verdicts.setdefault(id(calibrator), Verdicts())
+                found.add(suspected, plain != labels)
     if not total:
         raise ArgumentError("expected labelled pixels on the held-out images, got none")
-    return [Measured(evaluations[id(one)], changed[id(one)] / total) for one in calibrators]
+    return [
+        Measured(
+            evaluations[id(one)],
+            changed[id(one)] / total,
+            verdicts[id(one)].figures() if id(one) in verdicts else None,
+        )
+        for one in calibrators
+    ]
 
 
 def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class MetaCal(Pixelwise):
         require_two_classes(count_classes(data))
         others, chosen = data, data
         if len(data) > 1:
-            kept, drawn = split(len(data), 1 - ETA_SHARE, context.seed)
+            kept, drawn = split(data, 1 - ETA_SHARE, context.seed)
             others, chosen = Subset(data, kept), Subset(data, drawn)
         histogram = _entropies(chosen, context)
         eta = (

@@ -6,11 +6,10 @@ test images serve the gate and the certified thresholds: each is a statement tha
 with its own probability over the draw of these images, whatever the other one says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from app.calibration.validation import split
+from app.calibration.validation import split_at
 
 SMALLEST_IN_THREE = 10  # images; with fewer, two of them would choose among many methods
 FIT_SHARE, SELECT_SHARE = 0.4, 0.15  # the rest tests: certifying needs images most
@@ -30,20 +29,19 @@ class Parts:
     fresh: bool
 
 
-def part(count: int, seed: int, *, choosing: bool) -> Parts:
+def part(drives: Sequence[int], seed: int, *, choosing: bool) -> Parts:
     """Part images at random: 40% to fit, 15% to choose among several methods, 45% to test.
 
-    Without a choice to make, 55% fit. With a choice among fewer than ten images half of them fit,
-    and the others both choose and test: `fresh` is then false. Raises ArgumentError for fewer
-    than two images.
+    Images of one drive stay together; `drives` names each image's. Without a choice to make, 55%
+    fit. With a choice among fewer than ten images or three drives half of them fit, and the
+    others both choose and test: `fresh` is then false. Raises ArgumentError for fewer than two
+    drives.
     """
     if not choosing:
-        fit, test = split(count, FIT_SHARE + SELECT_SHARE, seed)
+        fit, test = split_at(drives, [FIT_SHARE + SELECT_SHARE], seed)
         return Parts(fit, [], test, fresh=True)
-    if count < SMALLEST_IN_THREE:
-        fit, rest = split(count, HALF, seed)
+    if len(drives) < SMALLEST_IN_THREE or len(set(drives)) < 3:
+        fit, rest = split_at(drives, [HALF], seed)
         return Parts(fit, rest, rest, fresh=False)
-    order = np.random.default_rng(seed).permutation(count)
-    first, second = round(count * FIT_SHARE), round(count * (FIT_SHARE + SELECT_SHARE))
-    fit, select, test = (sorted(piece.tolist()) for piece in np.split(order, [first, second]))
+    fit, select, test = split_at(drives, [FIT_SHARE, FIT_SHARE + SELECT_SHARE], seed)
     return Parts(fit, select, test, fresh=True)

@@ -13,7 +13,7 @@ from app.calibration.drift import Reference, histogram, reference_of
 from app.calibration.emitted import emits, emitted
 from app.calibration.ranking import Ranking
 from app.calibration.risk import Acceptance
-from app.calibration.validation import IGNORE, ValidationSet
+from app.calibration.validation import IGNORE, ValidationSet, drives_of
 
 TOO_FEW = "the images that certify also chose among the methods: there are too few"
 
@@ -36,21 +36,23 @@ def promise(
 ) -> Promised:
     """Certify thresholds and take the reference in one pass over the test images.
 
+    Where the set names drives, these take the place of images in what is certified.
+
     `tuning` places the thresholds to test, and has not seen the test images unless `fresh` is
     false; then nothing is certified.
     """
     images = Acceptance(thresholds_to_test(tuning))
-    rows = []
+    rows, drives = [], drives_of(test)
     for index in range(len(test)):
         context.progress("certifying", index / len(test))
         answer = emitted(test, index, calibrator)
         labelled = answer.labels != IGNORE
         correct = answer.predicted == answer.labels
-        images.add(answer.confidence[labelled], correct[labelled])
+        images.add(answer.confidence[labelled], correct[labelled], drives[index])
         if answer.labels.ndim > 1:
             rows.append(histogram(answer.confidence, answer.predicted, calibrator.num_classes))
     certification = (
-        certify_levels(images, tuning, context.seed, at_picture_size=emits(test))
+        certify_levels(images.by_drive(), tuning, context.seed, at_picture_size=emits(test))
         if fresh
         else nothing_certified(TOO_FEW)
     )

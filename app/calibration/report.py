@@ -29,11 +29,16 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
         "refused": dict(outcome.refused),
         "chosen": outcome.chosen.method,
         "parameters": outcome.chosen.calibrator.summary(),
+        "selector": selector(outcome.chosen),
         "ece_difference": outcome.ece_difference._asdict(),
         "aurc_difference": outcome.aurc_difference._asdict(),
         "reliability": {
             "before": curve(outcome.uncalibrated),
             "after": curve(outcome.chosen),
+        },
+        "risk_coverage": {
+            "before": risk_coverage(outcome.uncalibrated),
+            "after": risk_coverage(outcome.chosen),
         },
         "thresholds": [asdict(entry) for entry in outcome.certification.thresholds],
         "certification": certification(outcome.certification),
@@ -52,7 +57,13 @@ def figures(candidate: Candidate) -> dict[str, object]:
         "labels_changed": candidate.labels_changed,
         "ece_image_select": candidate.ece_select,
         "fit_seconds": round(candidate.fit_seconds, 3),
+        "selector": selector(candidate),
     }
+
+
+def selector(candidate: Candidate) -> dict[str, float] | None:
+    """Name the figures of a candidate's selector; null for those without one."""
+    return None if candidate.selector is None else candidate.selector._asdict()
 
 
 def certification(found: Certification) -> dict[str, object]:
@@ -69,6 +80,11 @@ def certification(found: Certification) -> dict[str, object]:
 def curve(candidate: Candidate) -> list[dict[str, float]]:
     """Give a candidate's reliability curve, empty bins left out."""
     return [bin_._asdict() for bin_ in candidate.evaluation.reliability() if bin_.pixels]
+
+
+def risk_coverage(candidate: Candidate) -> list[dict[str, float]]:
+    """Give a candidate's risk-coverage curve, the most confident pixels first."""
+    return [step._asdict() for step in candidate.evaluation.ranking.risk_coverage()]
 
 
 def without_nan(value: object) -> object:

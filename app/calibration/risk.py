@@ -8,7 +8,7 @@ set, neither per class nor per image, and not after a shift. Sources: Angelopoul
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -78,17 +78,30 @@ class Acceptance:
         self.thresholds = tuple(float(t) for t in thresholds)
         self.accepted: list[Floats] = []
         self.wrong: list[Floats] = []
+        self._units: list[Hashable] = []  # what each image is a draw of
 
-    def add(self, confidence: Tensor, correct: Tensor) -> Self:
+    def add(self, confidence: Tensor, correct: Tensor, drive: int | None = None) -> Self:
         """Take one image's labelled pixels: confidence float [m], correct bool [m].
 
-        An image without any is left out. Thresholds are compared in the confidence's own type.
+        `drive` names where it comes from. An image without pixels is left out. Thresholds are
+        compared in the confidence's own type.
         """
         values, hit = confidence.cpu().numpy(), correct.cpu().numpy()
         if len(values):
             self.accepted.append(self._shares(values, len(values)))
             self.wrong.append(self._shares(values[~hit], len(values)))
+            self._units.append(object() if drive is None else drive)
         return self
+
+    def by_drive(self) -> "Acceptance":
+        """Put each drive's images into one: its frames are no independent draws, drives are."""
+        whole = Acceptance(self.thresholds)
+        for unit in dict.fromkeys(self._units):
+            frames = [place for place, other in enumerate(self._units) if other == unit]
+            whole.accepted.append(np.mean([self.accepted[place] for place in frames], axis=0))
+            whole.wrong.append(np.mean([self.wrong[place] for place in frames], axis=0))
+            whole._units.append(unit)
+        return whole
 
     def below(self, index: int) -> "Acceptance":
         """Leave out the thresholds before an index."""

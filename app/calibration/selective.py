@@ -55,8 +55,7 @@ class Selective(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-probabilities."""
-        rows = prepared(logits).movedim(1, -1)
-        odds = self.selector(rows).movedim(-1, 1)
+        odds = self._odds(logits)
         verdict = torch.where(odds > 0, 60.0, -60.0)  # log-odds of certainty in float32
         odds = torch.where(self.soft > 0, self.selector.calibrated(odds), verdict)
         based = self.base(logits)
@@ -67,6 +66,15 @@ class Selective(Calibrator):
             doubted - torch.nn.functional.softplus(odds),
         )
         return uniform_where_broken(mixed, logits)
+
+    def suspects(self, logits: Tensor) -> Tensor:
+        """Mark the pixels that hard routing gives T_mis."""
+        return self._odds(logits)[:, 0] <= 0
+
+    def _odds(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] to the selector's log-odds [N,1,...] as trained."""
+        odds: Tensor = self.selector(prepared(logits).movedim(1, -1))
+        return odds.movedim(-1, 1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Fit the base and the selector on some images, both temperatures on the others.
@@ -143,5 +151,5 @@ def _parts(data: ValidationSet, context: FitContext) -> tuple[ValidationSet, Val
     """Images to train on and images to set the temperatures with."""
     if len(data) < 2:
         return data, data
-    train, select = split(len(data), TRAIN_SHARE, context.seed)
+    train, select = split(data, TRAIN_SHARE, context.seed)
     return Subset(data, train), Subset(data, select)

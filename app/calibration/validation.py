@@ -55,6 +55,20 @@ def copies_of(data: ValidationSet, index: int) -> Sequence[LabelledImage]:
     return data.copies(index) if isinstance(data, WithCopies) else ()
 
 
+@runtime_checkable
+class WithDrives(Protocol):
+    """A set that knows which drive (flight, patient, camera) each image comes from."""
+
+    @property
+    def drives(self) -> Sequence[int]:
+        """Number the images' drives."""
+
+
+def drives_of(data: ValidationSet) -> Sequence[int]:
+    """Give each image's drive; where the set knows none, each image is one by itself."""
+    return data.drives if isinstance(data, WithDrives) else range(len(data))
+
+
 @dataclass(frozen=True)
 class View(ABC):
     """Another set seen differently, image by image."""
@@ -84,6 +98,12 @@ class Subset(View):
 
     def __getitem__(self, index: int) -> LabelledImage:
         return self.whole[self.indices[index]]
+
+    @property
+    def drives(self) -> Sequence[int]:
+        """Number the images' drives, as the whole set does."""
+        known = drives_of(self.whole)
+        return [known[index] for index in self.indices]
 
     def copies(self, index: int) -> Sequence[LabelledImage]:
         """Read one image's copies, where the whole set has any."""
@@ -126,16 +146,39 @@ def pixels(data: ValidationSet) -> Iterator[tuple[Tensor, Tensor]]:
             yield logits, labels
 
 
-def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Part image indices at random into (fitting, held out), both sorted, neither empty.
+def split(data: ValidationSet, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Part a set's image indices at random into (fitting, held out), both sorted, neither empty.
 
-    `share` is what goes to fitting, in (0,1). Whole images part, never pixels: neighbouring
-    pixels are copies of each other, and a pixel split would measure memory.
+    `share` is about what goes to fitting, in (0,1). Whole drives part, or images where there is
+    only one drive; never pixels: neighbouring pixels are copies of each other, and a pixel split
+    would measure memory.
     """
-    if count < 2:
+    drives = drives_of(data)
+    several = len(set(drives)) > 1
+    first, second = split_at(drives if several else range(len(data)), [share], seed)
+    return first, second
+
+
+def split_at(drives: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:
+    """Part images at random, whole drives together, where shares of them are reached.
+
+    `shares` rise within (0,1); there is one part more than there are shares, each sorted and of
+    one drive at least. Raises ArgumentError where there are fewer drives than parts.
+    """
+    names, group = np.unique(np.asarray(drives), return_inverse=True)
+    parts = len(shares) + 1
+    if len(names) < parts:
         raise ArgumentError(
-            f"expected at least 2 images to fit on one and hold one out, got {count}"
+            f"expected at least {parts} images, of as many drives, to fit on one and hold one "
+            f"out, got {len(names)}"
         )
-    order = np.random.default_rng(seed).permutation(count)
-    cut = min(max(round(count * share), 1), count - 1)
-    return sorted(order[:cut].tolist()), sorted(order[cut:].tolist())
+    order = np.random.default_rng(seed).permutation(len(names))
+    reached = np.bincount(group)[order].cumsum()
+    cuts = [0]
+    for number, share in enumerate(shares):
+        # At least one drive for this part, and one for each that follows.
+        least, most = cuts[-1] + 1, len(names) - (len(shares) - number)
+        misses = np.abs(reached[least - 1 : most] - round(len(group) * share))
+        cuts.append(least + int(misses.argmin()))
+    place = np.searchsorted(cuts, np.argsort(order), side="right") - 1  # each drive's part
+    return [np.flatnonzero(place[group] == part).tolist() for part in range(parts)]

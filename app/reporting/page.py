@@ -39,7 +39,7 @@ def render(comparison: Comparison, pictures: Mapping[int, Views]) -> str:
     return _environment().get_template("report.html").render(
         comparison=comparison,
         card=comparison.folder.card,
-        manifest=comparison.calibrator.manifest if comparison.calibrator else None,
+        manifest=comparison.manifest,
         served=comparison.served,
         sides=_sides(comparison),
         headline=sentences.headline(comparison.before, comparison.after),

@@ -225,3 +225,24 @@ def test_measured_risk_alone_exceeds_alpha_far_more_often(population):
         chosen = np.flatnonzero(measured <= ALPHA)[-1]
         violations += risk[chosen] > ALPHA
     assert violations / 200 > 2 * DELTA
+
+
+def test_frames_of_a_drive_are_one_draw():
+    images = Acceptance([0.8, 0.5])
+    for drive, confidence, correct in (
+        (4, [0.9, 0.9, 0.6, 0.1], [1, 0, 1, 1]),
+        (4, [0.9, 0.1], [1, 1]),
+        (2, [0.6, 0.6], [0, 1]),
+    ):
+        images.add(torch.tensor(confidence), torch.tensor(correct, dtype=torch.bool), drive)
+    drives = images.by_drive()
+    # drive 4: accepted (1/2 + 1/2)/2, (3/4 + 1/2)/2; wrong (1/4 + 0)/2 at both thresholds
+    assert np.allclose(np.stack(drives.accepted), np.array([[1 / 2, 5 / 8], [0, 1]]))
+    assert np.allclose(np.stack(drives.wrong), np.array([[1 / 8, 1 / 8], [0, 1 / 2]]))
+
+
+def test_images_without_a_drive_stay_apart():
+    images = Acceptance([0.5])
+    for _ in range(3):
+        images.add(torch.tensor([0.9]), torch.tensor([True]))
+    assert len(images.by_drive().accepted) == 3

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from app.api.pace import STRIDE
+from app.connection import Connection
 from app.errors import InputError
 from app.fits import Service, Wanted
 from app.main import WORKERS
@@ -113,8 +114,8 @@ def test_command_hears_a_refusal_of_a_large_upload(
     large = tmp_path / "large.npz"
     with large.open("wb") as file:
         file.truncate(64 << 20)  # far more than the server reads before it closes
-    wanted = Wanted({"logits": large}, "auto", "never", False, None, 0, "")
+    wanted = Wanted({"logits": large}, "auto", "never", False, False, None, 0, "")
 
     for _ in range(3):
         with pytest.raises(InputError, match=sentence):
-            Service(url, token).fit(wanted, None, lambda _stage, _share: None)
+            Service(Connection(url, token)).fit(wanted, None, lambda _stage, _share: None)

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from app.artifacts import ArtifactStore
+from app.calibration.identity import Identity
 from app.evaluate_command import picture_views
-from app.evaluation import Comparison, Options, evaluate
+from app.evaluation import Comparison, Here, Options, evaluate
 from app.inference.card import read_model_folder
 from app.inference.predictor import open_predictor
 from app.labelled import find_pairs
@@ -21,6 +22,7 @@ from app.reporting.figures import figures, number, percent, points
 from app.reporting.page import TEMPLATES, render
 from app.reporting.sentences import headline
 from app.service import find_calibrator
+from app.versions import StoredCalibrator
 from tests.service import GREEN, RED, publish_temperature, solid, thirds
 from tests.tiny_models import write_onnx_model
 
@@ -96,8 +98,9 @@ def evaluated(tmp_path_factory):
     options = Options(ignore_index=255, max_pixels=10_000)
 
     def run(calibrator: object) -> tuple[Comparison, str]:
-        done = evaluate(predictor, stored if calibrator else None, pairs, options, lambda: None)
-        return done, render(done, {i: picture_views(predictor, done, i) for i in done.worst()})
+        subject = Here(predictor, stored if calibrator else None, options.max_pixels)
+        done = evaluate(subject, pairs, options, lambda: None)
+        return done, render(done, {i: picture_views(subject, done, i) for i in done.worst()})
 
     return {"with": run(True), "without": run(False)}
 
@@ -219,7 +222,8 @@ def test_only_one_picture_gives_no_interval(evaluated):
     done, _ = evaluated["with"]
     one = find_pairs(done.pairs[0].image.parent, done.pairs[0].labels.parent)[:1]
     predictor = open_predictor(done.folder, "cpu", 1)
-    alone = evaluate(predictor, done.calibrator, one, done.options, lambda: None)
+    subject = Here(predictor, StoredCalibrator(done.manifest, Identity(3)), 10_000)
+    alone = evaluate(subject, one, done.options, lambda: None)
     assert alone.difference is not None
     assert math.isnan(alone.difference.low)
     text = render(alone, {})

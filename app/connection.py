@@ -1,0 +1,63 @@
+"""A running service, as the command line's remote halves talk to it."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPResponse
+from typing import Any
+
+from app.errors import ArgumentError, InputError, UnavailableError
+from app.refusals import ListeningHandler, ListeningTlsHandler
+
+TIMEOUT_S = 600  # an upload is checked before it is answered
+
+
+class Connection:
+    """Asks one service, with a token if there is one."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ArgumentError(f"--url: expected http:// or https://, got {url!r}")
+        self._url = url.rstrip("/")
+        self._opener = urllib.request.build_opener(ListeningHandler, ListeningTlsHandler)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    @contextmanager
+    def open(
+        self,
+        path: str,
+        data: bytes | Iterator[bytes] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Iterator[HTTPResponse]:
+        """Ask, with POST where there is data.
+
+        Raises InputError with the service's own sentence where it refuses, and UnavailableError
+        where there is none.
+        """
+        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+            self._url + path, data, {**self._headers, **(headers or {})}
+        )
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                yield answer
+        except urllib.error.HTTPError as error:
+            raise InputError(problem_detail(error)) from error
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            raise UnavailableError(f"expected a service at {self._url}, got: {error}") from error
+
+    def json(
+        self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Any:  # noqa: ANN401 - whatever the service answers
+        """Ask for a JSON document."""
+        with self.open(path, data, headers) as answer:
+            return json.load(answer)
+
+
+def problem_detail(error: urllib.error.HTTPError) -> str:
+    """Read the sentence out of a problem."""
+    try:
+        return str(json.load(error)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"expected an answer of segcal, got {error.code} {error.reason}"
