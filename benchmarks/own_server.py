@@ -30,7 +30,7 @@ class Server:
 
 
 @contextmanager
-def serving(models: Path, **settings: str | int) -> Iterator[Server]:
+def serving(models: Path, **settings: str | int | Path) -> Iterator[Server]:
     """Start `segcal serve` over a folder of models and artefacts of its own; ready when given."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

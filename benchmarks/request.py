@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # as in a service whose networks are not in torch
     folder = read_model_folder(options.model)
     predictor = open_predictor(folder, "cpu", options.threads)
     upload = options.image.read_bytes() if options.image else picture(360, 480)

@@ -10,36 +10,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.arithmetic import LOG2_E, logarithm, power_of_two
 from app.calibration.base import Share
 from app.calibration.context import REACHES, TOP, step_of
 from app.calibration.pixelwise import FEATURE_FLOOR
+from app.calibration.rows import LANES, accumulate, total_of, window_sums
 from app.compilation import compiled
 
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int32]
 
-LANES = 16
 BLOCK = 64  # columns at a time: the hidden units of all of them stay in the nearest cache
 _ODDS_LIMIT = np.float32(12)
 _CLIP = np.float32(4)
 _ZERO, _ONE, _NONE = np.float32(0), np.float32(1), np.float32(-3e38)
 _DEEPEST = np.float32(-80)  # e to it is nothing beside 1
-_LOG2_E = np.float32(1.4426950408889634)
-# Adding it puts a float's nearest integer n into the mantissa's low bits, as n + 127.
-_ROUND = np.float32(1.5 * 2**23 + 127)
-# 2^f - 1 over f on [-1/2, 1/2], relative error of 2^f at most 1e-7.
-_P1, _P2, _P3, _P4, _P5 = (
-    np.float32(c) for c in (0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
-)
-# log(1 + r) = r - r^2/2 + r^3 (...) over sqrt(1/2) - 1 .. sqrt(2) - 1, relative error 4e-8.
-_L3, _L4, _L5, _L6, _L7, _L8, _L9 = (
-    np.float32(c)
-    for c in (
-        0.33333969, -0.25001261, 0.19961147, -0.16578959, 0.14934175, -0.14262831, 0.0864277035,
-    )
-)  # fmt: skip
-_LN_2, _HALF = np.float32(0.693147181), np.float32(0.5)
-_ROOT_HALF = np.float32(0.5**0.5).view(np.int32)  # its bits
+_LOG2_E = np.float32(LOG2_E)
 _SMALLEST = np.float32(1e-30)
 
 
@@ -127,16 +113,16 @@ def look(
             row = logits[k, y]
             for x in range(width):
                 below = max((row[x] - leader[x]) * gain, _DEEPEST)
-                power = _exp(below)
+                power = power_of_two(below * _LOG2_E)
                 others[x] += power if first[x] != k else _ZERO
                 mean[x] += power * below
         for x in range(width):
             total = _ONE + others[x]
-            log = _log(total)
+            log = logarithm(total)
             partition[x] = gain * leader[x] + log
             entropy[x] = log - mean[x] / total
             # p / (1 - p) of the leader's p = 1 / (1 + others)
-            odds[x] = min(max(-_log(max(others[x], _SMALLEST)), -_ODDS_LIMIT), _ODDS_LIMIT)
+            odds[x] = min(max(-logarithm(max(others[x], _SMALLEST)), -_ODDS_LIMIT), _ODDS_LIMIT)
         for place in range(planes.top.shape[0]):
             sorted_ = planes.top[place, y]
             for x in range(width):
@@ -166,31 +152,6 @@ def _sort(logits: Floats, planes: Planes, carried: Floats, y: int) -> None:
 
 
 @compiled
-def _exp(value: np.float32) -> np.float32:
-    """Give e**value for values in -80..0, to 3e-7 relative."""
-    exponent = value * _LOG2_E
-    rounded = np.float32(exponent + _ROUND)
-    rest = exponent - (rounded - _ROUND)
-    scale = np.int32(np.float32(rounded).view(np.int32) << np.int32(23)).view(np.float32)
-    tail = _P2 + rest * (_P3 + rest * (_P4 + rest * _P5))
-    return np.float32(scale * (_ONE + rest * (_P1 + rest * tail)))
-
-
-@compiled
-def _log(value: np.float32) -> np.float32:
-    """Give the natural logarithm of normal positive values, to 1e-7 absolute or relative."""
-    bits = np.float32(value).view(np.int32)
-    exponent = np.int32(np.int32(bits - _ROOT_HALF) >> np.int32(23))
-    mantissa = np.int32(bits - np.int32(exponent << np.int32(23))).view(np.float32)
-    rest = mantissa - _ONE  # of sqrt(1/2) .. sqrt(2)
-    tail = _L3 + rest * (
-        _L4 + rest * (_L5 + rest * (_L6 + rest * (_L7 + rest * (_L8 + rest * _L9))))
-    )
-    square = rest * rest
-    return np.float32(np.float32(exponent) * _LN_2 + (rest - _HALF * square + square * rest * tail))
-
-
-@compiled
 def look_along(planes: Planes, reaches: tuple[int, int], start: int, stop: int) -> None:
     """Sweep 2: changes of label, and sums along the row of them and of the entropy."""
     height, width = planes.first.shape
@@ -210,20 +171,8 @@ def look_along(planes: Planes, reaches: tuple[int, int], start: int, stop: int) 
             changes[x] = count
         for place in range(2):
             reach = reaches[place]
-            _sums(planes.entropy[y], reach, planes.along[2 * place, y])
-            _sums(changes, reach, planes.along[2 * place + 1, y])
-
-
-@compiled
-def _sums(values: Floats, reach: int, sums: Floats) -> None:
-    """Sums over windows of 2 reach + 1, the border repeated."""
-    last = len(values) - 1
-    running = 0.0
-    for x in range(-reach, reach + 1):
-        running += values[min(max(x, 0), last)]
-    for x in range(last + 1):
-        sums[x] = running
-        running += values[min(x + reach + 1, last)] - values[max(x - reach, 0)]
+            window_sums(planes.entropy[y], reach, planes.along[2 * place, y])
+            window_sums(changes, reach, planes.along[2 * place + 1, y])
 
 
 @compiled
@@ -260,7 +209,7 @@ def opine(
             second[x] = planes.second[y * step, x * step]
         for f in range(len(seen)):
             feature = seen[f]
-            sums[y, f] = _total(feature, lanes)
+            sums[y, f] = total_of(feature, lanes)
             for x in range(width):
                 standard = (feature[x] - weights.mean[f]) * weights.scale[f]
                 feature[x] = min(max(standard, -_CLIP), _CLIP)
@@ -271,23 +220,6 @@ def opine(
             _leave(weights, hidden, deeper, opinion)
             for x in range(right - left):
                 moved[left + x] = share * (opinion[x] + constant)
-
-
-@compiled
-def _total(row: Floats, lanes: Floats) -> np.float32:
-    """Sum a row in several lanes at once, always in the same order."""
-    lanes[:] = 0
-    whole = len(row) // LANES * LANES
-    for left in range(0, whole, LANES):
-        part = row[left : left + LANES]
-        for x in range(LANES):
-            lanes[x] += part[x]
-    for x in range(whole, len(row)):
-        lanes[x - whole] += row[x]
-    total = _ZERO
-    for x in range(LANES):
-        total += lanes[x]
-    return np.float32(total)
 
 
 @compiled
@@ -348,7 +280,7 @@ def _enter(
         unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
         for x in range(columns):
             unit[x] = of_first[first[x]] + of_second[second[x]]
-        _accumulate(weights.inward[:, j], seen, 0, left, left + columns, unit)
+        accumulate(weights.inward[:, j], seen, 0, left, left + columns, unit)
         for x in range(BLOCK):
             unit[x] = max(unit[x], _ZERO)
 
@@ -361,24 +293,7 @@ def _leave(weights: Weights, hidden: Floats, deeper: Floats, opinion: Floats) ->
     for member in range(members):
         for j in range(width):
             deeper[:] = weights.bias[member, j]
-            _accumulate(weights.between[member, :, j], hidden, member * width, 0, BLOCK, deeper)
+            accumulate(weights.between[member, :, j], hidden, member * width, 0, BLOCK, deeper)
             gain = weights.outward[member, j]
             for x in range(BLOCK):
                 opinion[x] += gain * max(deeper[x], _ZERO)
-
-
-@compiled
-def _accumulate(
-    gains: Floats, rows: Floats, begin: int, left: int, right: int, sums: Floats
-) -> None:
-    """Add gains [n] times the columns of so many rows, from row `begin` on, four rows a step."""
-    for i in range(0, len(gains) - 3, 4):
-        of_a, of_b, of_c, of_d = gains[i], gains[i + 1], gains[i + 2], gains[i + 3]
-        a, b = rows[begin + i, left:right], rows[begin + i + 1, left:right]
-        c, d = rows[begin + i + 2, left:right], rows[begin + i + 3, left:right]
-        for x in range(right - left):
-            sums[x] += of_a * a[x] + of_b * b[x] + (of_c * c[x] + of_d * d[x])
-    for i in range(len(gains) // 4 * 4, len(gains)):
-        gain, row = gains[i], rows[begin + i, left:right]
-        for x in range(right - left):
-            sums[x] += gain * row[x]

@@ -6,8 +6,9 @@ about a place is smooth. So the latter is interpolated, rather than the calibrat
 
 import numpy as np
 
+from app.arithmetic import LOG2_E, power_of_two
 from app.compilation import compiled
-from app.inference.kernels import LOG2_E, Floats, Taps, power_of_two
+from app.inference.kernels import Floats, Taps
 
 _LOG2_E, _ONE, _DEEPEST = np.float32(LOG2_E), np.float32(1), np.float32(-64)
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.arithmetic import LOG2_E
 from app.inference.confidence_shift import shift_rows
-from app.inference.kernels import LOG2_E, Confidence, Mask, Taps, emit_rows
+from app.inference.kernels import Confidence, Mask, Taps, emit_rows
 from app.inference.preprocess import Band, Geometry
 from app.inference.row_threads import RowThreads
 from app.inference.tally import tally

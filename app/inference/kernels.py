@@ -9,8 +9,7 @@ logits would give, interpolated: no exponential can then overflow, and no maximu
 before the sweep. Where that bound is far above the truth the tile is swept once more.
 
 The scratch is one flat array with unsigned offsets: so LLVM sees that its parts do not overlap
-and vectorises the loops over columns. All of the kernel is in this file, since the cache of
-machine code takes no notice of changes in another.
+and vectorises the loops over columns.
 """
 
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from app.arithmetic import power_of_two
 from app.compilation import compiled
 
 Floats = NDArray[np.float32]
@@ -29,7 +29,6 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 TILE = 256  # columns
 GROUP = 4  # classes a step: their running maximum and sum are read and written once
-LOG2_E = 1.4426950408889634
 
 _T: Offset
 _T, _0, _1, _2, _3, _4 = (np.uint64(n) for n in (TILE, 0, 1, 2, 3, GROUP))
@@ -41,25 +40,6 @@ _RUNNING = np.uint64(5 * TILE)
 _FLOOR = np.float32(-1e30)  # keeps differences finite whatever the logits
 _NONE = np.float32(-3e38)
 _UNDERFLOW = np.float32(2.0**-64)
-
-# Adding it puts a float's nearest integer n into the mantissa's low bits, as n + 127.
-_ROUND = np.float32(1.5 * 2**23 + 127)
-_LOWEST = np.float32(-127)  # its power is taken as 0
-# 2^f - 1 over f on [-1/2, 1/2], relative error of 2^f at most 1e-7.
-_P1, _P2, _P3, _P4, _P5 = (
-    np.float32(c) for c in (0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
-)
-
-
-@compiled
-def power_of_two(exponent: np.float32) -> np.float32:
-    """2**exponent to 2e-7 relative for exponents up to 0; 0 from -126.5 down."""
-    bounded = max(exponent, _LOWEST)
-    rounded = np.float32(bounded + _ROUND)
-    rest = bounded - (rounded - _ROUND)
-    scale = np.int32(np.float32(rounded).view(np.int32) << np.int32(23)).view(np.float32)
-    tail = _P2 + rest * (_P3 + rest * (_P4 + rest * _P5))
-    return np.float32(scale * (np.float32(1) + rest * (_P1 + rest * tail)))
 
 
 @compiled

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from app.inference.crowd import Crowd
 
 STRIPS = 4  # for each thread, so that a slow one holds nobody up
-SMALLEST = 1 << 17  # values that one thread finishes before another has woken up
+# Values that one thread finishes before another is of use: that one has to wake up, and ONNX
+# Runtime's own threads go on spinning for a while after an inference.
+SMALLEST = 1 << 21
 
 
 class RowThreads:
