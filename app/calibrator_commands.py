@@ -15,18 +15,10 @@ from app.artifacts import ArtifactStore
 from app.connection import Connection
 from app.disk import replace_file, storage
 from app.main import find_model
+from app.options import ModelOption, TokenOption, UrlOption
 from app.settings import Settings, load_settings
 
 console = Console(stderr=True)
-
-ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="A running service; default: this machine's folders.")
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option("--token", envvar="SEGCAL_ADMIN_TOKEN", help="The service's admin token."),
-]
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app import batch
-from app.calibrator_commands import (
-    ModelOption,
-    TokenOption,
-    UrlOption,
-    activate_command,
-    archive_command,
-    list_command,
-)
+from app.calibrator_commands import activate_command, archive_command, list_command
 from app.connection import Connection
 from app.errors import ArgumentError, SegcalError
 from app.evaluate_command import evaluate_command
@@ -27,6 +20,7 @@ from app.inference.card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.main import find_model, model_folders, run
 from app.model_commands import import_command, quantize_command
+from app.options import ApiTokenOption, ModelOption, TokenOption, UrlOption
 from app.recalibration import Activate
 from app.settings import Settings, load_settings
 
@@ -60,7 +54,7 @@ def segment(
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
     url: UrlOption = None,
     model: ModelOption = None,
-    token: Annotated[str | None, typer.Option(envvar="SEGCAL_TOKEN")] = None,
+    token: ApiTokenOption = None,
 ) -> None:
     """Write masks, confidence maps and a CSV of per-image figures."""
     settings = load_settings()

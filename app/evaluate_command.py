@@ -10,7 +10,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.artifacts import ArtifactStore
-from app.calibrator_commands import UrlOption
 from app.connection import Connection
 from app.disk import replace_file, storage
 from app.errors import ArgumentError
@@ -18,6 +17,7 @@ from app.evaluation import Comparison, Here, Options, Subject, evaluate
 from app.inference.predictor import Tta, open_predictor
 from app.labelled import find_pairs, read_labels_for, read_picture
 from app.main import find_model
+from app.options import ApiTokenOption, ModelOption, UrlOption
 from app.remote_evaluation import There, default_model
 from app.reporting.figures import figures, number, signed
 from app.reporting.page import render
@@ -32,7 +32,7 @@ def evaluate_command(
     labels: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Label maps of the same stems.")
     ],
-    model: Annotated[str | None, typer.Option(help="Default: the only model.")] = None,
+    model: ModelOption = None,
     calibrator: Annotated[str, typer.Option(help="A version's id, active, or none.")] = ACTIVE,
     out: Annotated[Path, typer.Option(dir_okay=False, help="The page.")] = Path("report.html"),
     tta: Annotated[Tta, typer.Option(help="Views of each picture that are averaged.")] = "none",
@@ -43,9 +43,7 @@ def evaluate_command(
         int, typer.Option(min=0, max=50, help="Pictures to show for each reason.")
     ] = 4,
     url: UrlOption = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="SEGCAL_TOKEN", help="One of the service's API tokens.")
-    ] = None,
+    token: ApiTokenOption = None,
 ) -> None:
     """Measure a model as it is served over labelled pictures, and write a page about it."""
     settings = load_settings()
