@@ -7,11 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.calibration.base import Calibrator, Share, alone, prepared
+from app.calibration.base import Calibrator, Share, alone
+from app.calibration.base import prepared as finite
 from app.calibration.emitted import Emitted
 from app.inference.emission import emit
 from app.inference.kernels import Confidence, Mask
-from app.inference.preprocess import Geometry
+from app.inference.predictor import Prepared
+from app.inference.preprocess import Band, Geometry
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,16 @@ class Rated:
     rating: Tensor
     scale: float = 1.0
     shift: Tensor | None = None
+
+
+def shown(
+    calibrator: Calibrator | None, prepared: Prepared, logits: Tensor, band: Band
+) -> Calibrator | None:
+    """Show a calibrator the part of the picture that logits [K,n,w] are about, if it looks."""
+    if calibrator is None or not calibrator.sees_picture:
+        return calibrator
+    rows = range(band.top, band.top + logits.shape[1])
+    return calibrator.seeing(prepared.glance((band.height, logits.shape[2]), rows))
 
 
 @torch.inference_mode()
@@ -52,7 +64,7 @@ def answer_labelled(
     logits: Tensor, labels: NDArray[np.integer], geometry: Geometry, calibrator: Calibrator
 ) -> Emitted:
     """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
-    rated = rate(prepared(logits[None])[0], calibrator)
+    rated = rate(finite(logits[None])[0], calibrator)
     mask, confidence = emit_rated(rated, geometry)
     return Emitted(
         torch.from_numpy(mask.astype(np.int64)),

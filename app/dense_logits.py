@@ -76,7 +76,8 @@ class DenseLogits:
         """Read everything once; raises ArgumentError for labels or logits that can't be used."""
         images = pixels = 0
         for index in range(len(self)):
-            logits, labels = (part.numpy() for part in self[index])
+            image = self[index]
+            logits, labels = image.logits.numpy(), image.labels.numpy()
             labelled = labels != IGNORE
             check_finite(logits, labelled, f"image {index}")
             images += bool(labelled.any())

@@ -216,8 +216,9 @@ def look(
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
         return Looked(picture, geometry, plain, plain, Rated(plain, plain))
-    calibrated = calibrator.calibrator(logits)[0]
-    rated = rate(logits[0], calibrator.calibrator)
+    height, width = logits.shape[2:]
+    seeing = calibrator.calibrator.seeing(prepared.glance((height, width), range(height)))
+    calibrated, rated = seeing(logits)[0], rate(logits[0], seeing)
     return Looked(picture, geometry, logits[0], calibrated, rated)
 
 

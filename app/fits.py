@@ -82,7 +82,7 @@ def validation_set(
             predictor, pairs, void, settings.max_pixels, progress, drives, weather=wanted.weather
         )
         return
-    require_pictures(weather=wanted.weather, pictures=False)
+    require_pictures(wanted.method, weather=wanted.weather)
     limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
     with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
         scratch = Path(name)

@@ -50,7 +50,7 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
 class SpooledLogits:
     """A validation set whose logits, once computed, lie in files until asked for.
 
-    Labels at the pictures' size lie there too, to answer images as the service does. With
+    Labels at the pictures' size and the pictures on the logits' grid lie there too. With
     `weather` it also has copies of its images, for those calibrators that learn from them.
     """
 
@@ -80,6 +80,7 @@ class SpooledLogits:
                 pair, prepared.geometry.image, self.num_classes, ignore_index, max_pixels
             )
             grid = spool(predictor.strips(prepared), self._path("logits", index))
+            np.save(self._path("picture", index), prepared.glance(grid, range(grid[0])).numpy())
             self._labels.append(to_grid(labels, prepared.geometry, grid))
             self._geometries.append(prepared.geometry)
             narrow = np.min_scalar_type(-self.num_classes)
@@ -90,7 +91,8 @@ class SpooledLogits:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        return LabelledImage(self._logits(index), torch.from_numpy(self._labels[index]).long())
+        labels = torch.from_numpy(self._labels[index]).long()
+        return LabelledImage(self._stored("logits", index), labels, self._stored("picture", index))
 
     def copies(self, index: int) -> Sequence[LabelledImage]:
         """Run the model over one image's copies, one of each kind of weather."""
@@ -102,16 +104,21 @@ class SpooledLogits:
         for number, kind in enumerate(KINDS):
             strength = STRENGTHS[(2 * index + number) % len(STRENGTHS)]
             laid = self._predictor.lay(corrupt(picture, kind, strength, index))
-            made.append(LabelledImage(self._predictor.grid(laid)[0], labels))
+            logits = self._predictor.grid(laid)[0]
+            seen = laid.glance((logits.shape[1], logits.shape[2]), range(logits.shape[1]))
+            made.append(LabelledImage(logits, labels, seen))
         return made
 
     def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
         """Answer one picture at its own size."""
         labels = np.load(self._path("labels", index), allow_pickle=False)
-        return answer_labelled(self._logits(index), labels, self._geometries[index], calibrator)
+        seeing = calibrator.seeing(self._stored("picture", index))
+        return answer_labelled(
+            self._stored("logits", index), labels, self._geometries[index], seeing
+        )
 
-    def _logits(self, index: int) -> Tensor:
-        return torch.from_numpy(np.load(self._path("logits", index), allow_pickle=False))
+    def _stored(self, kind: str, index: int) -> Tensor:
+        return torch.from_numpy(np.load(self._path(kind, index), allow_pickle=False))
 
     def _path(self, kind: str, index: int) -> Path:
         return self._folder / f"{kind}{index}.npy"

@@ -12,7 +12,7 @@ from app.calibration.report import report
 from app.calibration.validation import ValidationSet
 from app.errors import ArgumentError
 from app.inference.card import ModelFolder
-from app.versions import Manifest, new_id, timestamp
+from app.versions import Manifest, StoredCalibrator, new_id, timestamp
 
 AUTO_METHOD = "auto"
 PUBLISHING = "publishing"  # the stage from which a fit is carried through
@@ -44,6 +44,8 @@ def calibrate(
     """Fit, publish, and activate or not; raises ArgumentError, StorageError."""
     name = folder.card.name
     active = store.active(name, folder.sha256)
+    if active is not None:
+        require_comparable(active, data)
     current = None if active is None else active.calibrator
     outcome = fit(data, candidates(method, allow_label_changes), context, current)
     activated, why = decide(outcome, activate, active.manifest.id if active else None)
@@ -72,10 +74,21 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
     return (method,)
 
 
-def require_pictures(*, weather: bool, pictures: bool) -> None:
-    """Raise ArgumentError where copies under other weather are wanted of logits."""
-    if weather and not pictures:
+def require_pictures(method: str, *, weather: bool) -> None:
+    """Raise ArgumentError where a fit on logits alone can't do what is asked for."""
+    if weather:
         raise ArgumentError("expected pictures with weather=true, got logits: they have no copies")
+    if method != AUTO_METHOD and METHODS[method].sees_picture:
+        raise ArgumentError(f"expected pictures with the method {method}, got logits alone")
+
+
+def require_comparable(active: StoredCalibrator, data: ValidationSet) -> None:
+    """Raise ArgumentError where the active version can't be measured on the data."""
+    if active.calibrator.sees_picture and data[0].picture is None:
+        raise ArgumentError(
+            f"expected pictures, without which the active calibrator {active.manifest.id} can't be "
+            f"compared with, got logits alone"
+        )
 
 
 def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:

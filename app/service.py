@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.answers import rate
+from app.answers import rate, shown
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
@@ -123,12 +123,11 @@ class Segmenter:
         with watch.stage("preprocess"):
             prepared = predictor.lay(picture)
             mask, confidence = blank(prepared.geometry, predictor.folder.num_classes)
-        del picture  # 3 bytes a pixel, needed no more where the model takes it whole
         calibrator = stored.calibrator if stored else None
-        reach = calibrator.invariances.reach if calibrator else 0
+        reach, share = calibrator.invariances.reach if calibrator else 0, self._threads.share
         for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
             with watch.stage("calibration"):
-                rated = rate(logits[0], calibrator, self._threads.share)
+                rated = rate(logits[0], shown(calibrator, prepared, logits[0], band), share)
             with watch.stage("encode"):
                 emit_band(
                     rated.labelling, rated.rating, prepared.geometry, band, mask, confidence,
@@ -165,7 +164,9 @@ class Segmenter:
         for predictor in self.predictors.values():
             stored = self.calibrator(predictor, ACTIVE)
             if stored is not None:
-                rate(torch.zeros(predictor.folder.num_classes, 8, 8), stored.calibrator)
+                grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)
+                logits = torch.zeros(predictor.folder.num_classes, 8, 8)
+                rate(logits, stored.calibrator.seeing(grey))
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one."""

@@ -418,6 +418,23 @@ def test_calibrate_learns_from_copies_of_pictures_only(run: Run, labelled, logit
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "contextual"
 
 
+def test_calibrate_reads_pictures_where_the_method_looks_at_them(
+    run: Run, labelled, logits, artifacts_dir
+):
+    images, labels = labelled
+    pictures = ["--images", images, "--labels", labels]
+
+    ended = run("calibrate", "--logits", logits, "--method", "lts_image")
+    assert "expected pictures with the method lts_image, got logits alone" in ended.err
+    ended = run("calibrate", *pictures, "--method", "lts_image", "--activate", "always")
+    assert ended.code == 0, ended.err
+    active = ArtifactStore(artifacts_dir).versions("tiny")[0]
+    assert active.method == "lts_image"
+    assert run("segment", *images.iterdir(), "--out", images.parent / "out").code == 0
+    ended = run("calibrate", "--logits", logits, "--method", "temperature")
+    assert f"expected pictures, without which the active calibrator {active.id} can't" in ended.err
+
+
 def test_two_models_need_a_name(run: Run, models_dir):
     write_onnx_model(models_dir, "wide", num_classes=5)
 

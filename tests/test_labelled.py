@@ -262,6 +262,22 @@ def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
         assert torch.equal(logits[:, band.top : band.top + part.shape[1]], part)
 
 
+def test_picture_is_there_on_the_grid_of_the_logits(folders, predictor):
+    images, labels = folders
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    pair = Pair(saved(picture, images / "a.png"), labels / "a.png")
+    saved(np.zeros((8, 12), np.uint8), pair.labels)
+    data = SpooledLogits(predictor, [pair], 255, LIMIT, lambda *_: None, weather=True)
+
+    seen, height, width = data[0].picture, *data[0].labels.shape
+    cells = picture.reshape(height, 8 // height, width, 12 // width, 3).mean((1, 3))
+    assert seen is not None
+    assert seen.numpy().transpose(1, 2, 0) == pytest.approx(cells, abs=0.5)
+    foggy = data.copies(0)[list(KINDS).index("fog")].picture
+    assert foggy is not None
+    assert foggy.float().std() < seen.float().std()
+
+
 @pytest.mark.parametrize("weather", [True, False])
 def test_copies_under_other_weather_keep_their_labels(folders, predictor, weather):
     images, labels = folders

@@ -189,7 +189,8 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
         picture_pixels=state.settings.max_pixels,
     )
     unpack(incoming / UPLOAD, limits)
-    require_pictures(weather=form.weather, pictures=has_pictures(incoming / UPLOAD))
+    if not has_pictures(incoming / UPLOAD):
+        require_pictures(form.method, weather=form.weather)
     check(incoming / UPLOAD, folder.num_classes, form.ignore_index, limits)
     asked = form.model_dump() | {"model": folder.card.name, "model_sha256": folder.sha256}
     return state.jobs.submit(incoming, FitRequest(**asked))

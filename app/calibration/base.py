@@ -6,8 +6,9 @@ act on each pixel by itself unless they declare themselves spatial.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,8 @@ class Calibrator(nn.Module, ABC):
 
     method: ClassVar[str]
     invariances: ClassVar[Invariances]
+    sees_picture: ClassVar[bool] = False  # whether it must be shown one before it answers
+    picture: Tensor | None = None  # uint8 RGB [3,h,w] on the grid of the logits
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -84,6 +87,18 @@ class Calibrator(nn.Module, ABC):
 
         Raises ArgumentError where the set can't determine the state.
         """
+
+    def seeing(self, picture: Tensor | None) -> Self:
+        """Show one picture, uint8 RGB [3,h,w] on the grid of its logits.
+
+        Gives a calibrator of the same state that has it before it. Most look at no picture, and
+        stay what they are.
+        """
+        if not self.sees_picture:
+            return self
+        seen = copy(self)
+        seen.picture = picture
+        return seen
 
     def scale(self) -> float | None:
         """Give what multiplies all logits, above 0, where nothing but `shift` is done besides."""

@@ -54,9 +54,12 @@ def context_of(logs: Tensor, local: Tensor) -> Context:
     return Context(features, odds[:, 0], first[:, 0], second)
 
 
-def step_of(columns: int) -> int:
-    """Tell how far apart the cells lie that are looked at, on a grid of so many columns."""
-    return 2 if columns >= FINE_COLUMNS else 1
+def step_of(planes: Tensor) -> int:
+    """Tell how far apart the cells lie that are looked at, on the grid of maps [N,C,h,w].
+
+    The rows of tables [N,K,m] are all looked at.
+    """
+    return 2 if planes.ndim == 4 and planes.shape[3] >= FINE_COLUMNS else 1
 
 
 def thinned(planes: Tensor, step: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 Three sweeps over rows of the grid, each with its columns innermost, so that they vectorise: the
 pixel's own distribution; neighbourhoods along the row; neighbourhoods down the columns and the
-networks. `Selectors` in torch is the definition, and tests hold this to it.
+networks. Of a fine grid they are given every second row and column. `Selectors` in torch is the
+definition, and tests hold this to it.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.arithmetic import LOG2_E, logarithm, power_of_two
 from app.calibration.base import Share
-from app.calibration.context import REACHES, TOP, step_of
+from app.calibration.context import REACHES, TOP
 from app.calibration.pixelwise import FEATURE_FLOOR
 from app.calibration.rows import LANES, accumulate, total_of, window_sums
 from app.compilation import compiled
@@ -74,21 +75,20 @@ def changes_of(
 ) -> tuple[Floats, Floats]:
     """Give how the networks would change the log-odds of the cells that are looked at.
 
-    Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [n,m], see `step_of`; and
-    the features' means over them, float32 [F].
+    Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [h,w]; and the features'
+    means over them, float32 [F].
     """
     classes, height, width = logits.shape
-    planes, step = room(classes, height, width), step_of(width)
-    change = np.empty((-(-height // step), -(-width // step)), np.float32)
-    sums = np.empty((len(change), len(weights.mean)), np.float32)
+    planes = room(classes, height, width)
+    change = np.empty((height, width), np.float32)
+    sums = np.empty((height, len(weights.mean)), np.float32)
     rows = range(height)
     seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
     state = REACHES, weights, np.float32(local)
     share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
-    share(lambda a, b: opine(*seen, *state, step, change, sums, a, b), range(len(change)),
-          weights.between.size * change.shape[1])  # fmt: skip
-    return change, (sums.mean(axis=0, dtype=np.float64) / change.shape[1]).astype(np.float32)
+    share(lambda a, b: opine(*seen, *state, change, sums, a, b), rows, weights.between.size * width)
+    return change, (sums.mean(axis=0, dtype=np.float64) / width).astype(np.float32)
 
 
 # Loops run over rows taken out of their arrays first: only those are known to lie in one piece,
@@ -184,29 +184,25 @@ def opine(
     reaches: tuple[int, int],
     weights: Weights,
     local: np.float32,
-    step: int,
     change: Floats,
     sums: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """Sweep 3: rows of the change [n,m] in log-odds that the networks want; sums of features."""
-    classes, width = logits.shape[0], change.shape[1]
+    """Sweep 3: rows of the change [h,w] in log-odds that the networks want; sums of features."""
+    classes, width = logits.shape[0], logits.shape[2]
     kept, units = planes.top.shape[0], weights.inward.shape[1]
     seen = np.empty((classes + kept + 5, width), np.float32)
     hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-    first, second = np.empty(width, np.int32), np.empty(width, np.int32)
     opinion, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
     share = _ONE / np.float32(len(weights.offset))
     constant = np.float32(0)
     for member in range(len(weights.offset)):
         constant += weights.offset[member]
     for y in range(start, stop):
-        _gather(logits, gain, floor, planes, y * step, step, seen)
-        _look_down(planes.along, reaches, local, y * step, step, seen[classes + kept + 1 :])
-        for x in range(width):
-            first[x] = planes.first[y * step, x * step]
-            second[x] = planes.second[y * step, x * step]
+        _gather(logits, gain, floor, planes, y, seen)
+        _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
+        first, second = planes.first[y], planes.second[y]
         for f in range(len(seen)):
             feature = seen[f]
             sums[y, f] = total_of(feature, lanes)
@@ -229,7 +225,6 @@ def _gather(
     floor: np.float32,
     planes: Planes,
     y: int,
-    step: int,
     seen: Floats,
 ) -> None:
     """Write a row's features but for the neighbourhood, in the order of `context_of`."""
@@ -239,24 +234,20 @@ def _gather(
     for k in range(classes):
         row, feature = logits[k, y], seen[k]
         for x in range(width):
-            feature[x] = max(gain * row[x * step] - partition[x * step], floor)
-    row, feature = planes.odds[y], seen[classes]
-    for x in range(width):
-        feature[x] = row[x * step]
+            feature[x] = max(gain * row[x] - partition[x], floor)
+    seen[classes] = planes.odds[y]
     for place in range(1, kept):
         row, feature = planes.top[place, y], seen[classes + place]
         for x in range(width):
-            feature[x] = row[x * step] - leader[x * step]
-    row, feature = planes.entropy[y], seen[classes + kept]
-    for x in range(width):
-        feature[x] = row[x * step]
+            feature[x] = row[x] - leader[x]
+    seen[classes + kept] = planes.entropy[y]
 
 
 @compiled
 def _look_down(
-    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, step: int, around: Floats
+    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats
 ) -> None:
-    """Means [4,m] over squares around a row, from sums along rows; the border is repeated."""
+    """Means [4,w] over squares around a row, from sums along rows; the border is repeated."""
     last = along.shape[1] - 1
     for place in range(4):
         reach, mean = reaches[place // 2], around[place]
@@ -264,7 +255,7 @@ def _look_down(
         for below in range(y - reach, y + reach + 1):
             source = along[place, min(max(below, 0), last)]
             for x in range(len(mean)):
-                mean[x] += source[x * step]
+                mean[x] += source[x]
         share = local / np.float32((2 * reach + 1) ** 2)
         for x in range(len(mean)):
             mean[x] *= share

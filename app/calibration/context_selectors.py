@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
-from app.calibration.context import Context, context_of, feature_count
+from app.calibration.context import Context, context_of, feature_count, step_of, thinned
 from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
 
-MEMBERS, WIDTH = 2, 8
+MEMBERS, WIDTH = 2, 16
 BATCH_PIXELS = 2048
 FEWEST_STEPS = 32  # a round
 SCHEDULE = Schedule("training the selectors", rate=3e-3, rounds=14, patience=4)
@@ -53,6 +53,12 @@ class Rows:
         return (total[count > 0] / count[count > 0]).numpy()
 
 
+def looked_at(image: LabelledImage) -> LabelledImage:
+    """Keep the cells of an image that are looked at."""
+    step = step_of(image.logits[None])
+    return LabelledImage(thinned(image.logits, step), thinned(image.labels, step))
+
+
 def look(image: LabelledImage, beta: Tensor, local: Tensor) -> Context:
     """Read an image at a temperature; raises ArgumentError for NaN at a labelled pixel."""
     labelled_pixels(image)
@@ -79,7 +85,7 @@ def draw_rows(
 class Selectors(nn.Module):
     """Several small networks side by side: features to log-odds that the label is right.
 
-    Each has two hidden layers of 8 and starts at the network's own log-odds.
+    Each has two hidden layers of 16 and starts at the network's own log-odds.
     """
 
     def __init__(self, num_classes: int) -> None:

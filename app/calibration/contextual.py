@@ -11,11 +11,13 @@ top probability is just that: neither the label nor the order of the classes cha
 
 `trust` is the least of a few shares that held-out images can't tell from the best one, and never
 the whole: what is left of the network's own confidence is what keeps an unfamiliar drive from harm.
-On a fine grid the opinion is asked for in every second row and column, and interpolated between.
+On a fine grid only every second row and column is looked at, and opinions are interpolated between.
 Where an image's features, on average, lie farther from those of the fit's images than three in four
-of these do, the opinion's say is bounded more and more, until at half as much again it moves the
-log-odds by a half at most. Selectors alone (Wang et al. 2023 route by one) gain most on images like
-those of the fit and lose most elsewhere.
+of these do, the opinion's say is bounded more and more, until at half as much again it raises no
+confidence at all, and lowers log-odds by a third at most: what is unlike all that was learned from
+is no reason to be surer. With copies under other weather there is more to go by, and they may fall
+by two. Selectors alone (Wang et al. 2023 route by one) gain most on images like those of the fit
+and lose most elsewhere.
 """
 
 from typing import ClassVar
@@ -37,7 +39,7 @@ from app.calibration.context import (
     thinned,
 )
 from app.calibration.context_kernel import changes_of
-from app.calibration.context_selectors import Rows, Selectors, draw_rows, look
+from app.calibration.context_selectors import Rows, Selectors, draw_rows, look, looked_at
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
@@ -51,7 +53,7 @@ COPY_PIXELS = 200
 BETA_RANGE = (1e-3, 50.0)
 NEWTON_STEPS = 8
 FAMILIAR = 0.75  # quantile of the distance among the images of the fit
-UNFAMILIAR_MOVE = 0.5  # of log-odds, at most
+DOUBT, DOUBT_WITH_COPIES = 0.35, 2.0  # that unfamiliar images may take from the log-odds
 UNFITTED = 1e30
 
 
@@ -68,7 +70,7 @@ class Contextual(Calibrator):
         translation=True,
         argmax=True,
         order=True,
-        reach=FARTHEST + 1,  # the next row's opinion counts as well
+        reach=2 * FARTHEST + 1,  # of a fine grid; the next row's opinion counts as well
     )
     beta: Tensor
     trust: Tensor
@@ -76,6 +78,7 @@ class Contextual(Calibrator):
     usual: Tensor
     spread: Tensor
     familiar: Tensor
+    doubt: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -87,6 +90,7 @@ class Contextual(Calibrator):
         self.register_buffer("usual", torch.zeros(feature_count(num_classes)))
         self.register_buffer("spread", torch.ones(feature_count(num_classes)))
         self.register_buffer("familiar", torch.tensor(UNFITTED))
+        self.register_buffer("doubt", torch.tensor(DOUBT))
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-probabilities."""
@@ -97,15 +101,14 @@ class Contextual(Calibrator):
 
     def believed(self, logs: Tensor) -> Tensor:
         """Log-probabilities at the temperature [N,K,...] to log-odds [N,1,...] of being right."""
-        seen = context_of(logs, self.local)
-        step = step_of(logs.shape[-1]) if logs.ndim == 4 else 1
-        features, own, first, second = (thinned(part, step) for part in seen)
+        step = step_of(logs)
+        features, own, first, second = context_of(thinned(logs, step), self.local)
         rows = features.movedim(1, -1).flatten(0, -2)
         opinion = self.selectors(rows, own.flatten(), first.flatten(), second.flatten()).mean(1)
         change = (opinion - own.flatten()).view_as(own)[:, None]
         familiarity = self.familiarity(features.flatten(2).mean(dim=2))
         moved = self.moderated(change, familiarity.view(-1, *[1] * (logs.ndim - 1)))
-        return seen.odds[:, None] + interpolated(moved, logs.shape[-2:], step)
+        return log_odds(logs.amax(1, keepdim=True)) + interpolated(moved, logs.shape[-2:], step)
 
     def familiarity(self, means: Tensor) -> Tensor:
         """Mean features of images [N,F] to 1 where they are as the fit's images, down to 0."""
@@ -115,7 +118,7 @@ class Contextual(Calibrator):
     def moderated(self, change: Tensor, familiarity: Tensor) -> Tensor:
         """What the selectors' opinion moves the log-odds by, bounded where it is unfamiliar."""
         trusted = self.trust * change
-        bounded = trusted.clamp(-UNFAMILIAR_MOVE, UNFAMILIAR_MOVE)
+        bounded = torch.maximum(trusted, -self.doubt).clamp_max(0)
         moved: Tensor = bounded + familiarity * (trusted - bounded)
         return moved
 
@@ -136,11 +139,12 @@ class Contextual(Calibrator):
             return None
         if not logits.is_cuda:
             state = self.beta.item(), self.selectors.weights(), self.local.item()
-            change, means = changes_of(logits.contiguous().numpy(), *state, share)
+            cells = thinned(logits, step_of(logits[None])).contiguous().numpy()
+            change, means = changes_of(cells, *state, share)
             familiarity = self.familiarity(torch.from_numpy(means))
             moved = self.moderated(torch.from_numpy(change), familiarity)
             size = logits.shape[1], logits.shape[2]
-            return interpolated(moved[None, None], size, step_of(size[1]))[0, 0]
+            return interpolated(moved[None, None], size, step_of(logits[None]))[0, 0]
         logs = (logits[None] * self.beta).log_softmax(dim=1)
         return (self.believed(logs)[0] - log_odds(logs.amax(dim=1)))[0]
 
@@ -158,6 +162,7 @@ class Contextual(Calibrator):
         self.trust.zero_()
         trained, usual = self._rows(data, train, context)
         held, others = self._rows(data, select, context)
+        self.doubt.fill_(DOUBT_WITH_COPIES if len(usual) > len(train) else DOUBT)
         self._remember(torch.cat([usual, others]))
         if trained.correct.all() or not len(held.odds):
             self.selectors = Selectors(self.num_classes)
@@ -188,7 +193,8 @@ class Contextual(Calibrator):
             context.progress("reading", number / len(indices))
             few = min(quota, COPY_PIXELS)
             views = [(data[index], quota), *((copy, few) for copy in copies_of(data, index))]
-            for image, count in views:
+            for whole, count in views:
+                image = looked_at(whole)
                 seen = look(image, self.beta, self.local)
                 parts.append(draw_rows(seen, image.labels, count, number, generator))
                 means.append(seen.features[0].flatten(1).mean(dim=1))

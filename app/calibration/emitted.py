@@ -42,9 +42,9 @@ def emitted(data: ValidationSet, index: int, calibrator: Calibrator) -> Emitted:
 @torch.inference_mode()
 def emitted_on_grid(data: ValidationSet, index: int, calibrator: Calibrator) -> Emitted:
     """Answer one image cell by cell."""
-    logits, labels = data[index]
+    logits, labels, picture = data[index]
     known = prepared(logits[None])
-    logs = calibrator(known)
+    logs = calibrator.seeing(picture)(known)
     predicted = (known if calibrator.invariances.argmax else logs).argmax(dim=1)
     confidence = logs.gather(1, predicted[:, None])[0, 0].exp().clamp(max=1)
     return Emitted(predicted[0], confidence, labels)

@@ -126,5 +126,5 @@ def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tens
     if not calibrator.invariances.spatial:
         logs: Tensor = calibrator(logits.T[None])[0].T
         return logs
-    whole: Tensor = calibrator(image.logits[None].float())[0]
+    whole: Tensor = calibrator.seeing(image.picture)(image.logits[None].float())[0]
     return whole[:, image.labels != IGNORE].T

@@ -90,9 +90,9 @@ class Accepted(View):
     rule: Callable[[Tensor], Tensor]
 
     def __getitem__(self, index: int) -> LabelledImage:
-        logits, labels = self.whole[index]
-        accepted = self.rule(logits.float().movedim(0, -1))
-        return LabelledImage(logits, labels.where(accepted, IGNORE))
+        image = self.whole[index]
+        accepted = self.rule(image.logits.float().movedim(0, -1))
+        return image._replace(labels=image.labels.where(accepted, IGNORE))
 
 
 def entropy(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from app.calibration.contextual import Contextual
 from app.calibration.ensemble import Ensemble
 from app.calibration.identity import Identity
 from app.calibration.isotonic import Isotonic, IsotonicOneVsAll
-from app.calibration.lts import LocalTemperature
+from app.calibration.lts import ImageTemperature, LocalTemperature
 from app.calibration.metacal import MetaCal
 from app.calibration.selective import Selective, over
 from app.calibration.temperature import Temperature
@@ -29,6 +29,7 @@ _ALONE: tuple[type[Calibrator], ...] = (
     Isotonic,
     IsotonicOneVsAll,
     LocalTemperature,
+    ImageTemperature,
     MetaCal,
     CDC,
     CMSap,

@@ -58,7 +58,7 @@ class Selective(Calibrator):
         odds = self._odds(logits)
         verdict = torch.where(odds > 0, 60.0, -60.0)  # log-odds of certainty in float32
         odds = torch.where(self.soft > 0, self.selector.calibrated(odds), verdict)
-        based = self.base(logits)
+        based = self.base.seeing(self.picture)(logits)
         trusted = (based * self.beta_ok).log_softmax(dim=1)
         doubted = (based * self.beta_mis).log_softmax(dim=1)
         mixed = torch.logaddexp(
@@ -127,9 +127,9 @@ class Routed(View):
     chosen: Callable[[Tensor], Tensor]
 
     def __getitem__(self, index: int) -> LabelledImage:
-        logits, labels = self.whole[index]
+        logits, labels, picture = self.whole[index]
         with torch.no_grad():
-            based = self.base(logits[None])[0]
+            based = self.base.seeing(picture)(logits[None])[0]
             odds = self.selector(prepared(logits[None]).movedim(1, -1))[0, ..., 0]
         return LabelledImage(based, labels.where(self.chosen(odds), IGNORE))
 
@@ -142,6 +142,7 @@ def over(other: type[Calibrator]) -> type[Selective]:
         __doc__ = f"Selective scaling of {other.method}'s log-probabilities."
         method = f"selective+{other.method}"
         invariances = promised
+        sees_picture = other.sees_picture
         base_class = other
 
     return SelectiveOver

@@ -21,11 +21,13 @@ IGNORE = -1  # the one label of unlabelled pixels; each source's own value becom
 class LabelledImage(NamedTuple):
     """One image's logits float [K,*grid] and labels int64 [*grid], IGNORE where unlabelled.
 
-    The grid is (h, w) for a map and (m,) for a table's rows.
+    The grid is (h, w) for a map and (m,) for a table's rows. Where the picture is at hand, it is
+    there as each cell's mean colour, uint8 RGB [3,h,w].
     """
 
     logits: Tensor
     labels: Tensor
+    picture: Tensor | None = None
 
 
 class ValidationSet(Protocol):

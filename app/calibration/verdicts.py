@@ -56,7 +56,7 @@ def suspected_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tenso
     if not calibrator.invariances.spatial:
         verdicts = calibrator.suspects(logits.T[None])
         return None if verdicts is None else verdicts[0]
-    verdicts = calibrator.suspects(image.logits[None].float())
+    verdicts = calibrator.seeing(image.picture).suspects(image.logits[None].float())
     return None if verdicts is None else verdicts[0][image.labels != IGNORE]
 
 

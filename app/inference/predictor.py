@@ -16,7 +16,15 @@ from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
 from app.inference.crowd import Crowd
 from app.inference.emission import warm_up
-from app.inference.preprocess import Geometry, Size, normalised, plan, preprocess, resized
+from app.inference.preprocess import (
+    Geometry,
+    Size,
+    glance,
+    normalised,
+    plan,
+    preprocess,
+    resized,
+)
 from app.inference.sliding import Strip, Windows, lay, strips
 
 log = logging.getLogger(__name__)
@@ -28,10 +36,15 @@ WARM_SIZE = (256, 320)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture on its way into the network."""
+    """A picture on its way into the network: as resized, uint8 RGB, and cut into windows."""
 
     geometry: Geometry
     windows: Windows
+    picture: NDArray[np.uint8]
+
+    def glance(self, grid: Size, rows: range) -> Tensor:
+        """Give the mean colour of each cell in some rows of the logits' grid: uint8 [3,n,w]."""
+        return torch.from_numpy(glance(self.picture, self.geometry, grid, rows))
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,8 @@ class Predictor:
 
         if len(down.starts) == len(across.starts) == 1:
             only = cut(0, 0)
-            return Prepared(geometry, Windows(down, across, lambda _row, _column: only))
-        return Prepared(geometry, Windows(down, across, cut))
+            return Prepared(geometry, Windows(down, across, lambda _row, _column: only), picture)
+        return Prepared(geometry, Windows(down, across, cut), picture)
 
     def strips(self, prepared: Prepared, tta: Tta = "none", reach: int = 0) -> Iterator[Strip]:
         """Give a picture's logits in rows of the grid, from top to bottom.

@@ -82,6 +82,27 @@ def resized(picture: Picture, geometry: Geometry) -> Picture:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
+def glance(picture: Picture, geometry: Geometry, grid: Size, rows: range) -> Picture:
+    """Average a resized picture's colours over cells of the logits' grid (h, w): uint8 [3,n,w].
+
+    Some rows are given; what lies in the padding has the edge's colours.
+    """
+    down = _first_pixels(rows, geometry.padded[0], grid[0])
+    across = _first_pixels(range(grid[1]), geometry.padded[1], grid[1])
+    lines = np.minimum(np.arange(down[0], down[-1]), geometry.resized[0] - 1)
+    columns = np.minimum(np.arange(across[-1]), geometry.resized[1] - 1)
+    seen = picture[lines[0] : lines[-1] + 1][lines - lines[0]][:, columns]
+    sums = np.add.reduceat(seen, down[:-1] - down[0], axis=0, dtype=np.uint32)
+    sums = np.add.reduceat(sums, across[:-1], axis=1)
+    means = sums / (np.diff(down)[:, None, None] * np.diff(across)[:, None])
+    return np.ascontiguousarray(np.rint(means).astype(np.uint8).transpose(2, 0, 1))
+
+
+def _first_pixels(cells: range, pixels: int, count: int) -> NDArray[np.int64]:
+    """Give where some of an axis' `count` cells begin, and where the last ends."""
+    return np.arange(cells.start, cells.stop + 1) * pixels // count
+
+
 def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) -> Array:
     """Cut a window, pad and normalise it: uint8 RGB [H,W,3] to float32 [1,3,h,w].
 

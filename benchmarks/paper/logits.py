@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.calibration.validation import IGNORE, LabelledImage
 from benchmarks.paper.scenes import Group
@@ -21,11 +22,13 @@ STRIDE = 2  # of the logits
 class StoredSet:
     """A group's logits float16 [N,K,h,w] in a file that is mapped, with labels uint8 [N,h,w].
 
-    `weather` are other sets of the same images, spoiled, for methods that learn from those.
+    `pictures` uint8 [N,3,h,w] are on the same grid. `weather` are other sets of the same images,
+    spoiled, for methods that learn from those.
     """
 
     logits: Path
     labels: Path
+    pictures: Path
     weather: tuple["StoredSet", ...] = ()
 
     @property
@@ -39,7 +42,8 @@ class StoredSet:
     def __getitem__(self, index: int) -> LabelledImage:
         logits = torch.from_numpy(self._logits()[index].astype(np.float32))
         labels = torch.from_numpy(np.load(self.labels, mmap_mode="r")[index].astype(np.int64))
-        return LabelledImage(logits, labels.where(labels != VOID, IGNORE))
+        picture = torch.from_numpy(np.load(self.pictures, mmap_mode="r")[index].copy())
+        return LabelledImage(logits, labels.where(labels != VOID, IGNORE), picture)
 
     def copies(self, index: int) -> Sequence[LabelledImage]:
         """Read one image's copies under other weather."""
@@ -69,10 +73,14 @@ def store(network: PyramidNet, group: Group, folder: Path) -> StoredSet:
     """Run a network over a group, or find what an earlier run left."""
     folder.mkdir(parents=True, exist_ok=True)
     name = group.name.replace(" ", "-")
-    stored = StoredSet(folder / f"{name}.logits.npy", folder / f"{name}.labels.npy")
+    kinds = ("logits", "labels", "pictures")
+    logits, labels, pictures = (folder / f"{name}.{kind}.npy" for kind in kinds)
+    stored = StoredSet(logits, labels, pictures)
     if not stored.labels.is_file():
         np.save(stored.logits, np.stack([logits_of(network, frame) for frame in group.frames]))
         np.save(stored.labels, np.stack([labels_of(frame) for frame in group.frames]))
+    if not stored.pictures.is_file():
+        np.save(stored.pictures, np.stack([picture_of(frame) for frame in group.frames]))
     return stored
 
 
@@ -86,6 +94,13 @@ def logits_of(network: PyramidNet, frame: Frame) -> NDArray[np.float16]:
     inside = logits[:, : height // STRIDE : STEP, : width // STRIDE : STEP]
     kept: NDArray[np.float16] = inside.half().numpy()
     return kept
+
+
+def picture_of(frame: Frame) -> NDArray[np.uint8]:
+    """Take the mean colours about each kept cell: uint8 [3,h,w]."""
+    height, width = (-(-(side // STRIDE) // STEP) for side in frame.label.shape)
+    small = Image.fromarray(frame.image).resize((width, height), Image.Resampling.BOX)
+    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
 def labels_of(frame: Frame) -> NDArray[np.uint8]:

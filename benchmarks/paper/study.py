@@ -17,7 +17,7 @@ from benchmarks.paper.scenes import RENDERED_WEATHERS
 
 PLAIN = (
     "temperature", "vector", "vector_ti", "matrix_ti", "dirichlet", "ets", "isotonic",
-    "isotonic_ova", "lts", "metacal", "cdc", "cmsap", "cmsop",
+    "isotonic_ova", "lts", "lts_image", "metacal", "cdc", "cmsap", "cmsop",
     "selective", "selective+temperature", "selective+isotonic", "contextual",
 )  # fmt: skip
 HARD_TWO, WITH_WEATHER = "selective, hard, T_mis 2", "contextual, weather"

@@ -137,6 +137,7 @@ def nothing_left(service: TestClient, folder: Path) -> Iterator[None]:
         (UPLOAD, {"activate": "perhaps"}, 422, "activate: .*'perhaps'"),
         (UPLOAD, {"allow_label_changes": "x"}, 422, "allow_label_changes: "),
         (UPLOAD, {"weather": "true"}, 422, "expected pictures with weather=true, got logits"),
+        (UPLOAD, {"method": "lts_image"}, 422, "expected pictures with the method lts_image"),
         (UPLOAD, {"seed": "-1"}, 422, "seed: .*'-1'"),
         (UPLOAD, {"ignore_index": "1.5"}, 422, "ignore_index: "),
         (UPLOAD, {"note": "x" * 1001}, 422, "note: "),

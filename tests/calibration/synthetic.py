@@ -6,7 +6,10 @@ from app.calibration.validation import IGNORE, InMemory, LabelledImage, pixels
 
 
 def synthetic_set(num_classes, images=6, side=12, seed=0, sharpness=2.5):
-    """Images whose labels are drawn from an affine map of the logits; a tenth is unlabelled."""
+    """Images whose labels are drawn from an affine map of the logits; a tenth is unlabelled.
+
+    Their pictures are noise and say nothing.
+    """
     rng = torch.Generator().manual_seed(seed)
     confusion = torch.eye(num_classes) + 0.1 * torch.randn(num_classes, num_classes, generator=rng)
     bias = 0.5 * torch.randn(num_classes, 1, generator=rng)
@@ -16,7 +19,9 @@ def synthetic_set(num_classes, images=6, side=12, seed=0, sharpness=2.5):
         labels = torch.multinomial((confusion @ truth + bias).softmax(0).T, 1, generator=rng)[:, 0]
         labels[torch.rand(side * side, generator=rng) < 0.1] = IGNORE
         logits = sharpness * truth + 2 * torch.randn(1, side * side, generator=rng)
-        made.append(LabelledImage(logits.view(num_classes, side, side), labels.view(side, side)))
+        picture = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=rng)
+        grid = num_classes, side, side
+        made.append(LabelledImage(logits.view(grid), labels.view(side, side), picture))
     return InMemory(num_classes, made)
 
 
@@ -24,7 +29,7 @@ def relabelled(data, change):
     """The same images with labels as `change` makes them of logits and labels."""
     return InMemory(
         data.num_classes,
-        [LabelledImage(image.logits, change(image.logits, image.labels)) for image in data.images],
+        [image._replace(labels=change(image.logits, image.labels)) for image in data.images],
     )
 
 
@@ -34,7 +39,7 @@ def nll(calibrator, data):
     for image in data.images:
         labelled = image.labels != IGNORE
         with torch.no_grad():
-            logs = calibrator(image.logits[None])[0][:, labelled]
+            logs = calibrator.seeing(image.picture)(image.logits[None])[0][:, labelled]
         total -= logs.gather(0, image.labels[labelled][None]).sum().item()
         count += int(labelled.sum())
     return total / count

@@ -79,7 +79,9 @@ def test_strong_odir_leaves_a_scaled_diagonal():
 
 def test_absent_class_keeps_its_row():
     data = synthetic_set(4)
-    images = [LabelledImage(z, y.where(y != 2, -1)) for z, y in data.images]
+    images = [
+        image._replace(labels=image.labels.where(image.labels != 2, -1)) for image in data.images
+    ]
     calibrator = fitted(Matrix(4), InMemory(4, images))
     assert calibrator.weight[2].tolist() == [0, 0, 1, 0]
     assert calibrator.bias[2] == 0

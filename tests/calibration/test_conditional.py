@@ -51,7 +51,7 @@ def test_experts_follow_their_own_pixels():
 @pytest.mark.parametrize("kind", [CDC, CMSap, CMSop])
 def test_expert_without_pixels_stays_identity(kind):
     data = synthetic_set(4)
-    images = [LabelledImage(z, y.where(z.argmax(0) != 3, -1)) for z, y in data.images]
+    images = [LabelledImage(z, y.where(z.argmax(0) != 3, -1)) for z, y, _ in data.images]
     calibrator = fitted(kind(4), InMemory(4, images))
     assert torch.equal(calibrator.theta[3], calibrator.identity()[3].float())
     assert calibrator.summary() == {"fitted_experts": 3.0}

@@ -15,7 +15,7 @@ from app.calibration.context import (
     step_of,
     thinned,
 )
-from app.calibration.contextual import TRUSTS, Contextual, beta_for
+from app.calibration.contextual import DOUBT, DOUBT_WITH_COPIES, TRUSTS, Contextual, beta_for
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from tests.calibration.synthetic import synthetic_set
 
@@ -78,7 +78,7 @@ def test_tables_have_no_neighbourhood():
 
 def test_only_a_temperature_is_left_where_nothing_was_mispredicted():
     data = synthetic_set(4)
-    images = [LabelledImage(z, z.argmax(0).where(y != IGNORE, IGNORE)) for z, y in data.images]
+    images = [LabelledImage(z, z.argmax(0).where(y != IGNORE, IGNORE)) for z, y, _ in data.images]
     calibrator = Contextual(4)
     calibrator.fit(InMemory(4, images), FitContext())
     assert calibrator.trust == 0
@@ -121,7 +121,7 @@ class UnderWeather:
         return self.data[index]
 
     def copies(self, index):
-        logits, labels = self.data[index]
+        logits, labels, _ = self.data[index]
         wrong = (logits.argmax(0) + 1) % 4
         return [LabelledImage(0.3 * logits, wrong.where(labels != IGNORE, IGNORE))]
 
@@ -131,6 +131,8 @@ def test_copies_under_other_weather_are_learnt_from():
     plain.fit(synthetic_set(4), FitContext())
     weathered.fit(UnderWeather(), FitContext())
     dim = 0.3 * spread(4, 12, 12)[None]
+    assert plain.doubt == torch.tensor(DOUBT)
+    assert weathered.doubt == torch.tensor(DOUBT_WITH_COPIES)
     confidence = [model(dim).exp().amax(1).mean().item() for model in (plain, weathered)]
     assert confidence[1] < confidence[0] - 0.05
 
@@ -147,7 +149,7 @@ def test_kernel_says_what_torch_says(classes, height, width, local, seed):
     rng = torch.Generator().manual_seed(seed)
     calibrator = Contextual(classes)
     for name, tensor in calibrator.state_dict().items():
-        if name not in ("selectors.scale", "spread", "familiar", "beta"):
+        if name not in ("selectors.scale", "spread", "familiar", "beta", "doubt"):
             tensor.normal_(0, 0.3, generator=rng)
     calibrator.trust.fill_(0.5)
     calibrator.beta.fill_(0.8)
@@ -176,11 +178,12 @@ def test_kernel_in_parts_says_the_same(fitted, width):
 
 def test_fine_grids_are_looked_at_in_every_second_row_and_column():
     seen = torch.arange(12.0).reshape(1, 1, 3, 4) ** 2
-    step = step_of(FINE_COLUMNS)
+    step = step_of(torch.empty(1, 1, 3, FINE_COLUMNS))
     found = interpolated(thinned(seen, step), (3, 4), step)[0, 0]
     # 0 1 4 9 / 16 25 36 49 / 64 81 100 121: what is skipped is the mean of its neighbours
     assert found.tolist() == [[0, 2, 4, 4], [32, 42, 52, 52], [64, 82, 100, 100]]
-    assert step_of(FINE_COLUMNS - 1) == 1
+    assert step_of(torch.empty(1, 1, 3, FINE_COLUMNS - 1)) == 1
+    assert step_of(torch.empty(1, 1, FINE_COLUMNS)) == 1
     assert torch.equal(interpolated(thinned(seen, 1), (3, 4), 1), seen)
 
 
@@ -188,7 +191,8 @@ def test_opinions_on_unfamiliar_images_are_bounded(fitted):
     strange = 0.02 * synthetic_set(4, images=1, seed=5)[0].logits  # undecided everywhere
     assert fitted.familiarity(fitted.usual[None]) == 1
     assert fitted.familiarity((fitted.usual + 2 * fitted.familiar * fitted.spread)[None]) == 0
-    assert fitted.shift(strange).abs().max() <= 0.5
+    assert fitted.shift(strange).max() <= 0
+    assert fitted.shift(strange).min() >= -DOUBT - 1e-6
     change = torch.tensor([-4.0, 0.2, 4.0])
     assert fitted.moderated(change, ONE).tolist() == pytest.approx([-2.0, 0.1, 2.0])
-    assert fitted.moderated(change, 0 * ONE).tolist() == pytest.approx([-0.5, 0.1, 0.5])
+    assert fitted.moderated(change, 0 * ONE).tolist() == pytest.approx([-DOUBT, 0, 0])

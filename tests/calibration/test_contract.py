@@ -24,7 +24,10 @@ AFFINE = ("vector", "vector_ti", "matrix", "matrix_ti", "dirichlet")
 EXPORTED = [*ALONE, "selective+dirichlet"]
 # These hold the identity among their states, and are fitted by likelihood alone.
 NESTED = ("temperature", *AFFINE, "ets", "cdc", "cmsap", "cmsop")
-DRAWING = ("lts", "selective", "metacal", "contextual")  # draw pixels, crops or images at random
+# These draw pixels, crops or images at random.
+DRAWING = ("lts", "lts_image", "selective", "metacal", "contextual")
+HEIGHT, WIDTH = 9, 10  # of what is unseen
+PICTURE = torch.arange(3 * HEIGHT * WIDTH, dtype=torch.uint8).view(3, HEIGHT, WIDTH)
 
 
 @cache
@@ -36,13 +39,17 @@ def data_for(num_classes):
 def fitted(method, num_classes):
     calibrator = build(method, num_classes)
     calibrator.fit(data_for(num_classes), FitContext(seed=1))
-    return calibrator.eval()
+    return calibrator.eval().seeing(PICTURE)
+
+
+def fresh(method, num_classes):
+    return build(method, num_classes).seeing(PICTURE)
 
 
 def refitted(method, data, seed=1):
     calibrator = build(method, data.num_classes)
     calibrator.fit(data, FitContext(seed))
-    return calibrator.eval()
+    return calibrator.eval().seeing(PICTURE)
 
 
 def probabilities(calibrator, logits):
@@ -52,7 +59,7 @@ def probabilities(calibrator, logits):
 
 def unseen(num_classes, seed=7):
     rng = torch.Generator().manual_seed(seed)
-    return 4 * torch.randn(2, num_classes, 9, 10, generator=rng)
+    return 4 * torch.randn(2, num_classes, HEIGHT, WIDTH, generator=rng)
 
 
 def largest_change(one, other, logits):
@@ -69,7 +76,7 @@ def every(methods, classes=CLASSES):
 def test_fresh_is_identity(method, num_classes):
     logits = unseen(num_classes)
     plain = logits.softmax(1)
-    assert (probabilities(build(method, num_classes), logits) - plain).abs().max() < 1e-4
+    assert (probabilities(fresh(method, num_classes), logits) - plain).abs().max() < 1e-4
 
 
 @every(["identity", "temperature"])
@@ -187,7 +194,7 @@ def test_fit_lowers_nll_of_overconfident_model(method):
 
 @every([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
 def test_unlabelled_pixels_leave_fit_bitwise_equal(method, num_classes):
-    images = [LabelledImage(z.clone(), y) for z, y in data_for(num_classes).images]
+    images = [image._replace(logits=image.logits.clone()) for image in data_for(num_classes).images]
     for image in images:
         image.logits[:, image.labels == IGNORE] = torch.nan
     other = refitted(method, InMemory(num_classes, images)).state_dict()
@@ -195,11 +202,11 @@ def test_unlabelled_pixels_leave_fit_bitwise_equal(method, num_classes):
         assert torch.equal(tensor, other[name]), name
 
 
-def test_lts_loss_skips_unlabelled_pixels():
-    data = data_for(4)
-    images = [LabelledImage(z.clone(), y) for z, y in data.images]
-    images.append(LabelledImage(torch.zeros(4, 12, 12), torch.full((12, 12), IGNORE)))
-    refitted("lts", InMemory(4, images))
+@pytest.mark.parametrize("method", ["lts", "lts_image"])
+def test_lts_loss_skips_unlabelled_pixels(method):
+    images = data_for(4).images
+    void = images[0]._replace(logits=torch.zeros(4, 12, 12), labels=torch.full((12, 12), IGNORE))
+    refitted(method, InMemory(4, [*images, void]))
 
 
 @every([method for method in ALONE if method not in DRAWING], (4,))
@@ -229,7 +236,7 @@ def test_state_survives_safetensors(method, num_classes):
     calibrator = fitted(method, num_classes)
     state = calibrator.state_dict()
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
-    other = build(method, num_classes)
+    other = fresh(method, num_classes)
     other.load_state_dict(load(save({name: t.contiguous() for name, t in state.items()})))
     assert torch.equal(other(unseen(num_classes)), calibrator(unseen(num_classes)))
     assert other.summary() == calibrator.summary()
@@ -301,10 +308,11 @@ class Together(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.calibrators = torch.nn.ModuleList(fitted(method, 4) for method in EXPORTED)
+        self.calibrators = [fitted(method, 4) for method in EXPORTED]
+        self.owned = torch.nn.ModuleList(self.calibrators)
 
-    def forward(self, logits):
-        return tuple(calibrator(logits) for calibrator in self.calibrators)
+    def forward(self, logits, picture):
+        return tuple(calibrator.seeing(picture)(logits) for calibrator in self.calibrators)
 
 
 @pytest.fixture(scope="module")
@@ -314,15 +322,19 @@ def exported(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            Together(), (unseen(4),), dynamo=True, dynamic_shapes=(free,), verbose=False
-        )
+            Together(), (unseen(4), PICTURE), dynamo=True, verbose=False,
+            dynamic_shapes=(free, {axis - 1: free[axis] for axis in (2, 3)}),
+        )  # fmt: skip
     assert program is not None
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (name,) = (given.name for given in session.get_inputs())
-    return lambda logits: dict(
-        zip(EXPORTED, session.run(None, {name: logits.numpy()}), strict=True)
-    )
+    names = [given.name for given in session.get_inputs()]
+
+    def run(logits, picture):
+        given = dict(zip(names, (logits.numpy(), picture.numpy()), strict=True))
+        return dict(zip(EXPORTED, session.run(None, given), strict=True))
+
+    return run
 
 
 @pytest.mark.parametrize("method", EXPORTED)
@@ -330,7 +342,9 @@ def test_onnx_gives_the_same(method, exported):
     broken = unseen(4, seed=9)
     broken[0, 2, 1, 1] = torch.nan
     for logits in (unseen(4), unseen(4, seed=8)[:1, :, :7], broken):
-        ours, theirs = fitted(method, 4)(logits), torch.from_numpy(exported(logits)[method])
+        picture = PICTURE[:, : logits.shape[2]]
+        ours = fitted(method, 4).seeing(picture)(logits)
+        theirs = torch.from_numpy(exported(logits, picture)[method])
         assert (theirs.exp() - ours.exp()).abs().max() <= 1e-5
         assert torch.equal(theirs.argmax(1), ours.argmax(1))
 

@@ -53,7 +53,9 @@ def test_functions_increase_strictly(kind):
 
 def test_function_of_absent_class_is_the_identity():
     data = synthetic_set(4)
-    images = [LabelledImage(z, y.where(y != 2, -1)) for z, y in data.images]
+    images = [
+        image._replace(labels=image.labels.where(image.labels != 2, -1)) for image in data.images
+    ]
     calibrator = IsotonicOneVsAll(4)
     calibrator.fit(InMemory(4, images), FitContext())
     assert torch.equal(calibrator.table[2], IsotonicOneVsAll(4).table[2])

@@ -63,3 +63,54 @@ def test_reach_is_how_far_a_pixel_is_felt(method):
         felt = (calibrator(changed) != calibrator(logits)).any(1)[0]
     rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
     assert (min(rows), max(rows)) == (min(columns), max(columns)) == (15 - reach, 15 + reach)
+
+
+def half_telling(telling, images=10, side=16):
+    """Two classes said alike everywhere; where the picture is red the label is a coin's fall."""
+    rng = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(images):
+        said = torch.randint(2, (side, side), generator=rng)
+        red = torch.zeros(side, side, dtype=torch.bool)
+        red[:, : side // 2] = True
+        red = red if torch.rand((), generator=rng) < 0.5 else ~red
+        labels = torch.where(red, torch.randint(2, (side, side), generator=rng), said)
+        picture = torch.full((3, side, side), 128, dtype=torch.uint8)
+        picture[0] = torch.where(red, 220, 40) if telling else 128
+        logits = 4.0 * torch.stack([said == 0, said == 1]).float()
+        made.append(LabelledImage(logits, labels, picture))
+    return InMemory(2, made)
+
+
+@pytest.mark.parametrize("method", ["lts_image", "selective+lts_image"])
+def test_picture_tells_where_to_doubt(method):
+    losses = {}
+    for telling in (False, True):
+        calibrator = build(method, 2)
+        calibrator.fit(half_telling(telling), FitContext())
+        losses[telling] = nll(calibrator.eval(), half_telling(telling))
+    assert losses[True] < losses[False] - 0.1
+
+
+def test_seeing_leaves_the_calibrator_of_other_pictures_alone():
+    calibrator = build("lts_image", 3)
+    picture = torch.zeros(3, 5, 4, dtype=torch.uint8)
+    seeing = calibrator.seeing(picture)
+    assert calibrator.picture is None
+    assert seeing.picture is picture
+    assert seeing.weight is calibrator.weight
+    assert build("lts", 3).seeing(picture).picture is None
+
+
+@pytest.mark.parametrize("picture", [None, torch.zeros(3, 4, 5, dtype=torch.uint8)])
+def test_image_form_answers_only_with_the_picture_of_its_grid(picture):
+    calibrator = build("lts_image", 3).seeing(picture)
+    with pytest.raises(ArgumentError, match=r"picture on the logits' grid \[5, 4\]"):
+        calibrator(torch.zeros(1, 3, 5, 4))
+
+
+def test_image_form_is_not_fitted_without_pictures():
+    logits = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = InMemory(3, [LabelledImage(logits, logits.argmax(0))])
+    with pytest.raises(ArgumentError, match="expected pictures with lts_image, got logits alone"):
+        build("lts_image", 3).fit(data, FitContext())

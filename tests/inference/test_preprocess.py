@@ -6,7 +6,7 @@ from PIL import Image
 
 from app.errors import TooLargeError
 from app.inference.card import InputPolicy, ShortSide
-from app.inference.preprocess import Geometry, plan, preprocess
+from app.inference.preprocess import Geometry, glance, plan, preprocess
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_plan_gives_sizes(image, size, multiple_of, resized, padded):
 
 
 @given(
-    image=st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    image=st.tuples(st.integers(4, 900), st.integers(4, 900)),  # thinner ones may be refused
     side=st.integers(1, 300),
     multiple=st.integers(1, 64),
 )
@@ -105,3 +105,34 @@ def test_picture_is_left_as_it_was(picture):
     before = picture.copy()
     preprocess(picture, InputPolicy(mean=(0.5, 0.5, 0.5), multiple_of=1))
     assert np.array_equal(picture, before)
+
+
+def test_glance_by_hand():
+    picture = np.zeros((3, 4, 3), np.uint8)
+    picture[:2, :2, 0] = [[10, 20], [30, 40]]
+    picture[2, :, 1] = [8, 8, 0, 4]
+    # A grid of 2x2 over 4x4, of which the last row is padding: it repeats the edge.
+    geometry = Geometry((3, 4), (3, 4), (4, 4))
+    seen = glance(picture, geometry, (2, 2), range(2))
+    assert seen.dtype == np.uint8
+    assert seen.tolist() == [[[25, 0], [0, 0]], [[0, 0], [8, 2]], [[0, 0], [0, 0]]]
+    assert np.array_equal(glance(picture, geometry, (2, 2), range(1, 2)), seen[:, 1:])
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    multiple=st.sampled_from([1, 4, 8]),
+    cells=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 9),
+)
+def test_glance_in_parts_is_the_glance(size, multiple, cells, seed):
+    picture = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
+    geometry = Geometry(size, size, padded)
+    grid = (max(padded[0] // cells, 1), max(padded[1] // cells, 1))
+    whole = glance(picture, geometry, grid, range(grid[0]))
+    assert whole.shape == (3, *grid)
+    middle = grid[0] // 2
+    parts = [range(middle), range(middle, grid[0])]
+    joined = np.concatenate([glance(picture, geometry, grid, rows) for rows in parts if rows], 1)
+    assert np.array_equal(whole, joined)
