@@ -5,8 +5,8 @@
 Logits are made up, of a network that is over-confident and confuses some classes: 1.1 million
 pixels of 11 classes, or 2 million of 150. Each fit has a process of its own, two threads, and its
 library's own defaults; one that takes longer than the limit is ended, and its time is a bound from
-below. The likelihood is over all the pixels that were fitted on. netcal is left out where it is not
-installed (`pip install --no-deps netcal`, and what it then asks for).
+below. The likelihood is over all the pixels that were fitted on. Libraries that are not installed
+are left out.
 """
 
 import argparse
@@ -32,15 +32,21 @@ from app.calibration.registry import build
 from app.calibration.validation import InMemory, LabelledImage
 
 SHAPES = {"street": (101, 10_900, 11), "many": (500, 4_000, 150)}  # images, pixels of each, classes
-METHODS = ("temperature", "vector", "matrix_ti", "dirichlet", "ets", "cmsap", "selective")
+METHODS = (
+    "temperature", "vector", "vector_ti", "matrix_ti", "dirichlet", "ets", "cdc", "cmsap", "cmsop",
+    "isotonic", "selective", "contextual",
+)  # fmt: skip
 FIDUCIO = {
     "temperature": "TemperatureScaling",
     "vector": "VectorScaling",
     "matrix_ti": "TranslationInvariantMatrixScaling",
     "dirichlet": "DirichletCalibration",
     "ets": "EnsembleTemperatureScaling",
+    "cdc": "ClassConditionalMatrixScaling",
+    "cmsap": "ArgmaxPreservingMatrixScaling",
+    "cmsop": "OrderPreservingMatrixScaling",
 }
-NETCAL = {"temperature": "TemperatureScaling", "vector": "LogisticCalibration"}
+NETCAL = {"temperature": "TemperatureScaling", "vector_ti": "LogisticCalibration"}
 LIBRARIES = ("ours", "fiducio", "netcal")
 ROWS = 1 << 16  # whose likelihood is taken at a time
 
@@ -165,13 +171,17 @@ def fit_fiducio(method: str, logits: Tensor, labels: Tensor, _shape: object) -> 
 
 
 def fit_netcal(method: str, logits: Tensor, labels: Tensor, _shape: object) -> Probabilities:
-    """Fit with netcal's defaults; it takes probabilities."""
+    """Fit with netcal's defaults; it takes probabilities.
+
+    Its minimiser takes differences of the loss, which are all 0 in float32: it would stay where it
+    starts.
+    """
     scaling: Any = importlib.import_module("netcal.scaling")
     fitted = getattr(scaling, NETCAL[method])()
-    fitted.fit(logits.softmax(dim=1).numpy(), labels.numpy())
+    fitted.fit(logits.double().softmax(dim=1).numpy(), labels.numpy())
 
     def predict(rows: Tensor) -> Tensor:
-        found: NDArray[np.floating] = fitted.transform(rows.softmax(dim=1).numpy())
+        found: NDArray[np.floating] = fitted.transform(rows.double().softmax(dim=1).numpy())
         return torch.from_numpy(np.asarray(found, np.float64))
 
     return predict
