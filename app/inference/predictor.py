@@ -16,6 +16,7 @@ from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
 from app.inference.crowd import Crowd
 from app.inference.emission import warm_up
+from app.inference.microbatches import MicroBatches
 from app.inference.preprocess import (
     Geometry,
     Size,
@@ -142,7 +143,10 @@ def open_predictor(
 
     Raises ModelError where the file does not load or its output does not fit the card.
     """
-    predictor = Predictor(folder, open_backbone(folder.path, device, threads, crowd))
+    backbone = open_backbone(folder.path, device, threads, crowd)
+    if backbone.device == "cuda":
+        backbone = MicroBatches(backbone)
+    predictor = Predictor(folder, backbone)
     policy = folder.card.input
     if policy.crop is not None:
         images = grey(policy.crop)
