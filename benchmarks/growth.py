@@ -1,16 +1,19 @@
-"""How an answer's time and memory grow: with classes, with pixels, and with clients at once.
+"""How an answer's time and memory grow: with classes, pixels, clients at once, and in a batch.
 
 `python -m benchmarks.growth` serves networks of one convolution of stride 4 (and random weights),
 so that what follows the network is what is measured: K in 2..171, pictures of 0.2 to 8 million
 pixels, and 1 to 32 clients. Each setting has a service of its own once a round, and the table
 holds medians over rounds. Memory is the service's peak above what it held when it had answered a
-small picture.
+small picture. The service makes batches on a GPU only; what they would gain on a CPU is measured on
+the bundled network alone, without a server.
 """
 
 import argparse
 import io
+import json
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,13 +28,14 @@ from benchmarks.load import ask_once, form_request, run_window, wait_until
 from benchmarks.machine import machine
 from benchmarks.processes import PeakMemory, resident_bytes, started, tree
 from benchmarks.serving import START_TIMEOUT_S, free_port, say
-from benchmarks.shapes import ROOT
+from benchmarks.shapes import BUNDLED, ROOT
 from benchmarks.stride_four import write_model
 from benchmarks.tables import put_table
 
 CLASSES = (2, 11, 19, 64, 150, 171)
 MEGAPIXELS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 CLIENTS = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8)
 USUAL_CLASSES, USUAL_MEGAPIXELS, USUAL_CLIENTS = 19, 1.0, 1
 ASPECT = 4 / 3
 PATH = "/segment?include=mask,confidence&calibrator=none"
@@ -44,6 +48,7 @@ class Setting:
     classes: int = USUAL_CLASSES
     megapixels: float = USUAL_MEGAPIXELS
     clients: int = USUAL_CLIENTS
+    batch: int | None = None  # where set, of the bundled network alone
 
 
 @dataclass
@@ -59,6 +64,7 @@ CURVES: dict[str, list[Setting]] = {
     "classes": [Setting(classes=k) for k in CLASSES],
     "megapixels": [Setting(megapixels=size) for size in MEGAPIXELS],
     "clients": [Setting(clients=count) for count in CLIENTS],
+    "batch": [Setting(batch=size) for size in BATCHES],
 }
 
 
@@ -73,7 +79,31 @@ def picture(megapixels: float) -> bytes:
 
 
 def measure(setting: Setting, point: Point, seconds: float, folder: Path) -> None:
-    """Measure one setting on a service of its own, whose memory no earlier picture has grown."""
+    """Measure one setting."""
+    if setting.batch is None:
+        found = measure_service(setting, seconds, folder)
+    else:
+        found = measure_batch(setting.batch, seconds)
+    for values, value in zip(
+        (point.milliseconds, point.rates, point.mebibytes), found, strict=True
+    ):
+        values.append(value)
+    say(f"{setting}: {found[0]:.0f} ms, {found[2]:.0f} MiB")
+
+
+def measure_batch(size: int, seconds: float) -> Sequence[float]:
+    """Measure the network alone in a process of its own."""
+    model = ROOT / f"models/{BUNDLED}/model.onnx"
+    command = [sys.executable, "-m", "benchmarks.batches", str(model), f"--batch={size}"]
+    done = subprocess.run(
+        [*command, f"--seconds={seconds}"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: list[float] = json.loads(done.stdout)
+    return found
+
+
+def measure_service(setting: Setting, seconds: float, folder: Path) -> Sequence[float]:
+    """Measure a service of its own, whose memory no earlier picture has grown."""
     models = folder / f"models-{setting.classes}"
     write_model(models / "stride-four", setting.classes)
     port = free_port()
@@ -93,10 +123,8 @@ def measure(setting: Setting, point: Point, seconds: float, folder: Path) -> Non
             window = run_window(port, request, setting.clients, seconds)
     if window.errors:
         raise SystemExit(f"{setting}: expected answers, got {window.errors} errors")
-    point.milliseconds.append(1000 * statistics.median(window.latencies))
-    point.rates.append(window.throughput)
-    point.mebibytes.append((memory.peak - idle) / 2**20)
-    say(f"{setting}: {point.milliseconds[-1]:.0f} ms, {point.mebibytes[-1]:.0f} MiB")
+    latency = 1000 * statistics.median(window.latencies)
+    return latency, window.throughput, (memory.peak - idle) / 2**20
 
 
 def table(points: dict[Setting, Point], curves: Sequence[str]) -> str:
@@ -127,6 +155,7 @@ def draw(points: dict[Setting, Point], curves: Sequence[str], file: Path) -> Non
         for row, (values, label) in enumerate(((times, "ms an answer"), (memory, "MiB"))):
             axes[row, column].plot(across, values, marker="o", markersize=3)
             axes[row, column].set(ylim=(0, None), xlabel=name, ylabel="" if column else label)
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     plt.close(figure)
 
