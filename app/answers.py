@@ -7,41 +7,40 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.calibration.base import Calibrator, Share, alone
-from app.calibration.base import prepared as finite
+from app.calibration.base import Calibrator, Share, alone, prepared
+from app.calibration.changes import Changes
 from app.calibration.emitted import Emitted
-from app.inference.emission import emit
+from app.inference.emission import ALONE, blank, emit_band, shift_confidence
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Prepared
 from app.inference.preprocess import Band, Geometry
+from app.inference.row_threads import RowThreads
 
 
 @dataclass(frozen=True)
 class Rated:
     """What labels come from, and what times `scale` gives their confidence; logits [K,h,w].
 
-    `shift` [h,w] is added to the log-odds of that confidence.
+    `changes` are what is to be done to the log-odds of that confidence, once all is known.
     """
 
     labelling: Tensor
     rating: Tensor
     scale: float = 1.0
-    shift: Tensor | None = None
+    changes: Changes | None = None
 
 
-def shown(
-    calibrator: Calibrator | None, prepared: Prepared, logits: Tensor, band: Band
-) -> Calibrator | None:
+def shown(calibrator: Calibrator, picture: Prepared, logits: Tensor, band: Band) -> Calibrator:
     """Show a calibrator the part of the picture that logits [K,n,w] are about, if it looks."""
-    if calibrator is None or not calibrator.sees_picture:
+    if not calibrator.sees_picture:
         return calibrator
     rows = range(band.top, band.top + logits.shape[1])
-    return calibrator.seeing(prepared.glance((band.height, logits.shape[2]), rows))
+    return calibrator.seeing(picture.glance((band.height, logits.shape[2]), rows))
 
 
 @torch.inference_mode()
 def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) -> Rated:
-    """Calibrate logits [K,h,w]; one tensor serves for both where the answer is the same.
+    """Calibrate rows of logits [K,n,w]; one tensor serves for both where the answer is the same.
 
     `share` lends threads to calibrators that can use them.
     """
@@ -49,14 +48,49 @@ def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) ->
         return Rated(logits, logits)
     scale = calibrator.scale()
     if scale is not None:
-        return Rated(logits, logits, scale, calibrator.shift(logits, share))
+        return Rated(logits, logits, scale, calibrator.changes(logits, share))
     calibrated = calibrator(logits[None])[0]
     return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 
 
-def emit_rated(rated: Rated, geometry: Geometry) -> tuple[Mask, Confidence]:
-    """Emit the whole picture's mask and confidence, see `emission.emit`."""
-    return emit(rated.labelling, rated.rating, geometry, scale=rated.scale, shift=rated.shift)
+class Emitting:
+    """A picture's mask and confidence, emitted strip by strip from the logits of its bands."""
+
+    def __init__(
+        self, calibrator: Calibrator | None, geometry: Geometry, classes: int, threads: RowThreads
+    ) -> None:
+        self._calibrator, self._geometry, self._threads = calibrator, geometry, threads
+        self._changes: list[Changes] = []
+        self._grid = 0, 0
+        self.mask, self.confidence = blank(geometry, classes)
+
+    def emit(self, rated: Rated, band: Band) -> None:
+        """Write a band's rows, and keep what is to be changed of their confidence."""
+        emit_band(
+            rated.labelling, rated.rating, self._geometry, band, self.mask, self.confidence,
+            scale=rated.scale, threads=self._threads,
+        )  # fmt: skip
+        if rated.changes is not None:
+            self._changes.append(rated.changes.within(band.top, band.cells))
+            self._grid = band.height, rated.labelling.shape[2]
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Change the confidence as the calibrator says now that it has seen all of the picture."""
+        if self._calibrator is not None and self._changes:
+            shift = self._calibrator.settled(Changes.joined(self._changes), self._grid)
+            shift_confidence(self.confidence, shift, self._geometry, self._threads)
+
+
+def emit_rated(
+    rated: Rated, calibrator: Calibrator | None, geometry: Geometry
+) -> tuple[Mask, Confidence]:
+    """Emit a whole picture's mask and confidence at once."""
+    height = rated.labelling.shape[1]
+    emitting = Emitting(calibrator, geometry, rated.labelling.shape[0], ALONE)
+    emitting.emit(rated, Band(0, height, range(height)))
+    emitting.settle()
+    return emitting.mask, emitting.confidence
 
 
 @torch.inference_mode()
@@ -64,8 +98,8 @@ def answer_labelled(
     logits: Tensor, labels: NDArray[np.integer], geometry: Geometry, calibrator: Calibrator
 ) -> Emitted:
     """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
-    rated = rate(finite(logits[None])[0], calibrator)
-    mask, confidence = emit_rated(rated, geometry)
+    rated = rate(prepared(logits[None])[0], calibrator)
+    mask, confidence = emit_rated(rated, calibrator, geometry)
     return Emitted(
         torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(confidence),

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.answers import Rated, emit_rated, rate
+from app.answers import Rated, emit_rated, rate, shown
 from app.calibration.analyses import Prediction
 from app.calibration.assessment import Assessment
+from app.calibration.base import Calibrator
 from app.calibration.bootstrap import Interval, bootstrap_difference
 from app.calibration.metrics import LOG_FLOOR
 from app.calibration.validation import IGNORE
@@ -24,7 +25,7 @@ from app.errors import ArgumentError
 from app.inference.card import ModelFolder
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
-from app.inference.preprocess import Geometry
+from app.inference.preprocess import Band, Geometry
 from app.inference.upsampling import log_probability_strips
 from app.labelled import Pair, read_labels_for, read_picture
 from app.versions import Manifest, StoredCalibrator
@@ -134,21 +135,16 @@ class Here:
         """Answer a picture without the calibrator, and with it."""
         looked = look(self.predictor, self.calibrator, pair, self.max_pixels, self.tta)
         own = Rated(looked.logits, looked.logits)
-        plain = _answered(own, looked.logits, looked.geometry)
+        plain = _answered(looked._replace(calibrated=looked.logits, rated=own, calibrator=None))
         if self.calibrator is None:
             return plain, None
-        return plain, _answered(looked.rated, looked.calibrated, looked.geometry)
-
-
-def _answered(rated: Rated, calibrated: Tensor, geometry: Geometry) -> Answered:
-    mask, confidence = emit_rated(rated, geometry)
-    return Answered(mask, confidence, partial(proper_sums, calibrated, geometry))
+        return plain, _answered(looked)
 
 
 class Looked(NamedTuple):
     """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
 
-    `rated` is what the service emits its mask and confidence from.
+    `rated` and `calibrator` are what the service emits its mask and confidence from.
     """
 
     picture: NDArray[np.uint8]
@@ -156,6 +152,12 @@ class Looked(NamedTuple):
     logits: Tensor
     calibrated: Tensor
     rated: Rated
+    calibrator: Calibrator | None = None
+
+
+def _answered(looked: Looked) -> Answered:
+    mask, confidence = emit_rated(looked.rated, looked.calibrator, looked.geometry)
+    return Answered(mask, confidence, partial(proper_sums, looked.calibrated, looked.geometry))
 
 
 def evaluate(
@@ -216,10 +218,10 @@ def look(
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
         return Looked(picture, geometry, plain, plain, Rated(plain, plain))
-    height, width = logits.shape[2:]
-    seeing = calibrator.calibrator.seeing(prepared.glance((height, width), range(height)))
+    whole = Band(0, logits.shape[2], range(logits.shape[2]))
+    seeing = shown(calibrator.calibrator, prepared, logits[0], whole)
     calibrated, rated = seeing(logits)[0], rate(logits[0], seeing)
-    return Looked(picture, geometry, logits[0], calibrated, rated)
+    return Looked(picture, geometry, logits[0], calibrated, rated, seeing)
 
 
 def _measure(assessment: Assessment, answered: Answered, labels: Tensor) -> None:

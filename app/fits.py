@@ -19,7 +19,7 @@ from app.inference.card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.labelled import ENDINGS, SpooledLogits, find_pairs
 from app.picture_uploads import DRIVES, Limits, picture_drives
-from app.recalibration import Activate, calibrate, require_pictures
+from app.recalibration import Activate, calibrate, candidates, require_pictures
 from app.settings import Settings
 from app.uploads import check, open_upload, unpack
 
@@ -54,6 +54,7 @@ def fit_here(
     wanted: Wanted, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> Fitted:
     """Fit on this machine, with the models and calibrators of its folders."""
+    candidates(wanted.method, wanted.allow_label_changes)  # refuses before anything is read
     with validation_set(wanted, folder, settings, progress) as data:
         done = calibrate(
             folder,

@@ -30,9 +30,10 @@ from app.api.state import Admission, Readiness, State
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor, Watch
 from app.errors import ModelError, SettingsError
-from app.inference.backbone import TorchBackbone
+from app.inference.backbone import nvidia_device_present
 from app.inference.card import ModelFolder, default_name, read_model_folder
 from app.inference.crowd import Crowd
+from app.inference.microbatches import LARGEST
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.row_threads import RowThreads
 from app.jobs import Jobs
@@ -44,6 +45,7 @@ from app.tokens import admin_token
 log = logging.getLogger(__name__)
 
 WORKERS = 2  # requests at work at once, each on half of the threads
+GPU_WORKERS = LARGEST + 2  # so that a batch can gather while another one runs
 FORM_OVERHEAD = 64 << 10  # a multipart body is a little larger than the file inside
 
 
@@ -60,7 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
         readiness=Readiness(),
-        admission=Admission(WORKERS, settings.queue_limit),
+        admission=Admission(workers(settings), settings.queue_limit),
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
         counters=Counters(drift),
         drift=drift,
@@ -149,9 +151,15 @@ def open_models(settings: Settings, crowd: Crowd) -> tuple[dict[str, Predictor],
             log.warning("refused model %s: %s", path.name, error)
             refused[path.name] = str(error)
     # Two requests in torch's threads wait for each other's, spinning, and ONNX Runtime has its own.
-    in_torch = any(isinstance(p.backbone, TorchBackbone) for p in predictors.values())
+    in_torch = any(p.folder.path.suffix != ".onnx" for p in predictors.values())
     torch.set_num_threads(settings.threads if in_torch else 1)
     return predictors, refused
+
+
+def workers(settings: Settings) -> int:
+    """Count the requests that may be at work at once."""
+    on_gpu = settings.device != "cpu" and nvidia_device_present()
+    return GPU_WORKERS if on_gpu else WORKERS
 
 
 def model_folders(models_dir: Path) -> list[Path]:

@@ -84,10 +84,10 @@ def require_pictures(method: str, *, weather: bool) -> None:
 
 def require_comparable(active: StoredCalibrator, data: ValidationSet) -> None:
     """Raise ArgumentError where the active version can't be measured on the data."""
-    if active.calibrator.sees_picture and data[0].picture is None:
+    if active.calibrator.sees_picture and len(data) and data[0].picture is None:
         raise ArgumentError(
-            f"expected pictures, without which the active calibrator {active.manifest.id} can't be "
-            f"compared with, got logits alone"
+            f"expected pictures, which the active calibrator {active.manifest.id} looks at, to "
+            f"compare with it, got logits alone; activate another version to do without"
         )
 
 

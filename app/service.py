@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.answers import rate, shown
+from app.answers import Emitting, rate, shown
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.inference.card import ModelFolder, default_name
-from app.inference.emission import blank, emit_band
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.row_threads import RowThreads
@@ -122,18 +121,21 @@ class Segmenter:
             picture = decode_image(upload, self._max_pixels)
         with watch.stage("preprocess"):
             prepared = predictor.lay(picture)
-            mask, confidence = blank(prepared.geometry, predictor.folder.num_classes)
+        del picture  # needed no more, unless it is what was laid
         calibrator = stored.calibrator if stored else None
+        classes = predictor.folder.num_classes
+        emitting = Emitting(calibrator, prepared.geometry, classes, self._threads)
         reach, share = calibrator.invariances.reach if calibrator else 0, self._threads.share
         for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
             with watch.stage("calibration"):
-                rated = rate(logits[0], shown(calibrator, prepared, logits[0], band), share)
+                seeing = calibrator and shown(calibrator, prepared, logits[0], band)
+                rated = rate(logits[0], seeing, share)
             with watch.stage("encode"):
-                emit_band(
-                    rated.labelling, rated.rating, prepared.geometry, band, mask, confidence,
-                    scale=rated.scale, shift=rated.shift, threads=self._threads,
-                )  # fmt: skip
+                emitting.emit(rated, band)
+        with watch.stage("calibration"):
+            emitting.settle()
         with watch.stage("encode"):
+            mask, confidence = emitting.mask, emitting.confidence
             stale = self._is_stale(predictor, stored, wish, mask, confidence)
             if threshold is not None:
                 np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)

@@ -6,7 +6,7 @@ above what it held once the network had taken a small picture (see `benchmarks.g
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from app.inference.backbone import open_backbone
 from benchmarks.contenders import CORES
+from benchmarks.own_server import MIB, memory
 
 
 def main() -> None:
@@ -41,7 +42,8 @@ def main() -> None:
 
 def peak_mib() -> float:
     """Give this process's largest resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: that keeps the peak of whoever started this process.
+    return memory(os.getpid(), "VmHWM") / MIB
 
 
 if __name__ == "__main__":

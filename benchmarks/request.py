@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.answers import rate
+from app.answers import Emitting, rate, shown
 from app.artifacts import ArtifactStore
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
 from app.imaging import encode
 from app.imaging.decode import decode_image
 from app.inference.card import read_model_folder
-from app.inference.emission import emit
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.row_threads import RowThreads
 from app.inference.tally import tally
@@ -78,16 +77,19 @@ def request(
     with stage("decode"):
         pixels = decode_image(upload, MAX_PIXELS)
     with stage("preprocess"):
-        images, geometry = predictor.prepare(pixels)
-    with stage("inference"):
-        logits = predictor.logits(images)[0]
-    with stage("calibration"):
-        rated = rate(logits, calibrator, threads.share)
+        laid = predictor.lay(pixels)
+    classes = predictor.folder.num_classes
     with stage("emission"):
-        mask, confidence = emit(
-            rated.labelling, rated.rating, geometry,
-            scale=rated.scale, shift=rated.shift, threads=threads,
-        )  # fmt: skip
+        emitting = Emitting(calibrator, laid.geometry, classes, threads)
+    with stage("inference"):
+        ((logits,), band), *_ = predictor.strips(laid)
+    with stage("calibration"):
+        seeing = calibrator and shown(calibrator, laid, logits, band)
+        rated = rate(logits, seeing, threads.share)
+    with stage("emission"):
+        emitting.emit(rated, band)
+        emitting.settle()
+    mask, confidence = emitting.mask, emitting.confidence
     with stage("tally"):
         tally(mask, confidence)
     with stage("mask"):

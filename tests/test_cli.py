@@ -432,7 +432,9 @@ def test_calibrate_reads_pictures_where_the_method_looks_at_them(
     assert active.method == "lts_image"
     assert run("segment", *images.iterdir(), "--out", images.parent / "out").code == 0
     ended = run("calibrate", "--logits", logits, "--method", "temperature")
-    assert f"expected pictures, without which the active calibrator {active.id} can't" in ended.err
+    assert f"expected pictures, which the active calibrator {active.id} looks at" in ended.err
+    ended = run("calibrate", "--logits", logits, "--method", "magic")
+    assert "expected auto or one of identity" in ended.err
 
 
 def test_two_models_need_a_name(run: Run, models_dir):

@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from app.calibration.changes import Changes
 from app.calibration.validation import ValidationSet
 
 LOGIT_LIMIT = 3e4  # beyond it differences of logits overflow; algorithms: clamp, then log-softmax
@@ -101,15 +102,26 @@ class Calibrator(nn.Module, ABC):
         return seen
 
     def scale(self) -> float | None:
-        """Give what multiplies all logits, above 0, where nothing but `shift` is done besides."""
+        """Give what multiplies all logits, above 0, where nothing but a shift is done besides."""
         return None
 
-    def shift(self, logits: Tensor, share: Share = alone) -> Tensor | None:  # noqa: ARG002
-        """Give what is added to the log-odds of the top class of scaled logits, or None.
+    def changes(self, logits: Tensor, share: Share = alone) -> Changes | None:  # noqa: ARG002
+        """Give what a part of a picture says on the log-odds of scaled logits' top class, or None.
 
-        Finite logits [K,h,w] to float32 [h,w]; `share` lends threads.
+        Finite logits [K,n,w], whose first row is aligned on the picture's grid; `share` lends
+        threads.
         """
         return None
+
+    def settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
+        """Turn the changes of a whole grid (h, w) into what is added to the log-odds: [h,w]."""
+        raise NotImplementedError(f"{self.method} has no changes of {size}, got {changes}")
+
+    def shift(self, logits: Tensor) -> Tensor | None:
+        """Give what is added to the log-odds of a whole picture, [K,h,w] to [h,w], or None."""
+        changes = self.changes(logits)
+        size = logits.shape[1], logits.shape[2]
+        return None if changes is None else self.settled(changes, size)
 
     def suspects(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
         """Mark what a selector takes for mispredicted: logits [N,K,...] to bool [N,...], or None.

@@ -1,7 +1,7 @@
 """What a pixel's surroundings and its own distribution say about whether its label is right.
 
-Every feature is translation invariant. The last four look at a neighbourhood of 5 and of 15 cells
-on the logits' grid; a table of pixels has none, and zeros stand for them.
+Every feature is translation invariant. The last four look at a neighbourhood of 5 and of 15 of the
+cells that are looked at; a table of pixels has none, and zeros stand for them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from app.calibration.pixelwise import FEATURE_FLOOR
 TOP = 5  # sorted log-probabilities that are looked at
 REACHES = (2, 7)  # cells to each side
 FARTHEST = max(REACHES) + 1  # a cell's label is compared with the next one's
-FINE_COLUMNS = 160  # a grid at least so wide is looked at in every second row and column
+COLUMNS, COARSEST = 80, 3  # looked at of a grid, about; cells from one to the next, at most
 ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told from 1
 
 
@@ -59,11 +59,11 @@ def step_of(planes: Tensor) -> int:
 
     The rows of tables [N,K,m] are all looked at.
     """
-    return 2 if planes.ndim == 4 and planes.shape[3] >= FINE_COLUMNS else 1
+    return min(max(planes.shape[3] // COLUMNS, 1), COARSEST) if planes.ndim == 4 else 1
 
 
 def thinned(planes: Tensor, step: int) -> Tensor:
-    """Keep what is looked at of maps [...,h,w]."""
+    """Keep what is looked at of maps [...,h,w]; of tables, where the step is 1, everything."""
     return planes if step == 1 else planes[..., ::step, ::step]
 
 

@@ -2,7 +2,7 @@
 
 Three sweeps over rows of the grid, each with its columns innermost, so that they vectorise: the
 pixel's own distribution; neighbourhoods along the row; neighbourhoods down the columns and the
-networks. Of a fine grid they are given every second row and column. `Selectors` in torch is the
+networks. Of fine grids they are given some rows and columns. `Selectors` in torch is the
 definition, and tests hold this to it.
 """
 
@@ -21,7 +21,7 @@ from app.compilation import compiled
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int32]
 
-BLOCK = 64  # columns at a time: the hidden units of all of them stay in the nearest cache
+BLOCK = 128  # columns at a time: the hidden units of all of them stay in the nearest cache
 _ODDS_LIMIT = np.float32(12)
 _CLIP = np.float32(4)
 _ZERO, _ONE, _NONE = np.float32(0), np.float32(1), np.float32(-3e38)
@@ -76,7 +76,7 @@ def changes_of(
     """Give how the networks would change the log-odds of the cells that are looked at.
 
     Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [h,w]; and the features'
-    means over them, float32 [F].
+    sums over each row, float32 [h,F].
     """
     classes, height, width = logits.shape
     planes = room(classes, height, width)
@@ -88,7 +88,7 @@ def changes_of(
     share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
     share(lambda a, b: opine(*seen, *state, change, sums, a, b), rows, weights.between.size * width)
-    return change, (sums.mean(axis=0, dtype=np.float64) / width).astype(np.float32)
+    return change, sums
 
 
 # Loops run over rows taken out of their arrays first: only those are known to lie in one piece,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
-from app.calibration.context import Context, context_of, feature_count, step_of, thinned
+from app.calibration.context import Context, context_of, feature_count, thinned
 from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
@@ -53,9 +53,8 @@ class Rows:
         return (total[count > 0] / count[count > 0]).numpy()
 
 
-def looked_at(image: LabelledImage) -> LabelledImage:
+def looked_at(image: LabelledImage, step: int) -> LabelledImage:
     """Keep the cells of an image that are looked at."""
-    step = step_of(image.logits[None])
     return LabelledImage(thinned(image.logits, step), thinned(image.labels, step))
 
 

@@ -11,7 +11,8 @@ top probability is just that: neither the label nor the order of the classes cha
 
 `trust` is the least of a few shares that held-out images can't tell from the best one, and never
 the whole: what is left of the network's own confidence is what keeps an unfamiliar drive from harm.
-On a fine grid only every second row and column is looked at, and opinions are interpolated between.
+Of a fine grid every second or third row and column is looked at, as the fit's first image has it,
+and opinions are interpolated.
 Where an image's features, on average, lie farther from those of the fit's images than three in four
 of these do, the opinion's say is bounded more and more, until at half as much again it raises no
 confidence at all, and lowers log-odds by a third at most: what is unlike all that was learned from
@@ -28,7 +29,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import Calibrator, FitContext, Invariances, Share, alone, prepared
+from app.calibration.changes import Changes
 from app.calibration.context import (
+    COARSEST,
     FARTHEST,
     context_of,
     feature_count,
@@ -70,7 +73,7 @@ class Contextual(Calibrator):
         translation=True,
         argmax=True,
         order=True,
-        reach=2 * FARTHEST + 1,  # of a fine grid; the next row's opinion counts as well
+        reach=COARSEST * (FARTHEST + 1) - 1,  # of fine grids; the next opinion counts as well
     )
     beta: Tensor
     trust: Tensor
@@ -79,6 +82,7 @@ class Contextual(Calibrator):
     spread: Tensor
     familiar: Tensor
     doubt: Tensor
+    spacing: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -91,9 +95,14 @@ class Contextual(Calibrator):
         self.register_buffer("spread", torch.ones(feature_count(num_classes)))
         self.register_buffer("familiar", torch.tensor(UNFITTED))
         self.register_buffer("doubt", torch.tensor(DOUBT))
+        self.register_buffer("spacing", torch.ones(()))
+        self.step = 1  # the same as a plain number, since nothing can be sliced by a tensor
+        self.register_load_state_dict_post_hook(Contextual._take_step)  # type: ignore[no-untyped-call]
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-probabilities."""
+        if logits.ndim == 2:  # a table whose rows are pixels
+            return self.forward(logits.T[None])[0].T
         logs = (prepared(logits) * self.beta).log_softmax(dim=1)
         believed = self.believed(logs)
         calibrated = (logs * beta_for(logs, believed)).log_softmax(dim=1)
@@ -101,14 +110,15 @@ class Contextual(Calibrator):
 
     def believed(self, logs: Tensor) -> Tensor:
         """Log-probabilities at the temperature [N,K,...] to log-odds [N,1,...] of being right."""
-        step = step_of(logs)
-        features, own, first, second = context_of(thinned(logs, step), self.local)
+        features, own, first, second = context_of(thinned(logs, self.step), self.local)
         rows = features.movedim(1, -1).flatten(0, -2)
         opinion = self.selectors(rows, own.flatten(), first.flatten(), second.flatten()).mean(1)
         change = (opinion - own.flatten()).view_as(own)[:, None]
         familiarity = self.familiarity(features.flatten(2).mean(dim=2))
         moved = self.moderated(change, familiarity.view(-1, *[1] * (logs.ndim - 1)))
-        return log_odds(logs.amax(1, keepdim=True)) + interpolated(moved, logs.shape[-2:], step)
+        return log_odds(logs.amax(1, keepdim=True)) + interpolated(
+            moved, logs.shape[-2:], self.step
+        )
 
     def familiarity(self, means: Tensor) -> Tensor:
         """Mean features of images [N,F] to 1 where they are as the fit's images, down to 0."""
@@ -133,20 +143,19 @@ class Contextual(Calibrator):
         """Give the inverse temperature."""
         return self.beta.item()
 
-    def shift(self, logits: Tensor, share: Share = alone) -> Tensor | None:
-        """Give the networks' part in the log-odds of finite logits [K,h,w]: float32 [h,w]."""
+    def changes(self, logits: Tensor, share: Share = alone) -> Changes | None:
+        """Ask the networks about finite logits [K,n,w]."""
         if not self.trust:
             return None
-        if not logits.is_cuda:
-            state = self.beta.item(), self.selectors.weights(), self.local.item()
-            cells = thinned(logits, step_of(logits[None])).contiguous().numpy()
-            change, means = changes_of(cells, *state, share)
-            familiarity = self.familiarity(torch.from_numpy(means))
-            moved = self.moderated(torch.from_numpy(change), familiarity)
-            size = logits.shape[1], logits.shape[2]
-            return interpolated(moved[None, None], size, step_of(logits[None]))[0, 0]
-        logs = (logits[None] * self.beta).log_softmax(dim=1)
-        return (self.believed(logs)[0] - log_odds(logs.amax(dim=1)))[0]
+        state = self.beta.item(), self.selectors.weights(), self.local.item()
+        cells = np.ascontiguousarray(logits.numpy()[:, :: self.step, :: self.step])
+        change, sums = changes_of(cells, *state, share)
+        return Changes(torch.from_numpy(change), torch.from_numpy(sums), self.step)
+
+    def settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
+        """Give the networks' part in the log-odds, float32 [h,w], as far as they are trusted."""
+        moved = self.moderated(changes.change, self.familiarity(changes.means()))
+        return interpolated(moved[None, None], size, changes.step)[0, 0]
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Train on some images, stop and set the trust on the others; needs two classes.
@@ -159,6 +168,8 @@ class Contextual(Calibrator):
         both = [list(range(len(data)))] * 2
         train, select = split(data, TRAIN_SHARE, context.seed) if len(data) > 1 else both
         self.local.fill_(float(data[0].labels.ndim == 2))
+        self.spacing.fill_(step_of(data[0].logits[None]))
+        self._take_step()
         self.trust.zero_()
         trained, usual = self._rows(data, train, context)
         held, others = self._rows(data, select, context)
@@ -173,6 +184,9 @@ class Contextual(Calibrator):
     def summary(self) -> dict[str, float]:
         """Give the temperature, and the selectors' share in the log-odds."""
         return {"temperature": 1 / self.beta.item(), "trust": self.trust.item()}
+
+    def _take_step(self, _keys: object = None) -> None:
+        self.step = int(self.spacing.item())
 
     def _remember(self, means: Tensor) -> None:
         """Take the mean features of the fit's images [n,F] as what is familiar."""
@@ -194,7 +208,7 @@ class Contextual(Calibrator):
             few = min(quota, COPY_PIXELS)
             views = [(data[index], quota), *((copy, few) for copy in copies_of(data, index))]
             for whole, count in views:
-                image = looked_at(whole)
+                image = looked_at(whole, self.step)
                 seen = look(image, self.beta, self.local)
                 parts.append(draw_rows(seen, image.labels, count, number, generator))
                 means.append(seen.features[0].flatten(1).mean(dim=1))

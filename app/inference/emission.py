@@ -26,7 +26,6 @@ def emit(
     geometry: Geometry,
     *,
     scale: float = 1.0,
-    shift: Tensor | None = None,
     threads: RowThreads = ALONE,
 ) -> tuple[Mask, Confidence]:
     """Upsample bilinearly, label, and read the label's calibrated probability.
@@ -34,16 +33,12 @@ def emit(
     `logits` and `calibrated` are finite float32 [K,h,w]; labels come from the former (lowest
     class on ties), probabilities from the softmax of `scale` times the latter. Pass the same
     tensor twice where a calibrator decides for itself, is a mere scale above 0, or there is none.
-    `shift` float32 [h,w], if any, is interpolated and added to the log-odds of the confidence.
     Returns uint8 (uint16 from 256 classes on) [H,W] and float32 [H,W] in 0..1, which is right to
     2e-6 plus 3e-7 of the largest difference of logits.
     """
     mask, confidence = blank(geometry, logits.shape[0])
     whole = Band(0, logits.shape[1], range(logits.shape[1]))
-    emit_band(
-        logits, calibrated, geometry, whole, mask, confidence,
-        scale=scale, shift=shift, threads=threads,
-    )  # fmt: skip
+    emit_band(logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads)
     return mask, confidence
 
 
@@ -56,7 +51,6 @@ def emit_band(
     confidence: Confidence,
     *,
     scale: float = 1.0,
-    shift: Tensor | None = None,
     threads: RowThreads = ALONE,
 ) -> None:
     """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
@@ -69,7 +63,7 @@ def emit_band(
     first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
     rows = top - band.top, bottom - band.top, down
     part = range(first, end)
-    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, shift, threads)
+    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
 
 
 def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
@@ -87,7 +81,6 @@ def emit_part(
     mask: Mask,
     confidence: Confidence,
     scale: float,
-    shift: Tensor | None,
     threads: RowThreads,
 ) -> None:
     """Write some rows of `mask` and `confidence` [H,W], as `emit` otherwise.
@@ -98,30 +91,45 @@ def emit_part(
     width = geometry.image[1]
     columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
     if logits.is_cuda:
-        _emit_on_device(logits, calibrated, scale, shift, rows, columns, part, mask, confidence)
+        _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
         return
     two = calibrated is not logits
     labelling = logits.contiguous().numpy()
     rating = calibrated.contiguous().numpy() if two else labelling
     gain = np.float32(LOG2_E * scale)
     phases = whole_phases(width, geometry, logits.shape[2])
-    shifts = None if shift is None else shift.contiguous().numpy()
 
     def work(start: int, stop: int) -> None:
         emit_rows(
             labelling, rating, two, gain, rows, columns, phases, mask, confidence, start, stop
         )
-        if shifts is not None:
-            shift_rows(confidence, shifts, rows, columns, start, stop)
 
     threads.share(work, part, logits.shape[0] * width)
+
+
+def shift_confidence(
+    confidence: Confidence, shift: Tensor, geometry: Geometry, threads: RowThreads = ALONE
+) -> None:
+    """Add `shift` float32 [h,w], interpolated, to the log-odds of a picture's confidence [H,W]."""
+    moved = shift.contiguous().numpy()
+    rows, columns = (
+        taps(geometry.image[axis], geometry.resized[axis], geometry.padded[axis], moved.shape[axis])
+        for axis in (0, 1)
+    )
+    height, width = geometry.image
+    threads.share(
+        lambda start, stop: shift_rows(confidence, moved, rows, columns, start, stop),
+        range(height),
+        8 * width,
+    )
 
 
 def warm_up(num_classes: int) -> None:
     """Compile the kernels, or load what was compiled before, for masks of so many classes."""
     logits = torch.zeros(num_classes, 1, 1)
-    shift = torch.zeros(1, 1)
-    mask, confidence = emit(logits, logits, Geometry((1, 1), (1, 1), (1, 1)), shift=shift)
+    geometry = Geometry((1, 1), (1, 1), (1, 1))
+    mask, confidence = emit(logits, logits, geometry)
+    shift_confidence(confidence, torch.zeros(1, 1), geometry)
     tally(mask, confidence)
 
 
@@ -147,7 +155,6 @@ def _emit_on_device(
     logits: Tensor,
     calibrated: Tensor,
     scale: float,
-    shift: Tensor | None,
     rows: Taps,
     columns: Taps,
     part: range,
@@ -171,8 +178,5 @@ def _emit_on_device(
             fine = upsample(calibrated, strip)
         fine = fine * scale
         certain = (fine.gather(0, labels[None])[0] - fine.logsumexp(dim=0)).exp().clamp_(0, 1)
-        if shift is not None:
-            raised = certain * upsample(shift[None], strip)[0].exp()
-            certain = raised / (1 - certain + raised)
         confidence[strip] = certain.cpu().numpy()
         mask[strip] = labels.cpu().numpy()

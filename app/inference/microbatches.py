@@ -1,7 +1,7 @@
 """Requests that come together run as one batch, where a batch costs less than its parts.
 
-On a GPU it does; on a CPU it does not (`benchmarks.sessions`: two pictures at a time gain 2-3%,
-four lose), so that only a backbone on CUDA is given this.
+On a CPU it does not (`benchmarks.sessions`: two pictures at a time gain 2-3%, four lose), so that
+only a backbone on CUDA is given this.
 """
 
 import threading
@@ -27,8 +27,8 @@ class MicroBatches:
     """A backbone that takes equal-sized inputs of several callers at once; safe for threads.
 
     Nobody waits for company: a caller runs as soon as the backbone is free, and takes along who
-    came in the meantime. A network that refuses a batch, as one exported for single pictures does,
-    is asked for each by itself from then on.
+    came in the meantime. A batch that fails is asked for one by one, and is not as large again: a
+    network may be exported for single pictures, or memory end.
     """
 
     def __init__(self, backbone: Backbone, largest: int = LARGEST) -> None:
@@ -73,8 +73,8 @@ class MicroBatches:
                 return
             for asked in company:
                 self._run([asked])
-            if any(asked.logits is not None for asked in company):  # so it was the batch
-                self._largest = 1
+            if all(asked.logits is not None for asked in company):  # so it was their number
+                self._largest = len(company) - 1
             return
         for asked, logits in zip(company, parts, strict=True):
             asked.logits = logits

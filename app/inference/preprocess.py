@@ -13,6 +13,7 @@ from app.inference.card import InputPolicy, ShortSide
 # input may be at most MAX_GROWTH times the picture it is made from.
 SMALL_INPUT = 1 << 25
 MAX_GROWTH = 4
+GLANCE_ROWS = 16  # of cells at a time, so that a large picture is not copied whole
 
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float32]
@@ -87,20 +88,34 @@ def glance(picture: Picture, geometry: Geometry, grid: Size, rows: range) -> Pic
 
     Some rows are given; what lies in the padding has the edge's colours.
     """
-    down = _first_pixels(rows, geometry.padded[0], grid[0])
     across = _first_pixels(range(grid[1]), geometry.padded[1], grid[1])
-    lines = np.minimum(np.arange(down[0], down[-1]), geometry.resized[0] - 1)
-    columns = np.minimum(np.arange(across[-1]), geometry.resized[1] - 1)
-    seen = picture[lines[0] : lines[-1] + 1][lines - lines[0]][:, columns]
-    sums = np.add.reduceat(seen, down[:-1] - down[0], axis=0, dtype=np.uint32)
-    sums = np.add.reduceat(sums, across[:-1], axis=1)
-    means = sums / (np.diff(down)[:, None, None] * np.diff(across)[:, None])
-    return np.ascontiguousarray(np.rint(means).astype(np.uint8).transpose(2, 0, 1))
+    seen = np.empty((3, len(rows), grid[1]), np.uint8)
+    for start in range(0, len(rows), GLANCE_ROWS):
+        cells = rows[start : start + GLANCE_ROWS]
+        down = _first_pixels(cells, geometry.padded[0], grid[0])
+        lines = np.minimum(np.arange(down[0], down[-1]), geometry.resized[0] - 1)
+        columns = np.minimum(np.arange(across[-1]), geometry.resized[1] - 1)
+        part = picture[lines[0] : lines[-1] + 1][lines - lines[0]][:, columns]
+        sums = np.add.reduceat(part, down[:-1] - down[0], axis=0, dtype=np.uint32)
+        sums = np.add.reduceat(sums, across[:-1], axis=1)
+        means = sums / (_counts(down)[:, None, None] * _counts(across)[:, None])
+        seen[:, start : start + len(cells)] = np.rint(means).transpose(2, 0, 1)
+    return seen
 
 
 def _first_pixels(cells: range, pixels: int, count: int) -> NDArray[np.int64]:
-    """Give where some of an axis' `count` cells begin, and where the last ends."""
-    return np.arange(cells.start, cells.stop + 1) * pixels // count
+    """Give where some of an axis' `count` cells begin, and where the last ends.
+
+    A cell of a grid that is finer than the pixels has the one it begins in.
+    """
+    edges = np.arange(cells.start, cells.stop + 1) * pixels // count
+    edges[-1] = max(edges[-1], edges[-2] + 1)
+    return edges
+
+
+def _counts(edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the pixels of each cell."""
+    return np.maximum(np.diff(edges), 1)
 
 
 def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) -> Array:

@@ -21,6 +21,7 @@ from torch import Tensor
 from app.errors import ModelError
 from app.inference.preprocess import Band
 
+ALIGNMENT = 6  # calibrators may look at every row, at every second or at every third
 BAND_BYTES = 16 << 20  # of logits at a time; calibrators need several times what they are given
 
 Blend = Literal["hann", "mean"]
@@ -83,7 +84,7 @@ def strips(
     """Run the network over the windows and give the grid's rows from top to bottom.
 
     Every row is one strip's own once. Around its own rows a strip has those that are read with
-    them: `reach` rows above, from an even one on, and below one more than that, which emission
+    them: `reach` rows above, from an aligned one on, and below one more than that, which emission
     interpolates with.
     """
     if len(windows.down.starts) == len(windows.across.starts) == 1:
@@ -109,14 +110,14 @@ def bands(logits: Tensor, top: int, height: int, cells: range, reach: int) -> It
         return
     for start in range(cells.start, cells.stop, step):
         own = range(start, min(start + step, cells.stop))
-        first, end = max(_even(own.start - reach), top), min(own.stop + 1 + reach, height)
+        first, end = max(_aligned(own.start - reach), top), min(own.stop + 1 + reach, height)
         part = logits[:, :, first - top : end - top].clone()
         yield Strip(part, Band(first, height, own))
 
 
-def _even(row: int) -> int:
-    """Give the even row at or above: a calibrator that looks at every second row sees the same."""
-    return row - row % 2
+def _aligned(row: int) -> int:
+    """Give the aligned row at or above: a calibrator that looks at some rows sees the same ones."""
+    return row - row % ALIGNMENT
 
 
 class Blended:
@@ -129,7 +130,7 @@ class Blended:
         self._across = shares(windows.across, columns, blend)
         self._height = windows.down.total * rows // windows.down.length
         width = windows.across.total * columns // windows.across.length
-        self._held = np.zeros((1, classes, rows + 2 + 2 * reach, width), np.float32)
+        self._held = np.zeros((1, classes, rows + ALIGNMENT + 2 * reach, width), np.float32)
         self._top = 0  # the grid's row that is held first
         self._done = 0  # grid rows that were given out
 
@@ -157,7 +158,7 @@ class Blended:
         if last:
             return
         self._done = stop
-        past = _even(max(0, stop - self._reach - self._top))
+        past = _aligned(max(0, stop - self._reach - self._top))
         kept = self._held[:, :, past:].copy()
         self._held[:, :, : kept.shape[2]] = kept
         self._held[:, :, kept.shape[2] :] = 0

@@ -1,5 +1,7 @@
 """Contextual scaling: the temperature that gives a wanted confidence, the trust, the kernel."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from app.calibration.base import FitContext
 from app.calibration.context import (
-    FINE_COLUMNS,
+    COARSEST,
+    COLUMNS,
     context_of,
     interpolated,
     log_odds,
@@ -141,7 +144,9 @@ def test_copies_under_other_weather_are_learnt_from():
 @given(
     classes=st.sampled_from([2, 3, 4, 7, 19]),
     height=st.integers(1, 20),
-    width=st.integers(1, 90) | st.integers(FINE_COLUMNS - 1, FINE_COLUMNS + 20),
+    width=st.integers(1, 90)
+    | st.integers(2 * COLUMNS - 1, 2 * COLUMNS + 9)
+    | st.integers(3 * COLUMNS - 1, 3 * COLUMNS + 9),
     local=st.sampled_from([0.0, 1.0]),
     seed=st.integers(0, 99),
 )
@@ -155,6 +160,7 @@ def test_kernel_says_what_torch_says(classes, height, width, local, seed):
     calibrator.beta.fill_(0.8)
     calibrator.local.fill_(local)
     logits = spread(classes, height, width, seed)
+    calibrator.step = step_of(logits[None])
     logs = (0.8 * logits[None]).log_softmax(1)
     with torch.inference_mode():
         own = log_odds(logs.amax(1, keepdim=True))
@@ -164,26 +170,31 @@ def test_kernel_says_what_torch_says(classes, height, width, local, seed):
     assert (shift - expected).abs().max() < 2e-3 * (1 + expected.abs().max())
 
 
-@pytest.mark.parametrize("width", [33, FINE_COLUMNS])
+@pytest.mark.parametrize("width", [33, 2 * COLUMNS, 3 * COLUMNS])
 def test_kernel_in_parts_says_the_same(fitted, width):
     def in_parts(work, rows, _per_row):
         for row in reversed(rows):
             work(row, row + 1)
 
     logits = spread(4, 17, width)
+    fitted = copy.deepcopy(fitted)
+    fitted.step = step_of(logits[None])
     whole = fitted.shift(logits)
     assert whole is not None
-    assert torch.equal(whole, fitted.shift(logits, in_parts))
+    changes = fitted.changes(logits, in_parts)
+    assert torch.equal(whole, fitted.settled(changes, (17, width)))
 
 
-def test_fine_grids_are_looked_at_in_every_second_row_and_column():
+def test_fine_grids_are_looked_at_in_some_rows_and_columns():
     seen = torch.arange(12.0).reshape(1, 1, 3, 4) ** 2
-    step = step_of(torch.empty(1, 1, 3, FINE_COLUMNS))
-    found = interpolated(thinned(seen, step), (3, 4), step)[0, 0]
+    found = interpolated(thinned(seen, 2), (3, 4), 2)[0, 0]
     # 0 1 4 9 / 16 25 36 49 / 64 81 100 121: what is skipped is the mean of its neighbours
     assert found.tolist() == [[0, 2, 4, 4], [32, 42, 52, 52], [64, 82, 100, 100]]
-    assert step_of(torch.empty(1, 1, 3, FINE_COLUMNS - 1)) == 1
-    assert step_of(torch.empty(1, 1, FINE_COLUMNS)) == 1
+    steps = {
+        columns: step_of(torch.empty(1, 1, 3, columns)) for columns in (1, 159, 160, 239, 240, 2000)
+    }
+    assert steps == {1: 1, 159: 1, 160: 2, 239: 2, 240: 3, 2000: COARSEST}
+    assert step_of(torch.empty(1, 1, 2000)) == 1
     assert torch.equal(interpolated(thinned(seen, 1), (3, 4), 1), seen)
 
 
@@ -196,3 +207,24 @@ def test_opinions_on_unfamiliar_images_are_bounded(fitted):
     change = torch.tensor([-4.0, 0.2, 4.0])
     assert fitted.moderated(change, ONE).tolist() == pytest.approx([-2.0, 0.1, 2.0])
     assert fitted.moderated(change, 0 * ONE).tolist() == pytest.approx([-DOUBT, 0, 0])
+
+
+def test_what_is_looked_at_is_what_the_fit_looked_at():
+    """Whatever a picture's size, its cells are as far apart as those that were learned from."""
+    images = [
+        LabelledImage(z.repeat(1, 1, 14), y.repeat(1, 14)) for z, y, _ in synthetic_set(3).images
+    ]
+    calibrator = Contextual(3)
+    calibrator.fit(InMemory(3, images), FitContext())
+    assert calibrator.step == step_of(images[0].logits[None]) == 2
+    other = Contextual(3)
+    other.load_state_dict(calibrator.state_dict())
+    other.trust.fill_(0.5)
+    changes = other.changes(images[0].logits[:, :, :100])
+    assert changes is not None
+    assert changes.change.shape == (6, 50)
+
+
+def test_rows_of_a_table_are_what_a_table_of_maps_says(fitted):
+    rows = spread(4, 1, 30)[:, 0].T
+    assert torch.equal(fitted(rows), fitted(rows.T[None])[0].T)

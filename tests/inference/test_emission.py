@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.inference.card import InputPolicy
-from app.inference.emission import blank, emit, emit_band
+from app.inference.emission import blank, emit, emit_band, shift_confidence
 from app.inference.kernels import Confidence, Mask
 from app.inference.preprocess import Band, Geometry, plan
 from app.inference.row_threads import RowThreads
@@ -338,7 +338,8 @@ def test_shift_of_log_odds_by_hand():
     # Confidence 3/4 has odds 3; log 2 more makes them 6, which is 6/7.
     logits = torch.log(torch.tensor([3.0, 1.0]))[:, None, None].expand(2, 2, 2)
     shift = torch.full((2, 2), math.log(2))
-    mask, confidence = emit(logits, logits, native(4, 4), shift=shift)
+    mask, confidence = emit(logits, logits, native(4, 4))
+    shift_confidence(confidence, shift, native(4, 4))
     assert not mask.any()
     assert confidence.ravel().tolist() == pytest.approx([6 / 7] * 16)
 
@@ -348,7 +349,8 @@ def test_shift_is_interpolated_and_changes_no_label(threads):
     logits, shift = noise(7, 30, 40), noise(1, 30, 40, seed=5)[0]
     geometry = Geometry((110, 150), (110, 150), (120, 160))
     plain, own = emit(logits, logits, geometry)
-    mask, confidence = emit(logits, logits, geometry, shift=shift, threads=RowThreads(threads))
+    mask, confidence = emit(logits, logits, geometry, threads=RowThreads(threads))
+    shift_confidence(confidence, shift, geometry, RowThreads(threads))
     assert np.array_equal(mask, plain)
     fine = upsampled(shift[None], geometry)[0]
     odds = torch.from_numpy(own).double().logit() + fine
@@ -357,5 +359,6 @@ def test_shift_is_interpolated_and_changes_no_label(threads):
 
 def test_sure_pixels_stay_sure_under_a_shift():
     logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
-    _, confidence = emit(logits, logits, native(3, 3), shift=torch.full((3, 3), -2.0))
+    _, confidence = emit(logits, logits, native(3, 3))
+    shift_confidence(confidence, torch.full((3, 3), -2.0), native(3, 3))
     assert (confidence == 1).all()

@@ -122,17 +122,23 @@ def test_glance_by_hand():
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     multiple=st.sampled_from([1, 4, 8]),
-    cells=st.sampled_from([1, 2, 4]),
+    cells=st.sampled_from([0.5, 1, 2, 4]),
     seed=st.integers(0, 9),
 )
 def test_glance_in_parts_is_the_glance(size, multiple, cells, seed):
     picture = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
     geometry = Geometry(size, size, padded)
-    grid = (max(padded[0] // cells, 1), max(padded[1] // cells, 1))
+    grid = (max(int(padded[0] / cells), 1), max(int(padded[1] / cells), 1))
     whole = glance(picture, geometry, grid, range(grid[0]))
     assert whole.shape == (3, *grid)
     middle = grid[0] // 2
     parts = [range(middle), range(middle, grid[0])]
     joined = np.concatenate([glance(picture, geometry, grid, rows) for rows in parts if rows], 1)
     assert np.array_equal(whole, joined)
+    if cells <= 1:
+        finest = np.pad(
+            picture, [(0, padded[0] - size[0]), (0, padded[1] - size[1]), (0, 0)], "edge"
+        )
+        repeated = finest.repeat(round(1 / cells), 0).repeat(round(1 / cells), 1)
+        assert np.array_equal(whole, repeated.transpose(2, 0, 1))

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from app.answers import Emitting, emit_rated, rate
+from app.calibration.contextual import Contextual
 from app.calibration.registry import build
 from app.errors import ModelError
 from app.inference import sliding
 from app.inference.card import read_model_folder
-from app.inference.emission import blank, emit, emit_band
+from app.inference.emission import ALONE, blank, emit, emit_band
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.sliding import Line, Strip, Windows, bands, lay, shares, strips
 from tests.tiny_models import write_card, write_onnx_model
@@ -147,7 +149,7 @@ def test_held_rows_do_not_grow_with_the_picture():
     for height in (40, 400, 4000):
         cut = windows(noise(1, 3, height, 16), lay(height, 16, 8), lay(16, 16, 8))
         sizes.append(max(s.logits.shape[2] for s in strips(cut, pooled, "hann", 4)))
-    assert sizes[0] == sizes[1] == sizes[2] <= 8 + 2 + 2 * 4
+    assert sizes[0] == sizes[1] == sizes[2] <= 8 + sliding.ALIGNMENT + 2 * 4
 
 
 def test_strips_of_many_classes_are_divided_by_their_bytes(monkeypatch):
@@ -236,6 +238,58 @@ def test_calibrated_strips_emit_what_the_whole_grid_does(tiny, method):
     expected = emit(logits[0], calibrator(logits)[0], geometry)
     assert np.array_equal(mask, expected[0])
     assert np.abs(confidence - expected[1]).max() < 1e-5
+
+
+def contextual(step):
+    """A calibrator with an opinion of its own, to which all images are familiar."""
+    calibrator = Contextual(3)
+    calibrator.step = step
+    rng = torch.Generator().manual_seed(0)
+    for name, tensor in calibrator.state_dict().items():
+        if name.startswith("selectors.") and name != "selectors.scale":
+            tensor.normal_(0, 0.3, generator=rng)
+    calibrator.trust.fill_(0.75)
+    return calibrator
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
+    calibrator = contextual(step)
+    picture = picture_of(120, 488)
+    slide = tiny(mode="slide", crop=[8, 488], window_stride=[8, 488], multiple_of=2)
+    found = list(slide.strips(slide.lay(picture), reach=calibrator.invariances.reach))
+    assert len(found) > 3
+    images, _ = slide.prepare(picture)
+    whole = calibrator(slide.logits(images))[0]
+    for (logits,), band in found:
+        own = slice(band.cells.start - band.top, band.cells.stop - band.top)
+        part = calibrator(logits[None])[0, :, own]
+        assert torch.allclose(part, whole[:, band.cells.start : band.cells.stop], atol=1e-5)
+
+
+def test_strips_are_familiar_or_not_as_the_picture_is(tiny):
+    """What contextual says of a picture in strips is what it says of it whole."""
+    calibrator = contextual(2)
+    picture = np.concatenate([picture_of(64, 60) // 8, 255 - picture_of(64, 60) // 8])
+    slide = tiny(mode="slide", crop=[8, 60], window_stride=[8, 60], multiple_of=2)
+    prepared = slide.lay(picture)
+    whole = slide.grid(prepared)[0]
+    means = calibrator.changes(whole).means()
+    calibrator.usual.copy_(means[0])
+    calibrator.familiar.fill_(1e-3)
+    emitting = Emitting(calibrator, prepared.geometry, 3, ALONE)
+    count = 0
+    for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):
+        emitting.emit(rate(logits, calibrator), band)
+        count += 1
+        part = calibrator.changes(logits).means()
+        assert calibrator.familiarity(part) == 0  # each strip by itself is strange
+    emitting.settle()
+    assert count > 3
+    mask, confidence = emit_rated(rate(whole, calibrator), calibrator, prepared.geometry)
+    assert np.array_equal(emitting.mask, mask)
+    assert np.abs(emitting.confidence - confidence).max() < 1e-5
+    assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > 0.05
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"
