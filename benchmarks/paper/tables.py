@@ -1,8 +1,8 @@
 """The study's results as Markdown tables."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from app.calibration.bootstrap import bootstrap_difference
+from app.calibration.bootstrap import Interval, bootstrap_difference
 from benchmarks.paper.study import (
     METHODS,
     SETTINGS,
@@ -24,7 +24,8 @@ SEED = 0
 
 def document(results: Mapping[str, Results]) -> str:
     """Write all tables: the main one with intervals, one a figure, and the mean ranks."""
-    return "\n".join([*models(results), *main_table(results), *others(results), *ranks(results)])
+    parts = (models, main_table, intervals, others, ranks)
+    return "\n".join(line for part in parts for line in part(results))
 
 
 def models(results: Mapping[str, Results]) -> Iterator[str]:
@@ -47,30 +48,54 @@ def main_table(results: Mapping[str, Results]) -> Iterator[str]:
     A star marks a difference to the uncalibrated model whose 95% interval by image excludes 0:
     * better, ! worse.
     """
+
+    def marked(by_method: Results, method: str, setting: str) -> str:
+        value = f"{by_method[method][setting].result().ece_image:.4f}"
+        found = difference(by_method, method, setting)
+        return value + ("*" if found.high < 0 else " !" if found.low > 0 else "")
+
     yield "### Image-wise ECE\n"
-    columns = [f"{name}: {setting.name}" for name in results for setting in SETTINGS]
-    yield "| method | " + " | ".join(columns) + " |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for method in METHODS:
-        cells = [
-            marked(by_method, method, setting.name)
-            for by_method in results.values() for setting in SETTINGS
-        ]  # fmt: skip
-        yield f"| {method}{'' if label_keeping(method) else ' †'} | " + " | ".join(cells) + " |"
-    yield "\n`*` better and `!` worse than the uncalibrated model: the 95% bootstrap interval of"
+    yield from by_setting(results, METHODS, marked)
+    yield "`*` better and `!` worse than the uncalibrated model: the 95% bootstrap interval of"
     yield "the difference, by image, excludes 0. † changes labels.\n"
 
 
-def marked(results: Results, method: str, setting: str) -> str:
-    """Write one ECE with its mark."""
-    evaluation, plain = results[method][setting], results[UNCALIBRATED][setting]
-    value = f"{evaluation.result().ece_image:.4f}"
-    if method == UNCALIBRATED:
-        return value
-    difference = bootstrap_difference(
-        [image.ece for image in evaluation.images], [image.ece for image in plain.images], SEED
-    )
-    return value + ("*" if difference.high < 0 else " !" if difference.low > 0 else "")
+def intervals(results: Mapping[str, Results]) -> Iterator[str]:
+    """Tell what each method changes of the image-wise ECE, with the interval of that."""
+
+    def interval(by_method: Results, method: str, setting: str) -> str:
+        found = difference(by_method, method, setting)
+        mean, low, high = (1000 * value for value in found)
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    yield "### What each method changes of the image-wise ECE, in thousandths\n"
+    calibrated = [method for method in METHODS if method != UNCALIBRATED]
+    yield from by_setting(results, calibrated, interval)
+    yield "In brackets the 95% bootstrap interval, by image.\n"
+
+
+def by_setting(
+    results: Mapping[str, Results],
+    methods: Sequence[str],
+    cell: Callable[[Results, str, str], str],
+) -> Iterator[str]:
+    """Write a row for each method, a column for each backbone and setting."""
+    columns = [f"{name}: {setting.name}" for name in results for setting in SETTINGS]
+    yield "| method | " + " | ".join(columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for method in methods:
+        cells = [
+            cell(by_method, method, setting.name)
+            for by_method in results.values() for setting in SETTINGS
+        ]  # fmt: skip
+        yield f"| {method}{'' if label_keeping(method) else ' †'} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def difference(results: Results, method: str, setting: str) -> Interval:
+    """Difference of image-wise ECE to the uncalibrated model, resampled by image."""
+    ours, plain = (results[name][setting].images for name in (method, UNCALIBRATED))
+    return bootstrap_difference([image.ece for image in ours], [image.ece for image in plain], SEED)
 
 
 def others(results: Mapping[str, Results]) -> Iterator[str]:
