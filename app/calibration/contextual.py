@@ -110,15 +110,18 @@ class Contextual(Calibrator):
 
     def believed(self, logs: Tensor) -> Tensor:
         """Log-probabilities at the temperature [N,K,...] to log-odds [N,1,...] of being right."""
-        features, own, first, second = context_of(thinned(logs, self.step), self.local)
+        step = self.step_for(logs)
+        features, own, first, second = context_of(thinned(logs, step), self.local)
         rows = features.movedim(1, -1).flatten(0, -2)
         opinion = self.selectors(rows, own.flatten(), first.flatten(), second.flatten()).mean(1)
         change = (opinion - own.flatten()).view_as(own)[:, None]
         familiarity = self.familiarity(features.flatten(2).mean(dim=2))
         moved = self.moderated(change, familiarity.view(-1, *[1] * (logs.ndim - 1)))
-        return log_odds(logs.amax(1, keepdim=True)) + interpolated(
-            moved, logs.shape[-2:], self.step
-        )
+        return log_odds(logs.amax(1, keepdim=True)) + interpolated(moved, logs.shape[-2:], step)
+
+    def step_for(self, planes: Tensor) -> int:
+        """Tell how far apart the cells lie that are looked at: as in the fit, if it knew a grid."""
+        return self.step or step_of(planes)
 
     def familiarity(self, means: Tensor) -> Tensor:
         """Mean features of images [N,F] to 1 where they are as the fit's images, down to 0."""
@@ -148,9 +151,10 @@ class Contextual(Calibrator):
         if not self.trust:
             return None
         state = self.beta.item(), self.selectors.weights(), self.local.item()
-        cells = np.ascontiguousarray(logits.numpy()[:, :: self.step, :: self.step])
+        step = self.step_for(logits[None])
+        cells = np.ascontiguousarray(logits.numpy()[:, ::step, ::step])
         change, sums = changes_of(cells, *state, share)
-        return Changes(torch.from_numpy(change), torch.from_numpy(sums), self.step)
+        return Changes(torch.from_numpy(change), torch.from_numpy(sums), step)
 
     def settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
         """Give the networks' part in the log-odds, float32 [h,w], as far as they are trusted."""
@@ -168,7 +172,7 @@ class Contextual(Calibrator):
         both = [list(range(len(data)))] * 2
         train, select = split(data, TRAIN_SHARE, context.seed) if len(data) > 1 else both
         self.local.fill_(float(data[0].labels.ndim == 2))
-        self.spacing.fill_(step_of(data[0].logits[None]))
+        self.spacing.fill_(self.local * step_of(data[0].logits[None]))
         self._take_step()
         self.trust.zero_()
         trained, usual = self._rows(data, train, context)
@@ -208,7 +212,7 @@ class Contextual(Calibrator):
             few = min(quota, COPY_PIXELS)
             views = [(data[index], quota), *((copy, few) for copy in copies_of(data, index))]
             for whole, count in views:
-                image = looked_at(whole, self.step)
+                image = looked_at(whole, self.step_for(whole.logits[None]))
                 seen = look(image, self.beta, self.local)
                 parts.append(draw_rows(seen, image.labels, count, number, generator))
                 means.append(seen.features[0].flatten(1).mean(dim=1))

@@ -228,3 +228,14 @@ def test_what_is_looked_at_is_what_the_fit_looked_at():
 def test_rows_of_a_table_are_what_a_table_of_maps_says(fitted):
     rows = spread(4, 1, 30)[:, 0].T
     assert torch.equal(fitted(rows), fitted(rows.T[None])[0].T)
+
+
+def test_without_a_grid_to_learn_from_the_pictures_own_decides():
+    images = [LabelledImage(z.flatten(1), y.flatten()) for z, y, _ in synthetic_set(3).images]
+    calibrator = Contextual(3)
+    calibrator.fit(InMemory(3, images), FitContext())
+    calibrator.trust.fill_(0.5)
+    for width, columns in ((20, 20), (2 * COLUMNS, COLUMNS), (3 * COLUMNS, COLUMNS)):
+        changes = calibrator.changes(spread(3, 1, width))
+        assert changes is not None
+        assert changes.change.shape == (1, columns)
