@@ -1,6 +1,6 @@
 """Requests that come together run as one batch, where a batch costs less than its parts.
 
-On a CPU it does not (`benchmarks.sessions`: two pictures at a time gain 2-3%, four lose), so that
+On a CPU it does not (`benchmarks.sessions`: two pictures at a time gain 0-3%, four lose), so that
 only a backbone on CUDA is given this.
 """
 
