@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
-from app.calibration.context import Context, context_of, feature_count, thinned
+from app.calibration.context import Context, context_of, feature_count
 from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
@@ -54,8 +55,22 @@ class Rows:
 
 
 def looked_at(image: LabelledImage, step: int) -> LabelledImage:
-    """Keep the cells of an image that are looked at."""
-    return LabelledImage(thinned(image.logits, step), thinned(image.labels, step))
+    """Keep the cells of an image that are looked at.
+
+    Serving begins at the first row and column. Where fewer than half as many labels lie there as
+    on cells that begin elsewhere, as sparse labels may, those are taken to learn from.
+    """
+    if step == 1:
+        return image
+    parts = [
+        LabelledImage(
+            image.logits[:, row::step, column::step], image.labels[row::step, column::step]
+        )
+        for row, column in product(range(step), repeat=2)
+    ]
+    counts = [int((part.labels != IGNORE).sum()) for part in parts]
+    best = int(np.argmax(counts))
+    return parts[best if 2 * counts[0] < counts[best] else 0]
 
 
 def look(image: LabelledImage, beta: Tensor, local: Tensor) -> Context:

@@ -18,6 +18,7 @@ from app.calibration.context import (
     step_of,
     thinned,
 )
+from app.calibration.context_selectors import looked_at
 from app.calibration.contextual import DOUBT, DOUBT_WITH_COPIES, TRUSTS, Contextual, beta_for
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from tests.calibration.synthetic import synthetic_set
@@ -239,3 +240,18 @@ def test_without_a_grid_to_learn_from_the_pictures_own_decides():
         changes = calibrator.changes(spread(3, 1, width))
         assert changes is not None
         assert changes.change.shape == (1, columns)
+
+
+@pytest.mark.parametrize(("rows", "columns", "begin"), [
+    (slice(1, None, 3), slice(2, None, 3), (1, 2)),  # sparse labels, beside what is looked at
+    (slice(None), slice(None), (0, 0)),
+    (slice(1, None), slice(None), (0, 0)),  # a little less is no reason to look elsewhere
+])  # fmt: skip
+def test_sparse_labels_are_learned_from_where_they_lie(rows, columns, begin):
+    labels = torch.full((12, 15), IGNORE)
+    labels[rows, columns] = 1
+    logits = spread(3, 12, 15)
+    seen = looked_at(LabelledImage(logits, labels), 3)
+    assert torch.equal(seen.logits, logits[:, begin[0] :: 3, begin[1] :: 3])
+    assert torch.equal(seen.labels, labels[begin[0] :: 3, begin[1] :: 3])
+    assert (seen.labels == 1).any()
