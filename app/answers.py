@@ -53,13 +53,11 @@ def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) ->
     return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 
 
-class Emitting:
+class Emission:
     """A picture's mask and confidence, emitted strip by strip from the logits of its bands."""
 
-    def __init__(
-        self, calibrator: Calibrator | None, geometry: Geometry, classes: int, threads: RowThreads
-    ) -> None:
-        self._calibrator, self._geometry, self._threads = calibrator, geometry, threads
+    def __init__(self, geometry: Geometry, classes: int, threads: RowThreads) -> None:
+        self._geometry, self._threads = geometry, threads
         self._changes: list[Changes] = []
         self._grid = 0, 0
         self.mask, self.confidence = blank(geometry, classes)
@@ -77,20 +75,17 @@ class Emitting:
     @torch.inference_mode()
     def settle(self) -> None:
         """Change the confidence as the calibrator says now that it has seen all of the picture."""
-        if self._calibrator is not None and self._changes:
-            shift = self._calibrator.settled(Changes.joined(self._changes), self._grid)
+        if self._changes:
+            shift = Changes.joined(self._changes).settled(self._grid)
             shift_confidence(self.confidence, shift, self._geometry, self._threads)
 
 
-def emit_rated(
-    rated: Rated, calibrator: Calibrator | None, geometry: Geometry
-) -> tuple[Mask, Confidence]:
+def emit_rated(rated: Rated, geometry: Geometry) -> tuple[Mask, Confidence]:
     """Emit a whole picture's mask and confidence at once."""
-    height = rated.labelling.shape[1]
-    emitting = Emitting(calibrator, geometry, rated.labelling.shape[0], ALONE)
-    emitting.emit(rated, Band(0, height, range(height)))
-    emitting.settle()
-    return emitting.mask, emitting.confidence
+    emission = Emission(geometry, rated.labelling.shape[0], ALONE)
+    emission.emit(rated, Band.whole(rated.labelling.shape[1]))
+    emission.settle()
+    return emission.mask, emission.confidence
 
 
 @torch.inference_mode()
@@ -99,7 +94,7 @@ def answer_labelled(
 ) -> Emitted:
     """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
     rated = rate(prepared(logits[None])[0], calibrator)
-    mask, confidence = emit_rated(rated, calibrator, geometry)
+    mask, confidence = emit_rated(rated, geometry)
     return Emitted(
         torch.from_numpy(mask.astype(np.int64)),
         torch.from_numpy(confidence),

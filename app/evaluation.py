@@ -17,7 +17,6 @@ from torch import Tensor
 from app.answers import Rated, emit_rated, rate, shown
 from app.calibration.analyses import Prediction
 from app.calibration.assessment import Assessment
-from app.calibration.base import Calibrator
 from app.calibration.bootstrap import Interval, bootstrap_difference
 from app.calibration.metrics import LOG_FLOOR
 from app.calibration.validation import IGNORE
@@ -135,7 +134,7 @@ class Here:
         """Answer a picture without the calibrator, and with it."""
         looked = look(self.predictor, self.calibrator, pair, self.max_pixels, self.tta)
         own = Rated(looked.logits, looked.logits)
-        plain = _answered(looked._replace(calibrated=looked.logits, rated=own, calibrator=None))
+        plain = _answered(looked._replace(calibrated=looked.logits, rated=own))
         if self.calibrator is None:
             return plain, None
         return plain, _answered(looked)
@@ -144,7 +143,7 @@ class Here:
 class Looked(NamedTuple):
     """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
 
-    `rated` and `calibrator` are what the service emits its mask and confidence from.
+    `rated` is what the service emits its mask and confidence from.
     """
 
     picture: NDArray[np.uint8]
@@ -152,11 +151,10 @@ class Looked(NamedTuple):
     logits: Tensor
     calibrated: Tensor
     rated: Rated
-    calibrator: Calibrator | None = None
 
 
 def _answered(looked: Looked) -> Answered:
-    mask, confidence = emit_rated(looked.rated, looked.calibrator, looked.geometry)
+    mask, confidence = emit_rated(looked.rated, looked.geometry)
     return Answered(mask, confidence, partial(proper_sums, looked.calibrated, looked.geometry))
 
 
@@ -218,10 +216,9 @@ def look(
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
         return Looked(picture, geometry, plain, plain, Rated(plain, plain))
-    whole = Band(0, logits.shape[2], range(logits.shape[2]))
-    seeing = shown(calibrator.calibrator, prepared, logits[0], whole)
+    seeing = shown(calibrator.calibrator, prepared, logits[0], Band.whole(logits.shape[2]))
     calibrated, rated = seeing(logits)[0], rate(logits[0], seeing)
-    return Looked(picture, geometry, logits[0], calibrated, rated, seeing)
+    return Looked(picture, geometry, logits[0], calibrated, rated)
 
 
 def _measure(assessment: Assessment, answered: Answered, labels: Tensor) -> None:

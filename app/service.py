@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.answers import Emitting, rate, shown
+from app.answers import Emission, rate, shown
 from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
@@ -124,18 +124,18 @@ class Segmenter:
         del picture  # needed no more, unless it is what was laid
         calibrator = stored.calibrator if stored else None
         classes = predictor.folder.num_classes
-        emitting = Emitting(calibrator, prepared.geometry, classes, self._threads)
+        emission = Emission(prepared.geometry, classes, self._threads)
         reach, share = calibrator.invariances.reach if calibrator else 0, self._threads.share
         for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
             with watch.stage("calibration"):
                 seeing = calibrator and shown(calibrator, prepared, logits[0], band)
                 rated = rate(logits[0], seeing, share)
             with watch.stage("encode"):
-                emitting.emit(rated, band)
+                emission.emit(rated, band)
         with watch.stage("calibration"):
-            emitting.settle()
+            emission.settle()
         with watch.stage("encode"):
-            mask, confidence = emitting.mask, emitting.confidence
+            mask, confidence = emission.mask, emission.confidence
             stale = self._is_stale(predictor, stored, wish, mask, confidence)
             if threshold is not None:
                 np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.answers import Emitting, rate, shown
+from app.answers import Emission, rate, shown
 from app.artifacts import ArtifactStore
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
@@ -80,16 +80,16 @@ def request(
         laid = predictor.lay(pixels)
     classes = predictor.folder.num_classes
     with stage("emission"):
-        emitting = Emitting(calibrator, laid.geometry, classes, threads)
+        emission = Emission(laid.geometry, classes, threads)
     with stage("inference"):
         ((logits,), band), *_ = predictor.strips(laid)
     with stage("calibration"):
         seeing = calibrator and shown(calibrator, laid, logits, band)
         rated = rate(logits, seeing, threads.share)
     with stage("emission"):
-        emitting.emit(rated, band)
-        emitting.settle()
-    mask, confidence = emitting.mask, emitting.confidence
+        emission.emit(rated, band)
+        emission.settle()
+    mask, confidence = emission.mask, emission.confidence
     with stage("tally"):
         tally(mask, confidence)
     with stage("mask"):

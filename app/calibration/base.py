@@ -113,15 +113,10 @@ class Calibrator(nn.Module, ABC):
         """
         return None
 
-    def settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
-        """Turn the changes of a whole grid (h, w) into what is added to the log-odds: [h,w]."""
-        raise NotImplementedError(f"{self.method} has no changes of {size}, got {changes}")
-
     def shift(self, logits: Tensor) -> Tensor | None:
         """Give what is added to the log-odds of a whole picture, [K,h,w] to [h,w], or None."""
         changes = self.changes(logits)
-        size = logits.shape[1], logits.shape[2]
-        return None if changes is None else self.settled(changes, size)
+        return None if changes is None else changes.settled((logits.shape[1], logits.shape[2]))
 
     def suspects(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
         """Mark what a selector takes for mispredicted: logits [N,K,...] to bool [N,...], or None.

@@ -4,9 +4,8 @@ How far such changes are trusted depends on the picture as a whole, of which a s
 the sky alone is like no picture that was fitted on.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,24 +15,30 @@ from torch import Tensor
 class Changes:
     """Changes float32 [n,m] at the cells looked at, every `step` rows and columns of a grid.
 
-    `sums` float32 [n,F] are of the features that led to them, over each row.
+    `sums` float32 [n,F] are of the features that led to them, over each row. `settle` is how the
+    calibrator turns the changes of a whole grid (h, w) into what is added to the log-odds, [h,w].
     """
 
     change: Tensor
     sums: Tensor
     step: int
+    settle: Callable[["Changes", tuple[int, int]], Tensor]
 
     def within(self, top: int, cells: range) -> "Changes":
         """Keep what lies in some rows of the grid, where the first row at hand is its row `top`."""
         first = -(-(cells.start - top) // self.step)
         end = -(-(cells.stop - top) // self.step)
-        return Changes(self.change[first:end], self.sums[first:end], self.step)
+        return replace(self, change=self.change[first:end], sums=self.sums[first:end])
 
-    @classmethod
-    def joined(cls, parts: Sequence["Changes"]) -> Self:
+    @staticmethod
+    def joined(parts: Sequence["Changes"]) -> "Changes":
         """Put parts together, from top to bottom."""
         change, sums = ([getattr(part, name) for part in parts] for name in ("change", "sums"))
-        return cls(torch.cat(change), torch.cat(sums), parts[0].step)
+        return replace(parts[0], change=torch.cat(change), sums=torch.cat(sums))
+
+    def settled(self, size: tuple[int, int]) -> Tensor:
+        """Give what is added to the log-odds on a grid (h, w) of which these are all: [h,w]."""
+        return self.settle(self, size)
 
     def means(self) -> Tensor:
         """Mean features over all cells, float32 [1,F]."""

@@ -154,9 +154,9 @@ class Contextual(Calibrator):
         step = self.step_for(logits[None])
         cells = np.ascontiguousarray(logits.numpy()[:, ::step, ::step])
         change, sums = changes_of(cells, *state, share)
-        return Changes(torch.from_numpy(change), torch.from_numpy(sums), step)
+        return Changes(torch.from_numpy(change), torch.from_numpy(sums), step, self._settled)
 
-    def settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
+    def _settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
         """Give the networks' part in the log-odds, float32 [h,w], as far as they are trusted."""
         moved = self.moderated(changes.change, self.familiarity(changes.means()))
         return interpolated(moved[None, None], size, changes.step)[0, 0]

@@ -37,7 +37,7 @@ def emit(
     2e-6 plus 3e-7 of the largest difference of logits.
     """
     mask, confidence = blank(geometry, logits.shape[0])
-    whole = Band(0, logits.shape[1], range(logits.shape[1]))
+    whole = Band.whole(logits.shape[1])
     emit_band(logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads)
     return mask, confidence
 

@@ -64,11 +64,12 @@ class MicroBatches:
 
     def _run(self, company: list[_Asked]) -> None:
         """Answer callers, together if the network can."""
+        alone, images = len(company) == 1, [asked.images for asked in company]
         try:
-            together = np.concatenate([asked.images for asked in company])
+            together = images[0] if alone else np.concatenate(images)
             parts = np.split(self._backbone(together), len(company))
         except Exception as error:  # whatever a network raises at a batch it does not take
-            if len(company) == 1:
+            if alone:
                 company[0].error = error
                 return
             for asked in company:

@@ -1,6 +1,7 @@
 """A picture becomes the network's input; the geometry remembers the way back."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,11 @@ class Band:
     top: int
     height: int
     cells: range
+
+    @classmethod
+    def whole(cls, height: int) -> Self:
+        """Take a grid of so many rows as one band."""
+        return cls(0, height, range(height))
 
 
 def plan(image: Size, policy: InputPolicy, least: Size = (1, 1)) -> Geometry:

@@ -183,7 +183,7 @@ def test_kernel_in_parts_says_the_same(fitted, width):
     whole = fitted.shift(logits)
     assert whole is not None
     changes = fitted.changes(logits, in_parts)
-    assert torch.equal(whole, fitted.settled(changes, (17, width)))
+    assert torch.equal(whole, changes.settled((17, width)))
 
 
 def test_fine_grids_are_looked_at_in_some_rows_and_columns():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.answers import Emitting, emit_rated, rate
+from app.answers import Emission, emit_rated, rate
 from app.calibration.contextual import Contextual
 from app.calibration.registry import build
 from app.errors import ModelError
@@ -277,18 +277,18 @@ def test_strips_are_familiar_or_not_as_the_picture_is(tiny):
     means = calibrator.changes(whole).means()
     calibrator.usual.copy_(means[0])
     calibrator.familiar.fill_(1e-3)
-    emitting = Emitting(calibrator, prepared.geometry, 3, ALONE)
+    emission = Emission(prepared.geometry, 3, ALONE)
     count = 0
     for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):
-        emitting.emit(rate(logits, calibrator), band)
+        emission.emit(rate(logits, calibrator), band)
         count += 1
         part = calibrator.changes(logits).means()
         assert calibrator.familiarity(part) == 0  # each strip by itself is strange
-    emitting.settle()
+    emission.settle()
     assert count > 3
-    mask, confidence = emit_rated(rate(whole, calibrator), calibrator, prepared.geometry)
-    assert np.array_equal(emitting.mask, mask)
-    assert np.abs(emitting.confidence - confidence).max() < 1e-5
+    mask, confidence = emit_rated(rate(whole, calibrator), prepared.geometry)
+    assert np.array_equal(emission.mask, mask)
+    assert np.abs(emission.confidence - confidence).max() < 1e-5
     assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > 0.05
 
 
