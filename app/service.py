@@ -18,6 +18,7 @@ from app.artifacts import ArtifactStore
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
+from app.imaging.encode import confidence_png
 from app.inference.card import ModelFolder, default_name
 from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
@@ -162,8 +163,11 @@ class Segmenter:
         return self._drift.is_stale(model, stored.manifest.id)
 
     def warm_up(self) -> None:
-        """Use every model's active calibrator once, so that no request waits for its kernels."""
+        """Lay, calibrate and encode something once, so that no request waits for the kernels."""
+        for depth in (8, 16):
+            confidence_png(np.ones((1, 1), np.float32), depth)
         for predictor in self.predictors.values():
+            predictor.lay(np.zeros((8, 8, 3), np.uint8))
             stored = self.calibrator(predictor, ACTIVE)
             if stored is not None:
                 grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)

@@ -133,9 +133,8 @@ class Selectors(nn.Module):
 
     def weights(self) -> Weights:
         """Give the state as arrays, for the kernel that serves."""
-        state = self.state_dict()
-        turned = {name: state[name].T.contiguous() for name in ("first", "second")}
-        return Weights(*({**state, **turned}[name].numpy() for name in Weights._fields))
+        turned = {name: getattr(self, name).T.contiguous() for name in ("first", "second")}
+        return Weights(*(turned.get(name, getattr(self, name)).numpy() for name in Weights._fields))
 
     def train_on(self, trained: Rows, held: Rows, context: FitContext) -> None:
         """Fit by likelihood of right and wrong, and stop when held-out images say so."""

@@ -122,7 +122,8 @@ class Predictor:
 
     def _run(self, images: Tensor) -> Tensor:
         logits = torch.from_numpy(self.backbone(images.contiguous().numpy()))
-        if torch.isfinite(logits).all():
+        # A NaN or an infinity anywhere stays one in the sum, which is quick to take.
+        if torch.isfinite(logits.sum()):
             return logits
         # A pixel with a NaN knows nothing: all its classes are equally likely.
         broken = logits.isnan().any(dim=1, keepdim=True)

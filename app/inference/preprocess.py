@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.compilation import compiled
 from app.errors import TooLargeError
 from app.inference.card import InputPolicy, ShortSide
 
@@ -130,16 +131,26 @@ def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) 
     The window begins at `corner` (row, column), inside the picture. Padding repeats the edge at
     the right and the bottom: black bars would be a new scene.
     """
-    picture = picture[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
-    below, right = size[0] - picture.shape[0], size[1] - picture.shape[1]
-    if below or right:
-        picture = np.pad(picture, ((0, below), (0, right), (0, 0)), mode="edge")
     # One multiply-add a value: x/255 and (x - mean)/std in one go.
-    gain = 1 / (255 * np.array(policy.std, np.float32))
-    shift = np.array(policy.mean, np.float32) / np.array(policy.std, np.float32)
+    mean, std = np.array(policy.mean, np.float32), np.array(policy.std, np.float32)
+    gain: Array = np.reciprocal(255 * std)
     planes = np.empty((1, 3, *size), np.float32)
-    for channel in range(3):
-        np.multiply(picture[..., channel], gain[channel], out=planes[0, channel])
-        if shift[channel]:
-            planes[0, channel] -= shift[channel]
+    lines = picture.reshape(len(picture), -1)
+    lines.flags.writeable = False  # pictures of either kind share one compiled form
+    _normalise(lines, corner, gain, mean / std, planes[0])
     return planes
+
+
+@compiled
+def _normalise(lines: Picture, corner: Size, gain: Array, shift: Array, planes: Array) -> None:
+    # Colours side by side: an inner loop over one of them alone takes ten times as long.
+    inside = min(lines.shape[1] // 3 - corner[1], planes.shape[2])
+    for y in range(planes.shape[1]):
+        line = lines[min(corner[0] + y, len(lines) - 1), 3 * corner[1] :]
+        red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        for x in range(inside):
+            red[x] = np.float32(line[3 * x]) * gain[0] - shift[0]
+            green[x] = np.float32(line[3 * x + 1]) * gain[1] - shift[1]
+            blue[x] = np.float32(line[3 * x + 2]) * gain[2] - shift[2]
+        for row in (red, green, blue):
+            row[inside:] = row[inside - 1]

@@ -6,7 +6,7 @@ from PIL import Image
 
 from app.errors import TooLargeError
 from app.inference.card import InputPolicy, ShortSide
-from app.inference.preprocess import Geometry, glance, plan, preprocess
+from app.inference.preprocess import Geometry, glance, normalised, plan, preprocess
 
 
 @pytest.fixture
@@ -105,6 +105,27 @@ def test_picture_is_left_as_it_was(picture):
     before = picture.copy()
     preprocess(picture, InputPolicy(mean=(0.5, 0.5, 0.5), multiple_of=1))
     assert np.array_equal(picture, before)
+
+
+@given(
+    size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    window=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    share=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
+    frozen=st.booleans(),
+)
+def test_windows_are_cut_padded_and_scaled(size, window, share, frozen):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture.flags.writeable = not frozen
+    policy = InputPolicy(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    corner = int(share[0] * size[0]), int(share[1] * size[1])
+    found = normalised(picture, policy, corner, window)
+    rows, columns = (
+        np.minimum(np.arange(start, start + length), side - 1)
+        for start, length, side in zip(corner, window, size, strict=True)
+    )
+    expected = (picture[rows][:, columns] / 255 - policy.mean) / policy.std
+    np.testing.assert_allclose(found[0], expected.transpose(2, 0, 1), atol=2e-6)
+    assert picture.flags.writeable != frozen  # the picture itself is not touched
 
 
 def test_glance_by_hand():
