@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.calibration.base import FitContext
 from app.calibration.optimisation import minimise
-from app.calibration.sampling import CHUNK_FLOATS, chunks, draw, require_two_classes
+from app.calibration.sampling import CHUNK_FLOATS, Sample, chunks, draw, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import ValidationSet
 
@@ -161,24 +161,22 @@ def fit_regression(
 ) -> tuple[Tensor, Tensor]:
     """Solve for theta, float64 [E,R,D], and say which classes are absent, bool [K].
 
-    Solved on a sample in memory first; where that was not every pixel, a few streamed passes
-    finish the job. Absent classes are taken out of the partition function: their parameters stay
-    where they were, since every other choice is either arbitrary or minus infinity. Raises
-    ArgumentError where fewer than two classes are labelled.
+    Solved on a few pixels first, then on a sample in memory; where that was not every pixel, a few
+    streamed passes finish the job. Absent classes are taken out of the partition function: their
+    parameters stay where they were, since every other choice is either arbitrary or minus infinity.
+    Raises ArgumentError where fewer than two classes are labelled.
     """
     sample = draw(data, context)
     require_two_classes(sample.counts)
     absent = sample.counts == 0
-    size = max(CHUNK_FLOATS // data.num_classes, 1)
-    held = [
-        part
-        for group in form.groups(sample.logits, sample.labels, absent)
-        for part in _parts(group, size)
-    ]
     # Curvature near the solution is what preconditions well, so the temperature goes first.
-    start = form.scaled(fit_inverse_temperature(sample.as_set(), context)).flatten(1)
-    problem = Regression(form, lambda: iter(held), penalty, absent, start)
-    point = _solve(problem, start, context)
+    beta = fit_inverse_temperature(sample.thinned(1).as_set(), context)
+    point = form.scaled(beta).flatten(1)
+    few = sample.thinned(form.start.numel())
+    for part in [sample] if few is sample else [few, sample]:
+        held = _held(form, part, absent)
+        problem = Regression(form, held.__iter__, penalty, absent, point)
+        point = _solve(problem, point, context)
     if not sample.complete:
         held.clear()
         problem = Regression(form, lambda: _streamed(form, data, absent), penalty, absent, point)
@@ -190,6 +188,13 @@ def _solve(problem: Regression, point: Tensor, context: FitContext) -> Tensor:
     bounds = problem.form.lower
     lower = None if bounds is None else bounds.flatten(1)
     return minimise(problem, point, context, "solving", lower)
+
+
+def _held(form: Form, sample: Sample, absent: Tensor) -> list[Group]:
+    """Keep a sample's groups at hand, a few MB at a time."""
+    size = max(CHUNK_FLOATS // sample.logits.shape[1], 1)
+    groups = form.groups(sample.logits, sample.labels, absent)
+    return [part for group in groups for part in _parts(group, size)]
 
 
 def _parts(group: Group, size: int) -> Iterator[Group]:

@@ -1,7 +1,7 @@
 """Pixels drawn from a validation set: all of them where they fit in memory, a share otherwise."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from app.errors import ArgumentError
 
 SAMPLE_FLOATS = 2**25  # 128 MB of logits: 3 M pixels of 11 classes, 220 k pixels of 150
 PIXELS_OF_AN_IMAGE = 4096  # neighbours are near copies: more of them say little that is new
+THINNEST = 8  # one pixel in so many is near enough to begin with
+PIXELS_OF_A_PARAMETER = 50  # and of a class; with fewer a solution says little of that on all
 CHUNK_FLOATS = 2**19  # 2 MB at a time keeps a pass inside the processor's cache
 
 
@@ -31,6 +33,17 @@ class Sample:
         """View the pixels as a set of one table."""
         image = LabelledImage(self.logits.T, self.labels)
         return InMemory(self.logits.shape[1], [image])
+
+    def thinned(self, parameters: int) -> "Sample":
+        """Keep every eighth pixel, or more where parameters or classes would have few left."""
+        counts = torch.bincount(self.labels, minlength=len(self.counts))
+        rarest = int(counts[self.counts > 0].min())
+        enough = min(len(self.labels) // parameters, rarest) // PIXELS_OF_A_PARAMETER
+        step = min(enough, THINNEST)
+        if step < 2:
+            return self
+        logits = self.logits[::step].contiguous()
+        return replace(self, logits=logits, labels=self.labels[::step], complete=False)
 
 
 def draw(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) -> Sample:

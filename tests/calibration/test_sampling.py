@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from app.calibration.base import FitContext
-from app.calibration.sampling import PIXELS_OF_AN_IMAGE, gather
+from app.calibration.sampling import PIXELS_OF_AN_IMAGE, Sample, gather
 from app.calibration.validation import IGNORE, InMemory, LabelledImage, labelled_pixels
 
 SEEDED = FitContext(seed=1)
@@ -44,3 +45,30 @@ def test_void_pixels_and_images_are_left_out():
     half = image(4, 100)
     half.labels[0, :2] = IGNORE
     assert numbers_of(gather(InMemory(3, [void, half]), SEEDED)) == [[102, 103]]
+
+
+def test_thinned_sample_keeps_every_eighth_pixel():
+    logits, labels = torch.randn(8000, 2), torch.arange(8000) % 2
+    sample = Sample(logits, labels.roll(1), torch.bincount(labels), complete=True)
+    few = sample.thinned(2)
+    assert torch.equal(few.logits, logits[::8])
+    assert torch.equal(few.labels, sample.labels[::8])
+    assert not few.complete
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rare", "left"),
+    [
+        (1, 4000, 1000),  # every eighth
+        (40, 4000, 2000),  # 2,000 pixels for 40 parameters
+        (1, 150, 2667),  # 50 of the rarest class
+        (100, 4000, 8000),  # 4,000 would be too few
+        (1, 99, 8000),
+        (1, 0, 8000),  # a class that the sample missed
+    ],
+)
+def test_thinning_leaves_fifty_pixels_of_each_parameter_and_class(parameters, rare, left):
+    labels = (torch.arange(8000) >= rare).long()
+    counts = torch.tensor([max(rare, 1), 8000 - rare])
+    few = Sample(torch.zeros(8000, 2), labels, counts, complete=False).thinned(parameters)
+    assert len(few.labels) == left
