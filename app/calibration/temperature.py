@@ -6,9 +6,12 @@ few guarded Newton steps, each one streaming pass, solve it to convergence. Labe
 
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from app.arithmetic import LOG2_E, power_of_two
 from app.calibration.base import (
     TEMPERATURE_RANGE,
     Calibrator,
@@ -17,10 +20,19 @@ from app.calibration.base import (
     prepared,
 )
 from app.calibration.validation import ValidationSet, pixels
+from app.compilation import compiled
 from app.errors import ArgumentError
 
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Sums = NDArray[np.float64]
+
 NEWTON_STEPS = 30
+BLOCK = 512  # pixels at a time: what is kept of them stays in the nearest cache
 BETA_RANGE = (1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0])
+
+_LOWEST, _NOTHING = np.float32(-3e38), np.float32(0)
+_FARTHEST = np.float32(-1e6)  # a class so far below the top is nothing beside it at any beta
 
 
 class Temperature(Calibrator):
@@ -75,16 +87,46 @@ def fit_inverse_temperature(data: ValidationSet, context: FitContext) -> float:
 
 def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:
     """First and second derivative of the mean negative log-likelihood in beta, one pass."""
-    slope = curvature = 0.0
+    sums = np.zeros(2)
     count = 0
     for logits, labels in pixels(data):
-        probabilities = (logits * beta).softmax(dim=1)
-        mean = (probabilities * logits).sum(dim=1)
-        chosen = logits.gather(1, labels[:, None])[:, 0]
-        spread = (probabilities * (logits - mean[:, None]).square()).sum(dim=1)
-        slope += (mean - chosen).double().sum().item()
-        curvature += spread.double().sum().item()
+        add_derivatives(np.ascontiguousarray(logits.numpy().T), labels.numpy(), beta, sums)
         count += len(labels)
     if count == 0:
         raise ArgumentError("expected at least one labelled pixel to fit on, got none")
-    return slope / count, curvature / count
+    slope, curvature = (sums / count).tolist()
+    return slope, curvature
+
+
+@compiled
+def add_derivatives(logits: Floats, labels: Labels, beta: float, sums: Sums) -> None:
+    """Add to `sums` the derivatives of each pixel's loss: float32 logits [K,m], labels int64 [m].
+
+    The first is the mean logit less the label's, the second the logits' variance, both under
+    softmax(beta z).
+    """
+    gain, count = np.float32(beta * LOG2_E), len(labels)
+    top, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    first, second = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        top[:] = _LOWEST
+        for k in range(len(logits)):
+            row = logits[k, start : start + size]
+            for x in range(size):
+                top[x] = max(top[x], row[x])
+        total[:] = 0
+        first[:] = 0
+        second[:] = 0
+        for k in range(len(logits)):
+            row = logits[k, start : start + size]
+            for x in range(size):
+                gap = max(row[x] - top[x], _FARTHEST)
+                power = power_of_two(gap * gain)
+                total[x] += power
+                first[x] += power * gap
+                second[x] += power * gap * gap
+        for x in range(size):
+            mean = first[x] / total[x]
+            sums[0] += mean - (logits[labels[start + x], start + x] - top[x])
+            sums[1] += max(second[x] / total[x] - mean * mean, _NOTHING)

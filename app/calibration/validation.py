@@ -135,7 +135,8 @@ def labelled_pixels(image: LabelledImage) -> tuple[Tensor, Tensor]:
     # A table of labelled pixels, which fits read many times, is handed on without a copy.
     whole = image.labels.ndim == 1 and bool(keep.all())
     logits = (image.logits if whole else image.logits[:, keep]).T.float()
-    if not torch.isfinite(logits).all():
+    # What is not finite stays so in the sum, which takes a twentieth of the time to look through.
+    if not torch.isfinite(logits.sum(dtype=torch.float64)):
         raise ArgumentError("expected finite logits at every labelled pixel, got NaN or infinity")
     return logits, image.labels[keep]
 

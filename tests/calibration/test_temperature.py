@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from app.calibration.base import FitContext
-from app.calibration.temperature import Temperature
+from app.calibration.temperature import Temperature, add_derivatives
 from app.calibration.validation import InMemory, LabelledImage
 from tests.calibration.synthetic import nll, synthetic_set
 
@@ -34,3 +36,22 @@ def test_perfect_and_hopeless_models_stay_in_range():
         calibrator = Temperature(2)
         calibrator.fit(InMemory(2, [LabelledImage(logits, given)]), FitContext())
         assert low <= calibrator.summary()["temperature"] <= high * 1.001
+
+
+@pytest.mark.parametrize("pixels", [1, 511, 513, 2000])
+@pytest.mark.parametrize("beta", [1e-4, 0.3, 1.0, 20.0])
+@pytest.mark.parametrize("spread", [0.0, 3.0, 3e4])
+def test_derivatives_are_those_of_the_loss(pixels, beta, spread):
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(5, pixels, generator=generator) + 1000
+    labels = torch.randint(5, (pixels,), generator=generator)
+    point = torch.tensor(beta, dtype=torch.float64, requires_grad=True)
+    loss = cross_entropy(logits.T.double() * point, labels, reduction="sum")
+    (slope,) = torch.autograd.grad(loss, point, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, point)
+
+    sums = np.zeros(2)
+    add_derivatives(logits.numpy(), labels.numpy(), beta, sums)
+
+    assert sums[0] == pytest.approx(slope.item(), rel=1e-5, abs=1e-6 * pixels * (1 + spread))
+    assert sums[1] == pytest.approx(curvature.item(), rel=1e-4, abs=1e-6 * pixels * (1 + spread**2))
