@@ -39,16 +39,23 @@ def shown(calibrator: Calibrator, picture: Prepared, logits: Tensor, band: Band)
 
 
 @torch.inference_mode()
-def rate(logits: Tensor, calibrator: Calibrator | None, share: Share = alone) -> Rated:
+def rate(
+    logits: Tensor,
+    calibrator: Calibrator | None,
+    share: Share = alone,
+    band: Band | None = None,
+) -> Rated:
     """Calibrate rows of logits [K,n,w]; one tensor serves for both where the answer is the same.
 
-    `share` lends threads to calibrators that can use them.
+    `share` lends threads to calibrators that can use them. Without a `band` the rows are all.
     """
     if calibrator is None:
         return Rated(logits, logits)
     scale = calibrator.scale()
     if scale is not None:
-        return Rated(logits, logits, scale, calibrator.changes(logits, share))
+        band = band or Band.whole(logits.shape[1])
+        changes = calibrator.changes(logits, share, band.top, band.height)
+        return Rated(logits, logits, scale, changes)
     calibrated = calibrator(logits[None])[0]
     return Rated(logits if calibrator.invariances.argmax else calibrated, calibrated)
 

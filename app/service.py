@@ -130,7 +130,7 @@ class Segmenter:
         for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
             with watch.stage("calibration"):
                 seeing = calibrator and shown(calibrator, prepared, logits[0], band)
-                rated = rate(logits[0], seeing, share)
+                rated = rate(logits[0], seeing, share, band)
             with watch.stage("encode"):
                 emission.emit(rated, band)
         with watch.stage("calibration"):

@@ -105,11 +105,17 @@ class Calibrator(nn.Module, ABC):
         """Give what multiplies all logits, above 0, where nothing but a shift is done besides."""
         return None
 
-    def changes(self, logits: Tensor, share: Share = alone) -> Changes | None:  # noqa: ARG002
+    def changes(
+        self,
+        logits: Tensor,  # noqa: ARG002
+        share: Share = alone,  # noqa: ARG002
+        top: int = 0,  # noqa: ARG002
+        height: int | None = None,  # noqa: ARG002
+    ) -> Changes | None:
         """Give what a part of a picture says on the log-odds of scaled logits' top class, or None.
 
-        Finite logits [K,n,w], whose first row is aligned on the picture's grid; `share` lends
-        threads.
+        Finite logits [K,n,w], whose first row is row `top`, aligned, of a grid of `height` rows; by
+        default they are all of it. `share` lends threads.
         """
         return None
 

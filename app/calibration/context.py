@@ -1,7 +1,8 @@
 """What a pixel's surroundings and its own distribution say about whether its label is right.
 
-Every feature is translation invariant. The last four look at a neighbourhood of 5 and of 15 of the
-cells that are looked at; a table of pixels has none, and zeros stand for them.
+Every feature is translation invariant. Four look at a neighbourhood of 5 and of 15 of the cells
+that are looked at, and the last two at where on the picture a class lies; a table of pixels has
+neither, and zeros stand for them.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
+from app.calibration.layout import plausibility
 from app.calibration.pixelwise import FEATURE_FLOOR
 
 TOP = 5  # sorted log-probabilities that are looked at
+PLACED = 2  # features that speak of the place
 REACHES = (2, 7)  # cells to each side
 FARTHEST = max(REACHES) + 1  # a cell's label is compared with the next one's
 COLUMNS, COARSEST = 80, 3  # looked at of a grid, about; cells from one to the next, at most
@@ -34,24 +37,25 @@ class Context(NamedTuple):
 
 def feature_count(num_classes: int) -> int:
     """Count the features F."""
-    return num_classes + min(TOP, num_classes) + 1 + 2 * len(REACHES)
+    return num_classes + min(TOP, num_classes) + 1 + 2 * len(REACHES) + PLACED
 
 
-def context_of(logs: Tensor, local: Tensor) -> Context:
+def context_of(logs: Tensor, local: Tensor, layout: Tensor) -> Context:
     """Read log-probabilities float32 [N,K,h,w] of maps or [N,K,m] of tables.
 
-    `local` multiplies the neighbourhood's features: 1, or 0 for one that must not be seen.
+    `local` multiplies the neighbourhood's features: 1, or 0 for one that must not be seen. `layout`
+    [K,32] says where on pictures the classes lie, or 0 of all of them.
     """
     floored = logs.clamp_min(FEATURE_FLOOR)
     top = floored.topk(min(TOP, logs.shape[1]), dim=1).values
     first = logs.argmax(dim=1, keepdim=True)  # topk's own indices are arbitrary at ties
-    second = logs.where(others_than(first, logs), -torch.inf).argmax(dim=1)
+    second = logs.where(others_than(first, logs), -torch.inf).argmax(dim=1, keepdim=True)
     odds = log_odds(top[:, :1])
     entropy = -(floored.exp() * floored).sum(dim=1, keepdim=True)
     own = torch.cat([odds, top[:, 1:] - top[:, :1], entropy], dim=1)
     around = neighbourhood(entropy, first) * local
-    features = torch.cat([floored, own, around], dim=1)
-    return Context(features, odds[:, 0], first[:, 0], second)
+    features = torch.cat([floored, own, around, plausibility(layout, first, second)], dim=1)
+    return Context(features, odds[:, 0], first[:, 0], second[:, 0])
 
 
 def step_of(planes: Tensor) -> int:

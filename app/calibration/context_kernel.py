@@ -71,20 +71,21 @@ def room(classes: int, height: int, width: int) -> Planes:
 
 
 def changes_of(
-    logits: Floats, gain: float, weights: Weights, local: float, share: Share
+    logits: Floats, gain: float, weights: Weights, local: float, places: Floats, share: Share
 ) -> tuple[Floats, Floats]:
     """Give how the networks would change the log-odds of the cells that are looked at.
 
     Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [h,w]; and the features'
-    sums over each row, float32 [h,F].
+    sums over each row, float32 [h,F]. `places` float32 [h,K] are log-probabilities of the classes
+    in each row, or [0,K] where the networks were not to look at them.
     """
     classes, height, width = logits.shape
     planes = room(classes, height, width)
     change = np.empty((height, width), np.float32)
-    sums = np.empty((height, len(weights.mean)), np.float32)
+    sums = np.zeros((height, len(weights.mean)), np.float32)
     rows = range(height)
     seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
-    state = REACHES, weights, np.float32(local)
+    state = REACHES, weights, np.float32(local), places
     share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
     share(lambda a, b: opine(*seen, *state, change, sums, a, b), rows, weights.between.size * width)
@@ -184,6 +185,7 @@ def opine(
     reaches: tuple[int, int],
     weights: Weights,
     local: np.float32,
+    places: Floats,
     change: Floats,
     sums: Floats,
     start: int,
@@ -192,7 +194,8 @@ def opine(
     """Sweep 3: rows of the change [h,w] in log-odds that the networks want; sums of features."""
     classes, width = logits.shape[0], logits.shape[2]
     kept, units = planes.top.shape[0], weights.inward.shape[1]
-    seen = np.empty((classes + kept + 5, width), np.float32)
+    placed = 2 if len(places) else 0
+    seen = np.empty((classes + kept + 5 + placed, width), np.float32)
     hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
     opinion, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
     share = _ONE / np.float32(len(weights.offset))
@@ -203,6 +206,8 @@ def opine(
         _gather(logits, gain, floor, planes, y, seen)
         _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
         first, second = planes.first[y], planes.second[y]
+        if placed:
+            _place(places[y], first, second, seen[classes + kept + 5 :])
         for f in range(len(seen)):
             feature = seen[f]
             sums[y, f] = total_of(feature, lanes)
@@ -244,6 +249,15 @@ def _gather(
 
 
 @compiled
+def _place(place: Floats, first: Classes, second: Classes, likely: Floats) -> None:
+    """Write how likely the leading classes are in a row, as `layout.plausibility` has it."""
+    own, above = likely[0], likely[1]
+    for x in range(len(first)):
+        own[x] = place[first[x]]
+        above[x] = own[x] - place[second[x]]
+
+
+@compiled
 def _look_down(
     along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats
 ) -> None:
@@ -271,7 +285,7 @@ def _enter(
         unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
         for x in range(columns):
             unit[x] = of_first[first[x]] + of_second[second[x]]
-        accumulate(weights.inward[:, j], seen, 0, left, left + columns, unit)
+        accumulate(weights.inward[: len(seen), j], seen, 0, left, left + columns, unit)
         for x in range(BLOCK):
             unit[x] = max(unit[x], _ZERO)
 

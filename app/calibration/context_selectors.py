@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
-from app.calibration.context import Context, context_of, feature_count
+from app.calibration.context import PLACED, Context, context_of, feature_count
 from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
@@ -73,10 +73,10 @@ def looked_at(image: LabelledImage, step: int) -> LabelledImage:
     return parts[best if 2 * counts[0] < counts[best] else 0]
 
 
-def look(image: LabelledImage, beta: Tensor, local: Tensor) -> Context:
+def look(image: LabelledImage, beta: Tensor, local: Tensor, layout: Tensor) -> Context:
     """Read an image at a temperature; raises ArgumentError for NaN at a labelled pixel."""
     labelled_pixels(image)
-    return context_of((prepared(image.logits[None]) * beta).log_softmax(dim=1), local)
+    return context_of((prepared(image.logits[None]) * beta).log_softmax(dim=1), local, layout)
 
 
 def draw_rows(
@@ -171,8 +171,8 @@ class Selectors(nn.Module):
             self.scale[features.std(dim=0) < 1e-6] = 0.0
             for parameter in self.parameters():
                 parameter.zero_()
-            spread = (2 / len(self.inward)) ** 0.5
-            self.inward.normal_(0, spread, generator=generator)
+            elsewhere = self.inward[:-PLACED]  # what speaks of the place may begin at nothing
+            elsewhere.normal_(0, (2 / len(elsewhere)) ** 0.5, generator=generator)
             self.first.normal_(0, 0.1, generator=generator)
             self.second.normal_(0, 0.1, generator=generator)
             self.between.normal_(0, (2 / WIDTH) ** 0.5, generator=generator)

@@ -25,6 +25,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -33,16 +34,18 @@ from app.calibration.changes import Changes
 from app.calibration.context import (
     COARSEST,
     FARTHEST,
+    ODDS_LIMIT,
     context_of,
     feature_count,
     interpolated,
     log_odds,
-    others_than,
     step_of,
     thinned,
 )
 from app.calibration.context_kernel import changes_of
 from app.calibration.context_selectors import Rows, Selectors, draw_rows, look, looked_at
+from app.calibration.layout import BANDS, bands_of, layout_of
+from app.calibration.pixel_temperature import beta_for
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
@@ -53,10 +56,9 @@ TRAIN_SHARE = 0.75  # of the images; the rest stops training and sets the trust
 SAMPLE_FLOATS = 2**22  # of features
 IMAGE_PIXELS = 1200  # pixels beyond some hundred an image teach little
 COPY_PIXELS = 200
-BETA_RANGE = (1e-3, 50.0)
-NEWTON_STEPS = 8
 FAMILIAR = 0.75  # quantile of the distance among the images of the fit
-DOUBT, DOUBT_WITH_COPIES = 0.35, 2.0  # that unfamiliar images may take from the log-odds
+DOUBT = 0.35  # that unfamiliar images may take from the log-odds
+DOUBT_WITH_COPIES = 2 * ODDS_LIMIT  # as much as the selectors say
 UNFITTED = 1e30
 
 
@@ -83,6 +85,7 @@ class Contextual(Calibrator):
     familiar: Tensor
     doubt: Tensor
     spacing: Tensor
+    layout: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -96,6 +99,7 @@ class Contextual(Calibrator):
         self.register_buffer("familiar", torch.tensor(UNFITTED))
         self.register_buffer("doubt", torch.tensor(DOUBT))
         self.register_buffer("spacing", torch.ones(()))
+        self.register_buffer("layout", torch.zeros(num_classes, BANDS))
         self.step = 1  # the same as a plain number, since nothing can be sliced by a tensor
         self.register_load_state_dict_post_hook(Contextual._take_step)  # type: ignore[no-untyped-call]
 
@@ -111,7 +115,7 @@ class Contextual(Calibrator):
     def believed(self, logs: Tensor) -> Tensor:
         """Log-probabilities at the temperature [N,K,...] to log-odds [N,1,...] of being right."""
         step = self.step_for(logs)
-        features, own, first, second = context_of(thinned(logs, step), self.local)
+        features, own, first, second = context_of(thinned(logs, step), self.local, self.layout)
         rows = features.movedim(1, -1).flatten(0, -2)
         opinion = self.selectors(rows, own.flatten(), first.flatten(), second.flatten()).mean(1)
         change = (opinion - own.flatten()).view_as(own)[:, None]
@@ -146,15 +150,26 @@ class Contextual(Calibrator):
         """Give the inverse temperature."""
         return self.beta.item()
 
-    def changes(self, logits: Tensor, share: Share = alone) -> Changes | None:
+    def changes(
+        self, logits: Tensor, share: Share = alone, top: int = 0, height: int | None = None
+    ) -> Changes | None:
         """Ask the networks about finite logits [K,n,w]."""
         if not self.trust:
             return None
-        state = self.beta.item(), self.selectors.weights(), self.local.item()
         step = self.step_for(logits[None])
         cells = np.ascontiguousarray(logits.numpy()[:, ::step, ::step])
+        begin, count = top // step, -(-(height or logits.shape[1]) // step)
+        places = self._places(range(begin, begin + cells.shape[1]), count)
+        state = self.beta.item(), self.selectors.weights(), self.local.item(), places
         change, sums = changes_of(cells, *state, share)
         return Changes(torch.from_numpy(change), torch.from_numpy(sums), step, self._settled)
+
+    def _places(self, rows: range, count: int) -> NDArray[np.float32]:
+        """Log-probabilities [n,K] of classes in some of so many rows; [0,K] without a layout."""
+        if not self.layout.any():
+            return np.empty((0, self.num_classes), np.float32)
+        bands = bands_of(count)[rows.start : rows.stop]
+        return self.layout.T[bands].contiguous().numpy()
 
     def _settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
         """Give the networks' part in the log-odds, float32 [h,w], as far as they are trusted."""
@@ -175,9 +190,13 @@ class Contextual(Calibrator):
         self.spacing.fill_(self.local * step_of(data[0].logits[None]))
         self._take_step()
         self.trust.zero_()
+        spoiled = bool(copies_of(data, 0))
+        self.doubt.fill_(DOUBT_WITH_COPIES if spoiled else DOUBT)
+        self.layout.zero_()
+        if spoiled and self.local:
+            self.layout.copy_(layout_of(data, train))
         trained, usual = self._rows(data, train, context)
         held, others = self._rows(data, select, context)
-        self.doubt.fill_(DOUBT_WITH_COPIES if len(usual) > len(train) else DOUBT)
         self._remember(torch.cat([usual, others]))
         if trained.correct.all() or not len(held.odds):
             self.selectors = Selectors(self.num_classes)
@@ -213,7 +232,7 @@ class Contextual(Calibrator):
             views = [(data[index], quota), *((copy, few) for copy in copies_of(data, index))]
             for whole, count in views:
                 image = looked_at(whole, self.step_for(whole.logits[None]))
-                seen = look(image, self.beta, self.local)
+                seen = look(image, self.beta, self.local, self.layout)
                 parts.append(draw_rows(seen, image.labels, count, number, generator))
                 means.append(seen.features[0].flatten(1).mean(dim=1))
         return Rows.joined(parts), torch.stack(means)
@@ -233,25 +252,3 @@ class Contextual(Calibrator):
             if worse.mean() <= worse.std() / max(len(worse) - 1, 1) ** 0.5:
                 return trust
         raise AssertionError("the best share is within a standard error of itself")
-
-
-def beta_for(logs: Tensor, odds: Tensor) -> Tensor:
-    """Find what multiplies log-probabilities [N,K,...] so that the top one gets odds [N,1,...].
-
-    With gaps d to the top class, log sum exp(-beta d) over the others falls convexly in beta and
-    is to equal minus the log-odds: Newton's steps from the left never overshoot. The result is
-    float32 [N,1,...] in 0.001..50; ties and uniform pixels end at a bound.
-    """
-    top = logs.argmax(dim=1, keepdim=True)
-    gaps = logs.gather(1, top) - logs
-    others = others_than(top, logs)
-    nearest = gaps.where(others, torch.inf).amin(dim=1, keepdim=True)
-    beyond = (gaps - nearest).where(others, 1e9)  # so far that it never counts
-    beta = torch.ones_like(odds)
-    for _ in range(NEWTON_STEPS):
-        weights = torch.exp(-beta * beyond)
-        total = weights.sum(dim=1, keepdim=True)
-        slope = nearest + (weights * beyond).sum(dim=1, keepdim=True) / total
-        value = total.log() - beta * nearest + odds
-        beta = (beta + value / slope.clamp_min(1e-6)).clamp(*BETA_RANGE)
-    return beta

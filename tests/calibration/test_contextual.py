@@ -19,11 +19,13 @@ from app.calibration.context import (
     thinned,
 )
 from app.calibration.context_selectors import looked_at
-from app.calibration.contextual import DOUBT, DOUBT_WITH_COPIES, TRUSTS, Contextual, beta_for
+from app.calibration.contextual import DOUBT, DOUBT_WITH_COPIES, TRUSTS, Contextual
+from app.calibration.layout import BANDS
+from app.calibration.pixel_temperature import beta_for
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from tests.calibration.synthetic import synthetic_set
 
-ONE = torch.ones(())
+ONE, NOWHERE = torch.ones(()), torch.zeros(4, BANDS)
 
 
 def spread(classes, height, width, seed=0, by=3.0):
@@ -77,7 +79,7 @@ def test_neighbourhood_by_hand():
 
 def test_tables_have_no_neighbourhood():
     logs = spread(4, 1, 6)[:, 0][None].log_softmax(1)
-    assert not context_of(logs, ONE).features[:, -4:].any()
+    assert not context_of(logs, ONE, NOWHERE).features[:, -6:].any()
 
 
 def test_only_a_temperature_is_left_where_nothing_was_mispredicted():

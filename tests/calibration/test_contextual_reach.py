@@ -1,6 +1,7 @@
 import torch
 
 from app.calibration.context import FARTHEST, context_of
+from app.calibration.layout import BANDS
 
 
 def test_cells_beyond_the_reach_are_not_felt():
@@ -9,7 +10,8 @@ def test_cells_beyond_the_reach_are_not_felt():
     changed = logits.clone()
     changed[0, 0, 20, 20] += 40  # another label than all around
     features = (
-        context_of(part.log_softmax(1), torch.ones(())).features for part in (changed, logits)
+        context_of(part.log_softmax(1), torch.ones(()), torch.zeros(3, BANDS)).features
+        for part in (changed, logits)
     )
     felt = torch.ne(*features).any(1)[0]
     rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
