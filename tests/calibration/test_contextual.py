@@ -139,6 +139,8 @@ def test_copies_under_other_weather_are_learnt_from():
     dim = 0.3 * spread(4, 12, 12)[None]
     assert plain.doubt == torch.tensor(DOUBT)
     assert weathered.doubt == torch.tensor(DOUBT_WITH_COPIES)
+    assert not plain.layout.any()  # all layouts are plausible where the network is at home
+    assert torch.allclose(weathered.layout.exp().sum(0), torch.ones(BANDS))
     confidence = [model(dim).exp().amax(1).mean().item() for model in (plain, weathered)]
     assert confidence[1] < confidence[0] - 0.05
 
