@@ -13,7 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes float32 [n,m] at the cells looked at, every `step` rows and columns of a grid.
+    """Changes float32 [S,n,m] at the cells looked at, every `step` rows and columns of a grid.
+
+    There is one for each of S opinions.
 
     `sums` float32 [n,F] are of the features that led to them, over each row. `settle` is how the
     calibrator turns the changes of a whole grid (h, w) into what is added to the log-odds, [h,w].
@@ -28,13 +30,13 @@ class Changes:
         """Keep what lies in some rows of the grid, where the first row at hand is its row `top`."""
         first = -(-(cells.start - top) // self.step)
         end = -(-(cells.stop - top) // self.step)
-        return replace(self, change=self.change[first:end], sums=self.sums[first:end])
+        return replace(self, change=self.change[:, first:end], sums=self.sums[first:end])
 
     @staticmethod
     def joined(parts: Sequence["Changes"]) -> "Changes":
         """Put parts together, from top to bottom."""
-        change, sums = ([getattr(part, name) for part in parts] for name in ("change", "sums"))
-        return replace(parts[0], change=torch.cat(change), sums=torch.cat(sums))
+        change = torch.cat([part.change for part in parts], dim=1)
+        return replace(parts[0], change=change, sums=torch.cat([part.sums for part in parts]))
 
     def settled(self, size: tuple[int, int]) -> Tensor:
         """Give what is added to the log-odds on a grid (h, w) of which these are all: [h,w]."""
@@ -42,4 +44,4 @@ class Changes:
 
     def means(self) -> Tensor:
         """Mean features over all cells, float32 [1,F]."""
-        return (self.sums.double().mean(dim=0) / self.change.shape[1]).float()[None]
+        return (self.sums.double().mean(dim=0) / self.change.shape[2]).float()[None]

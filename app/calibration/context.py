@@ -1,8 +1,8 @@
 """What a pixel's surroundings and its own distribution say about whether its label is right.
 
-Every feature is translation invariant. Four look at a neighbourhood of 5 and of 15 of the cells
-that are looked at, and the last two at where on the picture a class lies; a table of pixels has
-neither, and zeros stand for them.
+Every feature is translation invariant. The last four look at a neighbourhood of 5 and of 15 of the
+cells that are looked at, and two more, for who wants them, at where on the picture a class lies; a
+table of pixels has neither, and zeros stand for them.
 """
 
 from collections.abc import Sequence
@@ -26,18 +26,24 @@ ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told fro
 class Context(NamedTuple):
     """Features float32 [N,F,...] of each pixel, with its two most probable classes [N,...].
 
-    `odds` [N,...] is the log-odds of the network's own confidence, within +-12.
+    `place` [N,2,...] are more of them, for who looks at where a class lies. `odds` [N,...] is the
+    log-odds of the network's own confidence, within +-12.
     """
 
     features: Tensor
+    place: Tensor
     odds: Tensor
     first: Tensor
     second: Tensor
 
+    def seen(self, *, placed: bool) -> Tensor:
+        """Give the features, with those of the place or without."""
+        return torch.cat([self.features, self.place], dim=1) if placed else self.features
+
 
 def feature_count(num_classes: int) -> int:
-    """Count the features F."""
-    return num_classes + min(TOP, num_classes) + 1 + 2 * len(REACHES) + PLACED
+    """Count the features F, without those of the place."""
+    return num_classes + min(TOP, num_classes) + 1 + 2 * len(REACHES)
 
 
 def context_of(logs: Tensor, local: Tensor, layout: Tensor) -> Context:
@@ -54,8 +60,9 @@ def context_of(logs: Tensor, local: Tensor, layout: Tensor) -> Context:
     entropy = -(floored.exp() * floored).sum(dim=1, keepdim=True)
     own = torch.cat([odds, top[:, 1:] - top[:, :1], entropy], dim=1)
     around = neighbourhood(entropy, first) * local
-    features = torch.cat([floored, own, around, plausibility(layout, first, second)], dim=1)
-    return Context(features, odds[:, 0], first[:, 0], second[:, 0])
+    features = torch.cat([floored, own, around], dim=1)
+    place = plausibility(layout, first, second)
+    return Context(features, place, odds[:, 0], first[:, 0], second[:, 0])
 
 
 def step_of(planes: Tensor) -> int:

@@ -6,6 +6,8 @@ networks. Of fine grids they are given some rows and columns. `Selectors` in tor
 definition, and tests hold this to it.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +46,16 @@ class Weights(NamedTuple):
     offset: Floats
 
 
+class Network(NamedTuple):
+    """Networks' state, and log-probabilities of the classes in each row, float32 [h,K].
+
+    The latter are [0,K] for networks that don't look at them.
+    """
+
+    weights: Weights
+    places: Floats
+
+
 class Planes(NamedTuple):
     """What the sweeps hand on, on the grid [h,w]."""
 
@@ -71,24 +83,26 @@ def room(classes: int, height: int, width: int) -> Planes:
 
 
 def changes_of(
-    logits: Floats, gain: float, weights: Weights, local: float, places: Floats, share: Share
+    logits: Floats, gain: float, networks: Sequence[Network], local: float, share: Share
 ) -> tuple[Floats, Floats]:
-    """Give how the networks would change the log-odds of the cells that are looked at.
+    """Give how each of S networks would change the log-odds of the cells that are looked at.
 
-    Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [h,w]; and the features'
-    sums over each row, float32 [h,F]. `places` float32 [h,K] are log-probabilities of the classes
-    in each row, or [0,K] where the networks were not to look at them.
+    Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [S,h,w]; and the sums over
+    each row of the features that the last one sees, float32 [h,F].
     """
     classes, height, width = logits.shape
     planes = room(classes, height, width)
-    change = np.empty((height, width), np.float32)
-    sums = np.zeros((height, len(weights.mean)), np.float32)
+    change = np.empty((len(networks), height, width), np.float32)
+    sums = np.empty((height, len(networks[-1].weights.mean)), np.float32)
     rows = range(height)
     seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
-    state = REACHES, weights, np.float32(local), places
     share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
     share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
-    share(lambda a, b: opine(*seen, *state, change, sums, a, b), rows, weights.between.size * width)
+    sweep: Callable[..., None] = opine
+    for network, changed in zip(networks, change, strict=True):
+        state = REACHES, *network, np.float32(local), changed, sums
+        work = functools.partial(sweep, *seen, *state)
+        share(work, rows, network.weights.between.size * width)
     return change, sums
 
 
@@ -184,8 +198,8 @@ def opine(
     planes: Planes,
     reaches: tuple[int, int],
     weights: Weights,
-    local: np.float32,
     places: Floats,
+    local: np.float32,
     change: Floats,
     sums: Floats,
     start: int,
@@ -285,7 +299,7 @@ def _enter(
         unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
         for x in range(columns):
             unit[x] = of_first[first[x]] + of_second[second[x]]
-        accumulate(weights.inward[: len(seen), j], seen, 0, left, left + columns, unit)
+        accumulate(weights.inward[:, j], seen, 0, left, left + columns, unit)
         for x in range(BLOCK):
             unit[x] = max(unit[x], _ZERO)
 

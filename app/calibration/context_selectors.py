@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext, prepared
-from app.calibration.context import PLACED, Context, context_of, feature_count
+from app.calibration.context import Context, context_of
 from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
@@ -80,14 +80,20 @@ def look(image: LabelledImage, beta: Tensor, local: Tensor, layout: Tensor) -> C
 
 
 def draw_rows(
-    seen: Context, labels: Tensor, quota: int, number: int, generator: torch.Generator
+    seen: Context,
+    labels: Tensor,
+    quota: int,
+    number: int,
+    generator: torch.Generator,
+    *,
+    placed: bool,
 ) -> Rows:
     """Draw at most `quota` labelled pixels of an image."""
     places = torch.nonzero((labels != IGNORE).flatten())[:, 0]
     places = places[torch.randperm(len(places), generator=generator)[:quota]]
     first = seen.first.flatten()[places]
     return Rows(
-        features=seen.features[0].flatten(1)[:, places].T.contiguous(),
+        features=seen.seen(placed=placed)[0].flatten(1)[:, places].T.contiguous(),
         odds=seen.odds.flatten()[places],
         first=first,
         second=seen.second.flatten()[places],
@@ -102,16 +108,16 @@ class Selectors(nn.Module):
     Each has two hidden layers of 16 and starts at the network's own log-odds.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, features: int) -> None:
         super().__init__()
         hidden = MEMBERS * WIDTH
 
         def held(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
-        self.register_buffer("mean", torch.zeros(feature_count(num_classes)))
-        self.register_buffer("scale", torch.ones(feature_count(num_classes)))
-        self.inward = held(feature_count(num_classes), hidden)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.inward = held(features, hidden)
         self.first = held(num_classes, hidden)
         self.second = held(num_classes, hidden)
         self.between = held(MEMBERS, WIDTH, WIDTH)
@@ -171,8 +177,7 @@ class Selectors(nn.Module):
             self.scale[features.std(dim=0) < 1e-6] = 0.0
             for parameter in self.parameters():
                 parameter.zero_()
-            elsewhere = self.inward[:-PLACED]  # what speaks of the place may begin at nothing
-            elsewhere.normal_(0, (2 / len(elsewhere)) ** 0.5, generator=generator)
+            self.inward.normal_(0, (2 / len(self.inward)) ** 0.5, generator=generator)
             self.first.normal_(0, 0.1, generator=generator)
             self.second.normal_(0, 0.1, generator=generator)
             self.between.normal_(0, (2 / WIDTH) ** 0.5, generator=generator)

@@ -11,7 +11,9 @@ from app.calibration.base import FitContext
 from app.calibration.context import (
     COARSEST,
     COLUMNS,
+    PLACED,
     context_of,
+    feature_count,
     interpolated,
     log_odds,
     neighbourhood,
@@ -19,8 +21,9 @@ from app.calibration.context import (
     thinned,
 )
 from app.calibration.context_selectors import looked_at
-from app.calibration.contextual import DOUBT, DOUBT_WITH_COPIES, TRUSTS, Contextual
+from app.calibration.contextual import DOUBT, Contextual
 from app.calibration.layout import BANDS
+from app.calibration.opinion import TRUSTS, UNFITTED
 from app.calibration.pixel_temperature import beta_for
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from tests.calibration.synthetic import synthetic_set
@@ -37,7 +40,7 @@ def spread(classes, height, width, seed=0, by=3.0):
 def fitted():
     calibrator = Contextual(4)
     calibrator.fit(synthetic_set(4, images=8), FitContext(seed=1))
-    calibrator.trust.fill_(0.5)  # labels here are noise that no selector foretells
+    calibrator.opinion.trust.fill_(0.5)  # labels here are noise that no selector foretells
     return calibrator.eval()
 
 
@@ -79,7 +82,8 @@ def test_neighbourhood_by_hand():
 
 def test_tables_have_no_neighbourhood():
     logs = spread(4, 1, 6)[:, 0][None].log_softmax(1)
-    assert not context_of(logs, ONE, NOWHERE).features[:, -6:].any()
+    assert not context_of(logs, ONE, NOWHERE - 1).features[:, -4:].any()
+    assert not context_of(logs, ONE, NOWHERE - 1).place.any()
 
 
 def test_only_a_temperature_is_left_where_nothing_was_mispredicted():
@@ -87,7 +91,7 @@ def test_only_a_temperature_is_left_where_nothing_was_mispredicted():
     images = [LabelledImage(z, z.argmax(0).where(y != IGNORE, IGNORE)) for z, y, _ in data.images]
     calibrator = Contextual(4)
     calibrator.fit(InMemory(4, images), FitContext())
-    assert calibrator.trust == 0
+    assert calibrator.opinion.trust == 0
     assert calibrator.shift(spread(4, 3, 3)) is None
 
 
@@ -109,7 +113,7 @@ def test_trust_is_nothing_where_labels_cannot_be_foretold():
         images.append(LabelledImage(logits, labels))
     calibrator = Contextual(2)
     calibrator.fit(InMemory(2, images), FitContext())
-    assert calibrator.trust == 0
+    assert calibrator.opinion.trust == 0
 
 
 class UnderWeather:
@@ -137,8 +141,10 @@ def test_copies_under_other_weather_are_learnt_from():
     plain.fit(synthetic_set(4), FitContext())
     weathered.fit(UnderWeather(), FitContext())
     dim = 0.3 * spread(4, 12, 12)[None]
-    assert plain.doubt == torch.tensor(DOUBT)
-    assert weathered.doubt == torch.tensor(DOUBT_WITH_COPIES)
+    assert not plain.warned
+    assert weathered.warned
+    for name, tensor in plain.opinion.state_dict().items():
+        assert torch.equal(tensor, weathered.opinion.state_dict()[name])
     assert not plain.layout.any()  # all layouts are plausible where the network is at home
     assert torch.allclose(weathered.layout.exp().sum(0), torch.ones(BANDS))
     confidence = [model(dim).exp().amax(1).mean().item() for model in (plain, weathered)]
@@ -153,15 +159,21 @@ def test_copies_under_other_weather_are_learnt_from():
     | st.integers(2 * COLUMNS - 1, 2 * COLUMNS + 9)
     | st.integers(3 * COLUMNS - 1, 3 * COLUMNS + 9),
     local=st.sampled_from([0.0, 1.0]),
+    familiar=st.sampled_from([1.0, 4.0, 8.0, UNFITTED]),
+    warned=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_kernel_says_what_torch_says(classes, height, width, local, seed):
+def test_kernel_says_what_torch_says(classes, height, width, local, familiar, warned, seed):
     rng = torch.Generator().manual_seed(seed)
     calibrator = Contextual(classes)
     for name, tensor in calibrator.state_dict().items():
-        if name not in ("selectors.scale", "spread", "familiar", "beta", "doubt"):
+        if name.rpartition(".")[2] not in ("scale", "spread", "familiar", "beta"):
             tensor.normal_(0, 0.3, generator=rng)
-    calibrator.trust.fill_(0.5)
+    calibrator.opinion.trust.fill_(0.5)
+    calibrator.wary.trust.fill_(0.75)
+    calibrator.opinion.familiar.fill_(familiar)
+    calibrator.wary.familiar.fill_(8.0)
+    calibrator.warned = warned
     calibrator.beta.fill_(0.8)
     calibrator.local.fill_(local)
     logits = spread(classes, height, width, seed)
@@ -205,13 +217,39 @@ def test_fine_grids_are_looked_at_in_some_rows_and_columns():
 
 def test_opinions_on_unfamiliar_images_are_bounded(fitted):
     strange = 0.02 * synthetic_set(4, images=1, seed=5)[0].logits  # undecided everywhere
-    assert fitted.familiarity(fitted.usual[None]) == 1
-    assert fitted.familiarity((fitted.usual + 2 * fitted.familiar * fitted.spread)[None]) == 0
+    own = fitted.opinion
+    assert own.familiarity(own.usual[None]) == 1
+    assert own.familiarity((own.usual + 2 * own.familiar * own.spread)[None]) == 0
+    half = own.familiarity((own.usual + 1.25 * own.familiar * own.spread)[None])
+    assert half.item() == pytest.approx(0.5)
     assert fitted.shift(strange).max() <= 0
     assert fitted.shift(strange).min() >= -DOUBT - 1e-6
-    change = torch.tensor([-4.0, 0.2, 4.0])
-    assert fitted.moderated(change, ONE).tolist() == pytest.approx([-2.0, 0.1, 2.0])
-    assert fitted.moderated(change, 0 * ONE).tolist() == pytest.approx([-DOUBT, 0, 0])
+
+
+def at(opinion, distance):
+    """Mean features of an image so many times as far away as is familiar to an opinion."""
+    return (opinion.usual + distance * opinion.familiar * opinion.spread)[None]
+
+
+def test_an_unfamiliar_image_lowers_a_little_and_never_raises(fitted):
+    change = torch.tensor([-4.0, -0.2, 0.2, 4.0])
+    at_home, abroad = (fitted.moved([change], at(fitted.opinion, d), []) for d in (0, 2))
+    assert torch.equal(at_home, change)
+    assert abroad.tolist() == pytest.approx([-DOUBT, -0.2, 0, 0])
+
+
+def test_the_wary_opinion_is_for_images_unlike_the_fits_and_lowers_only_what_it_does_not_know():
+    calibrator = Contextual(3)
+    calibrator.warned = True
+    count = feature_count(3)
+    calibrator.opinion.familiar.fill_(1.0)
+    calibrator.wary.familiar.fill_(10.0)
+    said = [torch.tensor([1.0, -1.0]), torch.tensor([3.0, -5.0])]
+    far = torch.ones(1, count + PLACED)
+    assert calibrator.moved(said, 0.5 * far, []).tolist() == [1, -1]
+    assert calibrator.moved(said, 1.25 * far, []).tolist() == [2, -3]  # half of either
+    assert calibrator.moved(said, 9 * far, []).tolist() == [3, -5]
+    assert calibrator.moved(said, 99 * far, []).tolist() == [0, -5]
 
 
 def test_what_is_looked_at_is_what_the_fit_looked_at():
@@ -224,10 +262,10 @@ def test_what_is_looked_at_is_what_the_fit_looked_at():
     assert calibrator.step == step_of(images[0].logits[None]) == 2
     other = Contextual(3)
     other.load_state_dict(calibrator.state_dict())
-    other.trust.fill_(0.5)
+    other.opinion.trust.fill_(0.5)
     changes = other.changes(images[0].logits[:, :, :100])
     assert changes is not None
-    assert changes.change.shape == (6, 50)
+    assert changes.change.shape == (1, 6, 50)
 
 
 def test_rows_of_a_table_are_what_a_table_of_maps_says(fitted):
@@ -239,11 +277,11 @@ def test_without_a_grid_to_learn_from_the_pictures_own_decides():
     images = [LabelledImage(z.flatten(1), y.flatten()) for z, y, _ in synthetic_set(3).images]
     calibrator = Contextual(3)
     calibrator.fit(InMemory(3, images), FitContext())
-    calibrator.trust.fill_(0.5)
+    calibrator.opinion.trust.fill_(0.5)
     for width, columns in ((20, 20), (2 * COLUMNS, COLUMNS), (3 * COLUMNS, COLUMNS)):
         changes = calibrator.changes(spread(3, 1, width))
         assert changes is not None
-        assert changes.change.shape == (1, columns)
+        assert changes.change.shape == (1, 1, columns)
 
 
 @pytest.mark.parametrize(("rows", "columns", "begin"), [

@@ -95,7 +95,7 @@ def test_method_that_does_more_has_no_scale(method, num_classes):
 @every(["contextual"])
 def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
     logits, calibrator = unseen(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
-    calibrator.trust.fill_(0.5)
+    calibrator.opinion.trust.fill_(0.5)
     plain = (calibrator.scale() * logits).softmax(0).amax(0)
     expected = (plain.logit(eps=1e-7) + calibrator.shift(logits)).sigmoid().clamp(1 / num_classes)
     got = calibrator(logits[None])[0].exp().amax(0)

@@ -53,7 +53,7 @@ def test_selective_suspects_what_hard_routing_gives_the_other_temperature():
 def test_contextual_suspects_what_it_believes_to_be_wrong():
     calibrator = Contextual(4)
     calibrator.fit(synthetic_set(4, images=8), FitContext(seed=1))
-    calibrator.trust.fill_(0.5)
+    calibrator.opinion.trust.fill_(0.5)
     logits = synthetic_set(4, images=1, seed=9)[0].logits[None]
     confidence = calibrator(logits).exp().amax(1)
     suspected = calibrator.suspects(logits)

@@ -247,9 +247,10 @@ def contextual(step):
     calibrator.step = step
     rng = torch.Generator().manual_seed(0)
     for name, tensor in calibrator.state_dict().items():
-        if name.startswith("selectors.") and name != "selectors.scale":
+        if "selectors." in name and not name.endswith("scale"):
             tensor.normal_(0, 0.3, generator=rng)
-    calibrator.trust.fill_(0.75)
+    calibrator.opinion.trust.fill_(0.75)
+    calibrator.wary.trust.fill_(0.75)
     return calibrator
 
 
@@ -271,21 +272,23 @@ def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
 def test_strips_are_familiar_or_not_as_the_picture_is(tiny):
     """What contextual says of a picture in strips is what it says of it whole."""
     calibrator = contextual(2)
+    calibrator.warned = True
     calibrator.layout.copy_(-torch.rand(3, BANDS, generator=torch.Generator().manual_seed(1)))
     picture = np.concatenate([picture_of(64, 60) // 8, 255 - picture_of(64, 60) // 8])
     slide = tiny(mode="slide", crop=[8, 60], window_stride=[8, 60], multiple_of=2)
     prepared = slide.lay(picture)
     whole = slide.grid(prepared)[0]
     means = calibrator.changes(whole).means()
-    calibrator.usual.copy_(means[0])
-    calibrator.familiar.fill_(1e-3)
+    calibrator.wary.usual.copy_(means[0])
+    calibrator.wary.familiar.fill_(1e-3)
+    calibrator.opinion.familiar.fill_(1e-3)  # nothing is to the other opinion
     emission = Emission(prepared.geometry, 3, ALONE)
     count = 0
     for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):
         emission.emit(rate(logits, calibrator, band=band), band)
         count += 1
         part = calibrator.changes(logits).means()
-        assert calibrator.familiarity(part) == 0  # each strip by itself is strange
+        assert calibrator.wary.familiarity(part) == 0  # each strip by itself is strange
     emission.settle()
     assert count > 3
     mask, confidence = emit_rated(rate(whole, calibrator), prepared.geometry)
