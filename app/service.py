@@ -163,11 +163,10 @@ class Segmenter:
         return self._drift.is_stale(model, stored.manifest.id)
 
     def warm_up(self) -> None:
-        """Lay, calibrate and encode something once, so that no request waits for the kernels."""
+        """Calibrate and encode something once, so that no request waits for the kernels."""
         for depth in (8, 16):
             confidence_png(np.ones((1, 1), np.float32), depth)
         for predictor in self.predictors.values():
-            predictor.lay(np.zeros((8, 8, 3), np.uint8))
             stored = self.calibrator(predictor, ACTIVE)
             if stored is not None:
                 grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)

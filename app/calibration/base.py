@@ -114,8 +114,8 @@ class Calibrator(nn.Module, ABC):
     ) -> Changes | None:
         """Give what a part of a picture says on the log-odds of scaled logits' top class, or None.
 
-        Finite logits [K,n,w], whose first row is row `top`, aligned, of a grid of `height` rows; by
-        default they are all of it. `share` lends threads.
+        Finite float32 logits [K,n,w], whose first row is row `top`, aligned, of a grid of `height`
+        rows; by default they are all of it. `share` lends threads.
         """
         return None
 

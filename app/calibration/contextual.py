@@ -43,7 +43,7 @@ from app.calibration.context import (
 from app.calibration.context_kernel import Network, changes_of
 from app.calibration.context_selectors import Rows, draw_rows, look, looked_at
 from app.calibration.layout import BANDS, bands_of, layout_of
-from app.calibration.opinion import UNFITTED, Opinion
+from app.calibration.opinion import Opinion
 from app.calibration.pixel_temperature import beta_for
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
@@ -204,7 +204,8 @@ class Contextual(Calibrator):
 
     def _take_stock(self, _keys: object = None) -> None:
         self.step = int(self.spacing.item())
-        self.warned = bool(self.wary.familiar < UNFITTED)
+        # An opinion that is trusted with nothing is no reason to be less careful than without.
+        self.warned = bool(self.wary.trust)
 
     def _learn(
         self,

@@ -13,6 +13,7 @@ from app.calibration.validation import IGNORE, ValidationSet
 
 BANDS = 32
 SMOOTHING = 1.4  # bands, a standard deviation
+NOTHING = 1e-3  # pixels, evenly of all classes, for bands without a label anywhere near
 EVEN = 1 / 31  # of an even distribution that is mixed in: no class is ruled out anywhere
 
 
@@ -28,7 +29,7 @@ def layout_of(data: ValidationSet, indices: Sequence[int]) -> Tensor:
     places = torch.arange(BANDS)
     spread = torch.exp(-0.5 * ((places[:, None] - places) / SMOOTHING).square())
     smooth = counts @ spread
-    shares = smooth / smooth.sum(dim=0).clamp_min(1e-12)
+    shares = (smooth + NOTHING / data.num_classes) / (smooth.sum(dim=0) + NOTHING)
     return torch.log((1 - EVEN) * shares + EVEN / data.num_classes)
 
 

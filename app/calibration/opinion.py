@@ -66,14 +66,14 @@ class Opinion(nn.Module):
         """Train on some images' pixels, and stop and set the trust on others'.
 
         `means` [n,F] are the mean features of all these images. Where none of the training pixels
-        is mispredicted there is nothing to learn.
+        is mispredicted, or there is but one, there is nothing to learn.
         """
         self.forget()
         self.usual.copy_(means.mean(dim=0))
         self.spread.copy_(means.std(dim=0, correction=0).clamp_min(1e-3))
         distances = ((means - self.usual) / self.spread).square().mean(dim=1).sqrt()
         self.familiar.copy_(distances.quantile(FAMILIAR).clamp_min(1e-3))
-        if not trained.correct.all() and len(held.odds):
+        if len(trained.odds) > 1 and not trained.correct.all() and len(held.odds):
             self.selectors.train_on(trained, held, context)
             self.trust.fill_(self._least_trust(held))
 

@@ -35,15 +35,19 @@ class Sample:
         return InMemory(self.logits.shape[1], [image])
 
     def thinned(self, parameters: int) -> "Sample":
-        """Keep every eighth pixel, or more where parameters or classes would have few left."""
+        """Keep one pixel in eight, or more where parameters or classes would have few left.
+
+        Which ones is drawn: at regular steps the same columns of pictures would fall out.
+        """
         counts = torch.bincount(self.labels, minlength=len(self.counts))
         rarest = int(counts[self.counts > 0].min())
         enough = min(len(self.labels) // parameters, rarest) // PIXELS_OF_A_PARAMETER
         step = min(enough, THINNEST)
         if step < 2:
             return self
-        logits = self.logits[::step].contiguous()
-        return replace(self, logits=logits, labels=self.labels[::step], complete=False)
+        drawn = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))
+        kept = drawn[: len(drawn) // step].sort().values
+        return replace(self, logits=self.logits[kept], labels=self.labels[kept], complete=False)
 
 
 def draw(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) -> Sample:
@@ -108,10 +112,15 @@ def cut(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     """Count each class's pixels, int64 [K]; raises ArgumentError for a label that is none."""
+    require_classes(labels, num_classes)
+    return torch.bincount(labels, minlength=num_classes)
+
+
+def require_classes(labels: Tensor, num_classes: int) -> None:
+    """Raise ArgumentError unless all labels [m], of which there are some, are classes."""
     if labels.min() < 0 or labels.max() >= num_classes:
         wrong = labels[(labels < 0) | (labels >= num_classes)][0].item()
         raise ArgumentError(f"expected labels below {num_classes}, got {wrong}")
-    return torch.bincount(labels, minlength=num_classes)
 
 
 def require_two_classes(counts: Tensor) -> None:

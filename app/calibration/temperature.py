@@ -19,6 +19,7 @@ from app.calibration.base import (
     Invariances,
     prepared,
 )
+from app.calibration.sampling import require_classes
 from app.calibration.validation import ValidationSet, pixels
 from app.compilation import compiled
 from app.errors import ArgumentError
@@ -90,6 +91,7 @@ def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:
     sums = np.zeros(2)
     count = 0
     for logits, labels in pixels(data):
+        require_classes(labels, data.num_classes)  # the loop trusts them
         add_derivatives(np.ascontiguousarray(logits.numpy().T), labels.numpy(), beta, sums)
         count += len(labels)
     if count == 0:

@@ -49,7 +49,7 @@ class WithCopies(Protocol):
     """A set that can show its images under other weather, their labels unchanged."""
 
     def copies(self, index: int) -> Sequence[LabelledImage]:
-        """Read one image's copies; maybe none."""
+        """Read one image's copies; all images have some, or none has."""
 
 
 def copies_of(data: ValidationSet, index: int) -> Sequence[LabelledImage]:

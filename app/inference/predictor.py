@@ -167,6 +167,7 @@ def open_predictor(
             f"got {list(logits.shape)}"
         )
     warm_up(folder.num_classes)
+    normalised(np.zeros((1, 1, 3), np.uint8), policy, (0, 0), (1, 1))
     if policy.crop is not None:
         predictor = replace(predictor, least=least_window(predictor, policy.crop, logits))
     log.info("loaded %s on %s", folder.card.name, predictor.backbone.device)

@@ -297,3 +297,26 @@ def test_sparse_labels_are_learned_from_where_they_lie(rows, columns, begin):
     assert torch.equal(seen.logits, logits[:, begin[0] :: 3, begin[1] :: 3])
     assert torch.equal(seen.labels, labels[begin[0] :: 3, begin[1] :: 3])
     assert (seen.labels == 1).any()
+
+
+def test_a_single_pixel_to_learn_from_teaches_nothing():
+    labels = torch.full((4, 4), IGNORE)
+    labels[1, 1] = 1
+    images = [
+        LabelledImage(spread(3, 4, 4, seed), labels + (labels == 1) * seed) for seed in (0, 1)
+    ]
+    calibrator = Contextual(3)
+    calibrator.fit(InMemory(3, images), FitContext())
+    assert calibrator.opinion.trust == 0
+    assert torch.isfinite(calibrator(spread(3, 4, 4)[None])).all()
+
+
+def test_a_wary_opinion_that_is_not_trusted_takes_no_caution_away(fitted):
+    other = copy.deepcopy(fitted)
+    state = other.state_dict()
+    state["wary.familiar"].fill_(1.0)
+    other.load_state_dict(state)
+    assert not other.warned
+    state["wary.trust"].fill_(0.5)
+    other.load_state_dict(state)
+    assert other.warned

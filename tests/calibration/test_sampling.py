@@ -47,21 +47,30 @@ def test_void_pixels_and_images_are_left_out():
     assert numbers_of(gather(InMemory(3, [void, half]), SEEDED)) == [[102, 103]]
 
 
-def test_thinned_sample_keeps_every_eighth_pixel():
-    logits, labels = torch.randn(8000, 2), torch.arange(8000) % 2
-    sample = Sample(logits, labels.roll(1), torch.bincount(labels), complete=True)
+def test_thinned_sample_keeps_one_pixel_in_eight_with_its_label():
+    logits, labels = torch.arange(16000.0).view(8000, 2), torch.arange(8000) % 2
+    sample = Sample(logits, labels, torch.bincount(labels), complete=True)
     few = sample.thinned(2)
-    assert torch.equal(few.logits, logits[::8])
-    assert torch.equal(few.labels, sample.labels[::8])
+    places = (few.logits[:, 0] / 2).long()
+    assert len(places) == 1000
+    assert (places.diff() > 0).all()
+    assert torch.equal(few.labels, labels[places])
+    assert torch.equal(few.logits, logits[places])
     assert not few.complete
+
+
+def test_thinning_keeps_classes_that_lie_at_regular_places():
+    labels = (torch.arange(16000) % 8 == 3).long()
+    sample = Sample(torch.zeros(16000, 2), labels, torch.bincount(labels), complete=True)
+    assert torch.bincount(sample.thinned(2).labels).min() > 150
 
 
 @pytest.mark.parametrize(
     ("parameters", "rare", "left"),
     [
-        (1, 4000, 1000),  # every eighth
+        (1, 4000, 1000),  # one in eight
         (40, 4000, 2000),  # 2,000 pixels for 40 parameters
-        (1, 150, 2667),  # 50 of the rarest class
+        (1, 150, 2666),  # 50 of the rarest class
         (100, 4000, 8000),  # 4,000 would be too few
         (1, 99, 8000),
         (1, 0, 8000),  # a class that the sample missed

@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from app.calibration.base import FitContext
 from app.calibration.temperature import Temperature, add_derivatives
 from app.calibration.validation import InMemory, LabelledImage
+from app.errors import ArgumentError
 from tests.calibration.synthetic import nll, synthetic_set
 
 
@@ -55,3 +56,10 @@ def test_derivatives_are_those_of_the_loss(pixels, beta, spread):
 
     assert sums[0] == pytest.approx(slope.item(), rel=1e-5, abs=1e-6 * pixels * (1 + spread))
     assert sums[1] == pytest.approx(curvature.item(), rel=1e-4, abs=1e-6 * pixels * (1 + spread**2))
+
+
+@pytest.mark.parametrize("label", [3, 7, 100_000, -2])
+def test_label_that_is_no_class_is_refused(label):
+    labels = torch.tensor([0, 1, label, 2])
+    with pytest.raises(ArgumentError, match=f"expected labels below 3, got {label}"):
+        Temperature(3).fit(InMemory(3, [LabelledImage(torch.randn(3, 4), labels)]), FitContext())
