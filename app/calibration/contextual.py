@@ -185,8 +185,7 @@ class Contextual(Calibrator):
         self.local.fill_(float(data[0].labels.ndim == 2))
         self.spacing.fill_(self.local * step_of(data[0].logits[None]))
         self._take_stock()
-        for opinion in (self.opinion, self.wary):
-            opinion.forget()
+        self.wary.forget()
         self.layout.zero_()
         self._learn(self.opinion, data, train, select, context)
         if copies_of(data, 0):
