@@ -8,6 +8,7 @@ from torch import Tensor
 from app.calibration.base import Calibrator, prepared
 
 FEATURE_FLOOR = -30.0  # below it a log-probability says nothing more, but would rule every fit
+PART = 256  # pixels whose products are added up in float32
 
 
 class Pixelwise(Calibrator):
@@ -41,3 +42,16 @@ def floored_log_softmax(rows: Tensor) -> Tensor:
 def with_one(features: Tensor) -> Tensor:
     """Features [...,D] with a last column of ones, which the bias multiplies."""
     return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+
+
+def summed_products(left: Tensor, right: Tensor) -> Tensor:
+    """Sum products over pixels: float32 [m,R] and [m,D] to float64 [R,D].
+
+    In parts, because some processors' matrix product adds a column up term by term in float32:
+    thousands of neighbours with one label then cost the digits in which a fit's end shows.
+    """
+    count = len(left) // PART
+    whole = count * PART
+    of_left, of_right = (rows[:whole].view(count, PART, rows.shape[1]) for rows in (left, right))
+    parts = (of_left.mT @ of_right).sum(dim=0, dtype=torch.float64)
+    return parts + left[whole:].T @ right[whole:]

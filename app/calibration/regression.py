@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.calibration.base import FitContext
 from app.calibration.optimisation import minimise
+from app.calibration.pixelwise import summed_products
 from app.calibration.sampling import CHUNK_FLOATS, Sample, chunks, draw, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import ValidationSet
@@ -103,7 +104,8 @@ class Regression:
                 slopes = logs.exp_().scatter_add_(
                     1, group.targets[:, None], -torch.ones_like(logs[:, :1])
                 )
-                gradient[group.expert] += self.form.pull_back(slopes).T @ group.features
+                pulled = self.form.pull_back(slopes)
+                gradient[group.expert] += summed_products(pulled, group.features)
         difference = theta - self.form.start
         value = value / self.counts + (self.penalties * difference.square()).sum((1, 2))
         gradient = self.form.project(gradient / self.counts[:, None, None], self.absent)
@@ -133,7 +135,8 @@ class Regression:
             counts[group.expert] += len(probabilities)
             doubt = 1 - probabilities.square().sum(1)
             outer[group.expert] += self._outer(probabilities)
-            inner[group.expert] += (group.features * doubt[:, None]).T @ group.features
+            weighted = group.features * doubt[:, None]
+            inner[group.expert] += summed_products(weighted, group.features)
         self.counts = counts.clamp_min(1)
         self.penalties = self.penalty.weights + (self.penalty.pull / self.counts)[:, None, None]
         total = outer.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-12)[:, None, None]
@@ -145,7 +148,8 @@ class Regression:
 
     def _outer(self, probabilities: Tensor) -> Tensor:
         """Sum of the Hessians in the numbers, [R,R]."""
-        hessian = probabilities.sum(0).diag() - probabilities.T @ probabilities
+        total = probabilities.sum(0, dtype=torch.float64).diag()
+        hessian = total - summed_products(probabilities, probabilities)
         return self.form.pull_back(self.form.pull_back(hessian).T)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from app.calibration.base import FitContext, Invariances
 from app.calibration.optimisation import minimise
-from app.calibration.pixelwise import Pixelwise, floored_log_softmax
+from app.calibration.pixelwise import Pixelwise, floored_log_softmax, summed_products
 from app.calibration.sampling import (
     Sample,
     chunks,
@@ -94,9 +94,10 @@ class VectorProblem:
         self.calibrator, self.source, self.start = calibrator, source, start
         self.absent = absent if absent.any() else None
         hessian, self.count = self._hessian(start)
-        damping = 1e-6 * hessian.diagonal().mean() + 1e-9
-        hessian += torch.eye(len(hessian), dtype=hessian.dtype) * damping
-        self.inverse = torch.linalg.inv(hessian)
+        # Where weights and biases say the same, rounding may leave curvature below 0.
+        least = 1e-6 * hessian.diagonal().mean() + 1e-9
+        curvature, vectors = torch.linalg.eigh(hessian)
+        self.inverse = (vectors / curvature.clamp_min(least)) @ vectors.T
         self.ridge = PULL / self.count
         self.identity = torch.cat([torch.ones_like(absent), torch.zeros_like(absent)]).double()
 
@@ -144,6 +145,6 @@ class VectorProblem:
             cross = weighted.sum(0).diag()
             top = torch.cat([(weighted * features).sum(0).diag(), cross], dim=1)
             bottom = torch.cat([cross, probabilities.sum(0).diag()], dim=1)
-            hessian += torch.cat([top, bottom]) - both.T @ both
+            hessian += torch.cat([top, bottom]) - summed_products(both, both)
             count += len(features)
         return hessian / count, count

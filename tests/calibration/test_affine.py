@@ -8,8 +8,10 @@ from torch.nn.functional import cross_entropy
 from app.calibration import regression, sampling
 from app.calibration.affine import Dirichlet, Matrix, MatrixTI
 from app.calibration.base import FitContext
+from app.calibration.pixelwise import PART, summed_products
+from app.calibration.sampling import draw
 from app.calibration.validation import InMemory, LabelledImage
-from app.calibration.vector import Vector, VectorTI
+from app.calibration.vector import Vector, VectorProblem, VectorTI
 from tests.calibration.synthetic import nll, synthetic_set, table
 
 
@@ -29,6 +31,29 @@ def test_bias_alone_reproduces_frequencies():
     bias = fitted(Vector(3), data).bias
     assert bias.sum().item() == pytest.approx(0, abs=1e-6)
     assert (bias[0] - bias[1]).item() == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_vector_fit_goes_downhill_where_weights_and_biases_say_the_same():
+    sample = draw(
+        InMemory(3, [LabelledImage(torch.zeros(3, 90), torch.arange(90) % 3)]), FitContext()
+    )
+    start = torch.tensor([[1.0, 1, 1, 0, 0, 0]]).double()
+    for kind in (Vector, VectorTI):
+        problem = VectorProblem(kind(3), sample, sample.counts == 0, start)
+        assert torch.linalg.eigvalsh(problem.inverse).min() > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, PART - 1, PART, 40 * PART + 7])
+def test_products_of_neighbours_with_one_label_keep_their_digits(count):
+    # As slopes are at the minimum: what thousands of one class add, the next ones take away.
+    labels = torch.arange(count) * 3 // max(count, 1)
+    slopes = torch.full((count, 3), 1 / 3).scatter_add_(
+        1, labels[:, None], -torch.ones(count, 1)
+    )  # fmt: skip
+    for features in (torch.ones(count, 1), torch.rand(count, 2)):
+        found, exact = summed_products(slopes, features), slopes.double().T @ features.double()
+        assert found.dtype == torch.float64
+        assert (found - exact).abs().max() <= 1e-6 * count
 
 
 def test_rows_of_translation_invariant_matrix_have_equal_sums():
