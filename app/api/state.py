@@ -1,13 +1,13 @@
 """What the routes share: built by the factory, reached through typed dependencies."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
-import anyio
-import anyio.to_thread
 from fastapi import Depends, Request
 
 from app import tokens
@@ -32,8 +32,7 @@ class Admission:
 
     def __init__(self, workers: int, queue_limit: int) -> None:
         self.crowd = Crowd()
-        self._slots = anyio.Semaphore(workers)
-        self._threads = anyio.CapacityLimiter(workers)
+        self._threads = ThreadPoolExecutor(workers, "requests")
         self._room = workers + queue_limit
 
     @asynccontextmanager
@@ -50,8 +49,7 @@ class Admission:
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking work in a thread, off the event loop, when it is this caller's turn."""
         with self.crowd.enter():
-            async with self._slots:
-                return await anyio.to_thread.run_sync(work, limiter=self._threads)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 @dataclass
