@@ -79,8 +79,7 @@ def request(
     with stage("preprocess"):
         laid = predictor.lay(pixels)
     classes = predictor.folder.num_classes
-    with stage("emission"):
-        emission = Emission(laid.geometry, classes, threads)
+    emission = Emission(laid.geometry, classes, threads)
     with stage("inference"):
         ((logits,), band), *_ = predictor.strips(laid)
     with stage("calibration"):
