@@ -83,8 +83,11 @@ class Emission:
     def settle(self) -> None:
         """Change the confidence as the calibrator says now that it has seen all of the picture."""
         if self._changes:
-            shift = Changes.joined(self._changes).settled(self._grid)
-            shift_confidence(self.confidence, shift, self._geometry, self._threads)
+            changes = Changes.joined(self._changes)
+            shift_confidence(
+                self.confidence, changes.settled(), self._grid, changes.step, self._geometry,
+                self._threads,
+            )  # fmt: skip
 
 
 def emit_rated(rated: Rated, geometry: Geometry) -> tuple[Mask, Confidence]:

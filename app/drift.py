@@ -10,7 +10,6 @@ import threading
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from app.calibration.drift import Divergence, Floats, divergences, histogram
@@ -118,7 +117,7 @@ class DriftMonitor:
         row = np.zeros(0)
         if stored.reference is not None:
             classes = stored.manifest.num_classes
-            row = _histograms(mask, confidence, classes)
+            row = histogram(confidence, mask, classes)
         with self._lock:
             window = self._windows.get(model)
             if window is None or window.stored.manifest.id != stored.manifest.id:
@@ -134,11 +133,3 @@ class DriftMonitor:
         """Tell whether a version is the one that is watched, and stale."""
         state = self.states().get(model)
         return state is not None and state.calibrator == calibrator and state.stale
-
-
-def _histograms(
-    mask: NDArray[np.unsignedinteger], confidence: NDArray[np.float32], num_classes: int
-) -> Floats:
-    classes = torch.from_numpy(mask)
-    row: Floats = histogram(torch.from_numpy(confidence), classes, num_classes).double().numpy()
-    return row

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from app.answers import Emission, rate, shown
 from app.artifacts import ArtifactStore
+from app.calibration.drift import histogram
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
@@ -166,6 +167,7 @@ class Segmenter:
         """Calibrate and encode something once, so that no request waits for the kernels."""
         for depth in (8, 16):
             confidence_png(np.ones((1, 1), np.float32), depth)
+        histogram(np.ones((1, 1), np.float32), np.zeros((1, 1), np.uint8), 1)
         for predictor in self.predictors.values():
             stored = self.calibrator(predictor, ACTIVE)
             if stored is not None:

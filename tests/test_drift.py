@@ -44,7 +44,7 @@ def answer(rng: np.random.Generator, sureness: float = 8.0) -> Answer:
 
 def reference_to(answers: list[Answer], classes: int = CLASSES) -> Reference:
     rows = [
-        histogram(torch.from_numpy(confidence), torch.from_numpy(mask), classes)
+        torch.from_numpy(histogram(confidence, mask, classes)).float()
         for mask, confidence in answers
     ]
     return Reference(torch.stack(rows))

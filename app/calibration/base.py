@@ -119,11 +119,6 @@ class Calibrator(nn.Module, ABC):
         """
         return None
 
-    def shift(self, logits: Tensor) -> Tensor | None:
-        """Give what is added to the log-odds of a whole picture, [K,h,w] to [h,w], or None."""
-        changes = self.changes(logits)
-        return None if changes is None else changes.settled((logits.shape[1], logits.shape[2]))
-
     def suspects(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
         """Mark what a selector takes for mispredicted: logits [N,K,...] to bool [N,...], or None.
 

@@ -7,8 +7,10 @@ the sky alone is like no picture that was fitted on.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,13 @@ class Changes:
     There is one for each of S opinions.
 
     `sums` float32 [n,F] are of the features that led to them, over each row. `settle` is how the
-    calibrator turns the changes of a whole grid (h, w) into what is added to the log-odds, [h,w].
+    calibrator turns both, once they are of a whole grid, into what is added to the log-odds, [n,m].
     """
 
-    change: Tensor
-    sums: Tensor
+    change: Floats
+    sums: Floats
     step: int
-    settle: Callable[["Changes", tuple[int, int]], Tensor]
+    settle: Callable[[Floats, Floats], Floats]
 
     def within(self, top: int, cells: range) -> "Changes":
         """Keep what lies in some rows of the grid, where the first row at hand is its row `top`."""
@@ -35,13 +37,11 @@ class Changes:
     @staticmethod
     def joined(parts: Sequence["Changes"]) -> "Changes":
         """Put parts together, from top to bottom."""
-        change = torch.cat([part.change for part in parts], dim=1)
-        return replace(parts[0], change=change, sums=torch.cat([part.sums for part in parts]))
+        if len(parts) == 1:
+            return parts[0]
+        change = np.concatenate([part.change for part in parts], axis=1)
+        return replace(parts[0], change=change, sums=np.concatenate([p.sums for p in parts]))
 
-    def settled(self, size: tuple[int, int]) -> Tensor:
-        """Give what is added to the log-odds on a grid (h, w) of which these are all: [h,w]."""
-        return self.settle(self, size)
-
-    def means(self) -> Tensor:
-        """Mean features over all cells, float32 [1,F]."""
-        return (self.sums.double().mean(dim=0) / self.change.shape[2]).float()[None]
+    def settled(self) -> Floats:
+        """Give what is added to the log-odds at the cells of a grid of which these are all."""
+        return self.settle(self.change, self.sums)

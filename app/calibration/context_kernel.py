@@ -19,6 +19,7 @@ from app.calibration.rows import LANES, accumulate, total_of
 from app.compilation import compiled
 
 BLOCK = 128  # columns at a time: the hidden units of all of them stay in the nearest cache
+SPAN = 5 * BLOCK  # columns of several rows, which make whole blocks where a row would not
 _CLIP = np.float32(4)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -29,7 +30,7 @@ class Weights(NamedTuple):
     mean: Floats
     scale: Floats
     inward: Floats  # [F, members x width]
-    first: Floats  # [members x width, K], turned so that one unit's values lie together
+    first: Floats  # [K, members x width]
     second: Floats
     between: Floats  # [members, width, width]
     bias: Floats
@@ -45,6 +46,15 @@ class Network(NamedTuple):
 
     weights: Weights
     places: Floats
+
+
+class Standing(NamedTuple):
+    """How far an opinion is trusted, and with what images, as `opinion.Opinion` holds it."""
+
+    trust: Floats  # []
+    usual: Floats  # [F]
+    spread: Floats
+    familiar: Floats  # []
 
 
 def changes_of(
@@ -71,6 +81,48 @@ def changes_of(
     return change, sums
 
 
+@compiled
+def settle(
+    change: Floats, sums: Floats, first: Standing, wary: Standing, doubt: np.float32
+) -> Floats:
+    """What opinions move the log-odds by, [n,m], as far as they are trusted.
+
+    `change` [S,n,m] and `sums` [n,F] are those of a whole picture. `Contextual.moved` is the
+    definition.
+    """
+    _, height, width = change.shape
+    moved = np.empty((height, width), np.float32)
+    familiar = _familiarity(sums, width, first)
+    known = _familiarity(sums, width, wary) if len(change) > 1 else _ZERO
+    trust, further = first.trust[()], wary.trust[()]
+    for y in range(height):
+        row = moved[y]
+        for x in range(width):
+            own = trust * change[0, y, x]
+            elsewhere = min(max(own, -doubt), _ZERO)
+            if len(change) > 1:
+                said = further * change[1, y, x]
+                lower = min(said, _ZERO)
+                elsewhere = lower + known * (said - lower)
+            row[x] = elsewhere + familiar * (own - elsewhere)
+    return moved
+
+
+@compiled
+def _familiarity(sums: Floats, width: int, standing: Standing) -> np.float32:
+    """Tell how familiar an opinion finds a picture, 0..1, as `Opinion.familiarity` does."""
+    count = len(standing.usual)
+    distance = 0.0
+    for f in range(count):
+        mean = 0.0
+        for y in range(len(sums)):
+            mean += sums[y, f]
+        away = (mean / (len(sums) * width) - standing.usual[f]) / standing.spread[f]
+        distance += away * away
+    distance = (distance / count) ** 0.5
+    return np.float32(min(max(3 - 2 * distance / standing.familiar[()], 0.0), 1.0))
+
+
 # Loops run over rows taken out of their arrays first: only those are known to lie in one piece,
 # without which nothing is vectorised.
 
@@ -94,28 +146,31 @@ def opine(
     classes, width = logits.shape[0], logits.shape[2]
     kept, units = planes.top.shape[0], weights.inward.shape[1]
     placed = 2 if len(places) else 0
-    seen = np.empty((classes + kept + 5 + placed, width), np.float32)
-    hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+    tall = max(SPAN // width, 1)
+    seen = np.zeros((classes + kept + 5 + placed, -(-tall * width // BLOCK) * BLOCK), np.float32)
+    hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty((2, BLOCK), np.float32)
     opinion, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
     share = _ONE / np.float32(len(weights.offset))
     constant = np.float32(0)
     for member in range(len(weights.offset)):
         constant += weights.offset[member]
-    for y in range(start, stop):
-        _gather(logits, gain, floor, planes, y, seen)
-        _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :])
-        first, second = planes.first[y], planes.second[y]
-        if placed:
-            _place(places[y], first, second, seen[classes + kept + 5 :])
-        for f in range(len(seen)):
-            feature = seen[f]
-            sums[y, f] = total_of(feature, lanes)
-            for x in range(width):
-                standard = (feature[x] - weights.mean[f]) * weights.scale[f]
-                feature[x] = min(max(standard, -_CLIP), _CLIP)
-        moved = change[y]
-        for left in range(0, width, BLOCK):
-            right = min(left + BLOCK, width)
+    for top in range(start, stop, tall):
+        bottom = min(top + tall, stop)
+        for y in range(top, bottom):
+            row = seen[:, (y - top) * width : (y - top + 1) * width]
+            _gather(logits, gain, floor, planes, y, row)
+            _look_down(planes.along, reaches, local, y, row[classes + kept + 1 :])
+            if placed:
+                _place(places[y], planes.first[y], planes.second[y], row[classes + kept + 5 :])
+            for f in range(len(row)):
+                feature, mean, scale = row[f], weights.mean[f], weights.scale[f]
+                sums[y, f] = total_of(feature, lanes)
+                for x in range(width):
+                    feature[x] = min(max((feature[x] - mean) * scale, -_CLIP), _CLIP)
+        first, second = planes.first[top:bottom].ravel(), planes.second[top:bottom].ravel()
+        moved = change[top:bottom].reshape(-1)
+        for left in range(0, len(moved), BLOCK):
+            right = min(left + BLOCK, len(moved))
             _enter(weights, first[left:right], second[left:right], seen, hidden, left)
             _leave(weights, hidden, deeper, opinion)
             for x in range(right - left):
@@ -178,15 +233,16 @@ def _look_down(
 def _enter(
     weights: Weights, first: Classes, second: Classes, seen: Floats, hidden: Floats, left: int
 ) -> None:
-    """Take columns into the hidden units [U,BLOCK], which start at what the classes give."""
-    columns = len(first)
+    """Take a block into the hidden units [U,BLOCK], which start at what the classes give."""
     for j in range(len(hidden)):
-        unit, of_first, of_second = hidden[j], weights.first[j], weights.second[j]
-        for x in range(columns):
+        unit, of_first, of_second = hidden[j], weights.first[:, j], weights.second[:, j]
+        for x in range(len(first)):
             unit[x] = of_first[first[x]] + of_second[second[x]]
-        accumulate(weights.inward[:, j], seen, 0, left, left + columns, unit)
-        for x in range(BLOCK):
-            unit[x] = max(unit[x], _ZERO)
+    for j in range(0, len(hidden), 2):
+        accumulate(weights.inward[:, j : j + 2], seen, 0, left, hidden[j : j + 2])
+        for unit in hidden[j : j + 2]:
+            for x in range(BLOCK):
+                unit[x] = max(unit[x], _ZERO)
 
 
 @compiled
@@ -195,9 +251,11 @@ def _leave(weights: Weights, hidden: Floats, deeper: Floats, opinion: Floats) ->
     members, width = weights.bias.shape
     opinion[:] = 0
     for member in range(members):
-        for j in range(width):
-            deeper[:] = weights.bias[member, j]
-            accumulate(weights.between[member, :, j], hidden, member * width, 0, BLOCK, deeper)
-            gain = weights.outward[member, j]
+        for j in range(0, width, 2):
+            one, other = deeper[0], deeper[1]
+            one[:] = weights.bias[member, j]
+            other[:] = weights.bias[member, j + 1]
+            accumulate(weights.between[member, :, j : j + 2], hidden, member * width, 0, deeper)
+            of_one, of_other = weights.outward[member, j], weights.outward[member, j + 1]
             for x in range(BLOCK):
-                opinion[x] += gain * max(deeper[x], _ZERO)
+                opinion[x] += of_one * max(one[x], _ZERO) + of_other * max(other[x], _ZERO)

@@ -139,8 +139,7 @@ class Selectors(nn.Module):
 
     def weights(self) -> Weights:
         """Give the state as arrays, for the kernel that serves."""
-        turned = {name: getattr(self, name).T.contiguous() for name in ("first", "second")}
-        return Weights(*(turned.get(name, getattr(self, name)).numpy() for name in Weights._fields))
+        return Weights(*(getattr(self, name).numpy() for name in Weights._fields))
 
     def train_on(self, trained: Rows, held: Rows, context: FitContext) -> None:
         """Fit by likelihood of right and wrong, and stop when held-out images say so."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.calibration.base import Calibrator, FitContext, Invariances, Share, alone, prepared
-from app.calibration.changes import Changes
+from app.calibration.changes import Changes, Floats
 from app.calibration.context import (
     COARSEST,
     FARTHEST,
@@ -40,7 +40,7 @@ from app.calibration.context import (
     step_of,
     thinned,
 )
-from app.calibration.context_kernel import Network, changes_of
+from app.calibration.context_kernel import Network, changes_of, settle
 from app.calibration.context_selectors import Rows, draw_rows, look, looked_at
 from app.calibration.layout import BANDS, bands_of, layout_of
 from app.calibration.opinion import Opinion
@@ -54,7 +54,7 @@ TRAIN_SHARE = 0.75  # of the images; the rest stops training and sets the trust
 SAMPLE_FLOATS = 2**22  # of features
 IMAGE_PIXELS = 1200  # pixels beyond some hundred an image teach little
 COPY_PIXELS = 200
-DOUBT = 0.35  # that unfamiliar images may take from the log-odds
+DOUBT = np.float32(0.35)  # that unfamiliar images may take from the log-odds
 
 
 class Contextual(Calibrator):
@@ -117,7 +117,7 @@ class Contextual(Calibrator):
         `means` [N,F] are images' mean features, and `shape` makes [N] fit the changes.
         """
         familiar = self.opinion.familiarity(means).view(shape)
-        elsewhere = changes[0].clamp(-DOUBT, 0.0)
+        elsewhere = changes[0].clamp(-float(DOUBT), 0.0)
         if self.warned:
             known = self.wary.familiarity(means).view(shape)
             lower = changes[1].clamp_max(0)
@@ -154,7 +154,12 @@ class Contextual(Calibrator):
             for opinion in self._opinions()
         ]
         change, sums = changes_of(cells, self.beta.item(), networks, self.local.item(), share)
-        return Changes(torch.from_numpy(change), torch.from_numpy(sums), step, self._settled)
+        standings = self.opinion.standing(), self.wary.standing()
+
+        def settled(change: Floats, sums: Floats) -> Floats:
+            return settle(change, sums, *standings, DOUBT)
+
+        return Changes(change, sums, step, settled)
 
     def _places(self, rows: range, count: int, opinion: Opinion) -> NDArray[np.float32]:
         """Log-probabilities [n,K] of classes in some of so many rows, if an opinion wants them."""
@@ -162,15 +167,6 @@ class Contextual(Calibrator):
             return np.empty((0, self.num_classes), np.float32)
         bands = bands_of(count)[rows.start : rows.stop]
         return self.layout.T[bands].contiguous().numpy()
-
-    def _settled(self, changes: Changes, size: tuple[int, int]) -> Tensor:
-        """Give the networks' part in the log-odds, float32 [h,w], as far as they are trusted."""
-        trusted = [
-            opinion.trust * change
-            for opinion, change in zip(self._opinions(), changes.change, strict=True)
-        ]
-        moved = self.moved(trusted, changes.means(), [])
-        return interpolated(moved[None, None], size, changes.step)[0, 0]
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Train on some images, stop and set the trust on the others; needs two classes.

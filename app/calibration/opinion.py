@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import FitContext
 from app.calibration.context import PLACED, Context, feature_count
+from app.calibration.context_kernel import Standing
 from app.calibration.context_selectors import Rows, Selectors
 
 TRUSTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
@@ -57,6 +58,10 @@ class Opinion(nn.Module):
         means = means[:, : len(self.usual)]
         distance = ((means - self.usual) / self.spread).square().mean(dim=-1).sqrt()
         return (3 - 2 * distance / self.familiar).clamp(0, 1)
+
+    def standing(self) -> Standing:
+        """Give what weighs the opinion as arrays, for the kernel that serves."""
+        return Standing(*(getattr(self, name).numpy() for name in Standing._fields))
 
     def forget(self) -> None:
         """Go back to the beginning."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from app.calibration.base import Calibrator, FitContext
 from app.calibration.certification import (
     Certification,
@@ -50,7 +52,8 @@ def promise(
         correct = answer.predicted == answer.labels
         images.add(answer.confidence[labelled], correct[labelled], drives[index])
         if answer.labels.ndim > 1:
-            rows.append(histogram(answer.confidence, answer.predicted, calibrator.num_classes))
+            answered = answer.confidence.numpy(), answer.predicted.numpy()
+            rows.append(torch.from_numpy(histogram(*answered, calibrator.num_classes)).float())
     certification = (
         certify_levels(images.by_drive(), tuning, context.seed, at_picture_size=emits(test))
         if fresh

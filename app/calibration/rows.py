@@ -44,17 +44,23 @@ def total_of(row: Floats, lanes: Floats) -> np.float32:
 
 
 @compiled
-def accumulate(
-    gains: Floats, rows: Floats, begin: int, left: int, right: int, sums: Floats
-) -> None:
-    """Add gains [n] times the columns of so many rows, from row `begin` on, four rows a step."""
+def accumulate(gains: Floats, rows: Floats, begin: int, left: int, sums: Floats) -> None:
+    """Add two sums [2,m] of gains [n,2] times so many rows' columns, from `begin` and `left` on.
+
+    Four rows a step, and two sums: what is loaded is used twice, and what is stored once.
+    """
+    one, other = sums[0], sums[1]
+    right = left + len(one)
     for i in range(0, len(gains) - 3, 4):
-        of_a, of_b, of_c, of_d = gains[i], gains[i + 1], gains[i + 2], gains[i + 3]
+        a0, b0, c0, d0 = gains[i, 0], gains[i + 1, 0], gains[i + 2, 0], gains[i + 3, 0]
+        a1, b1, c1, d1 = gains[i, 1], gains[i + 1, 1], gains[i + 2, 1], gains[i + 3, 1]
         a, b = rows[begin + i, left:right], rows[begin + i + 1, left:right]
         c, d = rows[begin + i + 2, left:right], rows[begin + i + 3, left:right]
         for x in range(right - left):
-            sums[x] += of_a * a[x] + of_b * b[x] + (of_c * c[x] + of_d * d[x])
+            one[x] += a0 * a[x] + b0 * b[x] + (c0 * c[x] + d0 * d[x])
+            other[x] += a1 * a[x] + b1 * b[x] + (c1 * c[x] + d1 * d[x])
     for i in range(len(gains) // 4 * 4, len(gains)):
-        gain, row = gains[i], rows[begin + i, left:right]
+        gain, further, row = gains[i, 0], gains[i, 1], rows[begin + i, left:right]
         for x in range(right - left):
-            sums[x] += gain * row[x]
+            one[x] += gain * row[x]
+            other[x] += further * row[x]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from app.arithmetic import LOG2_E
 from app.inference.confidence_shift import shift_rows
-from app.inference.kernels import Confidence, Mask, Taps, emit_rows
-from app.inference.preprocess import Band, Geometry
+from app.inference.kernels import Confidence, Floats, Mask, Taps, emit_rows
+from app.inference.preprocess import Band, Geometry, Size
 from app.inference.row_threads import RowThreads
 from app.inference.tally import tally
 
@@ -108,17 +108,24 @@ def emit_part(
 
 
 def shift_confidence(
-    confidence: Confidence, shift: Tensor, geometry: Geometry, threads: RowThreads = ALONE
+    confidence: Confidence,
+    shift: Floats,
+    grid: Size,
+    step: int,
+    geometry: Geometry,
+    threads: RowThreads = ALONE,
 ) -> None:
-    """Add `shift` float32 [h,w], interpolated, to the log-odds of a picture's confidence [H,W]."""
-    moved = shift.contiguous().numpy()
+    """Add `shift`, interpolated, to the log-odds of a picture's confidence [H,W].
+
+    It is float32 [n,m], given at every `step` rows and columns of a grid (h, w).
+    """
     rows, columns = (
-        taps(geometry.image[axis], geometry.resized[axis], geometry.padded[axis], moved.shape[axis])
+        taps(geometry.image[axis], geometry.resized[axis], geometry.padded[axis], grid[axis], step)
         for axis in (0, 1)
     )
     height, width = geometry.image
     threads.share(
-        lambda start, stop: shift_rows(confidence, moved, rows, columns, start, stop),
+        lambda start, stop: shift_rows(confidence, shift, rows, columns, start, stop),
         range(height),
         8 * width,
     )
@@ -129,19 +136,21 @@ def warm_up(num_classes: int) -> None:
     logits = torch.zeros(num_classes, 1, 1)
     geometry = Geometry((1, 1), (1, 1), (1, 1))
     mask, confidence = emit(logits, logits, geometry)
-    shift_confidence(confidence, torch.zeros(1, 1), geometry)
+    shift_confidence(confidence, np.zeros((1, 1), np.float32), (1, 1), 1, geometry)
     tally(mask, confidence)
 
 
-def taps(count: int, resized: int, padded: int, cells: int) -> Taps:
+def taps(count: int, resized: int, padded: int, cells: int, step: int = 1) -> Taps:
     """Bilinear taps of one axis: for each output pixel two cells and the second one's weight.
 
-    Pixel centres map to the resized picture, that to the padded one, that to the grid.
+    Pixel centres map to the resized picture, that to the padded one, that to the grid. Of its
+    cells every `step`-th one is there, from the first on.
     """
-    step = resized / count * cells / padded
-    position = ((np.arange(count) + 0.5) * step - 0.5).clip(0, cells - 1)
+    last = (cells - 1) // step
+    share = resized / count * cells / padded
+    position = (((np.arange(count) + 0.5) * share - 0.5) / step).clip(0, last)
     first = position.astype(np.int64)
-    return first, np.minimum(first + 1, cells - 1), (position - first).astype(np.float32)
+    return first, np.minimum(first + 1, last), (position - first).astype(np.float32)
 
 
 def whole_phases(width: int, geometry: Geometry, cells: int) -> int:

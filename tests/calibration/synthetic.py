@@ -2,6 +2,7 @@
 
 import torch
 
+from app.calibration.context import interpolated
 from app.calibration.validation import IGNORE, InMemory, LabelledImage, pixels
 
 
@@ -49,3 +50,10 @@ def table(data):
     """All labelled pixels: logits [M,K] and labels [M]."""
     parts = list(pixels(data))
     return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def shift_of(calibrator, logits):
+    """What a calibrator adds to the log-odds on the grid of logits [K,h,w], float32 [h,w]."""
+    changes = calibrator.changes(logits)
+    settled = torch.from_numpy(changes.settled())
+    return interpolated(settled[None, None], logits.shape[1:], changes.step)[0, 0]

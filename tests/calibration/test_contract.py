@@ -13,7 +13,7 @@ from app.calibration.base import FitContext
 from app.calibration.registry import METHODS, build
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from app.errors import ArgumentError
-from tests.calibration.synthetic import nll, relabelled, synthetic_set, table
+from tests.calibration.synthetic import nll, relabelled, shift_of, synthetic_set, table
 
 CLASSES = (2, 4, 11)
 ALONE = [method for method in METHODS if "+" not in method]
@@ -96,8 +96,8 @@ def test_method_that_does_more_has_no_scale(method, num_classes):
 def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
     logits, calibrator = unseen(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
     calibrator.opinion.trust.fill_(0.5)
-    plain = (calibrator.scale() * logits).softmax(0).amax(0)
-    expected = (plain.logit(eps=1e-7) + calibrator.shift(logits)).sigmoid().clamp(1 / num_classes)
+    own = (calibrator.scale() * logits).softmax(0).amax(0).logit(eps=1e-7)
+    expected = (own + shift_of(calibrator, logits)).sigmoid().clamp(1 / num_classes)
     got = calibrator(logits[None])[0].exp().amax(0)
     assert (got - expected).abs().max() < 2e-3
 

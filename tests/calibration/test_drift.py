@@ -13,6 +13,7 @@ from app.calibration.drift import (
     jensen_shannon,
     reference_of,
 )
+from app.errors import ArgumentError
 
 CLASSES = 3
 
@@ -22,10 +23,10 @@ def scattered(rng, images, sureness=6.0, likeness=0.0):
     rows, walk = [], 0.0
     for _ in range(images):
         walk = likeness * walk + math.sqrt(1 - likeness**2) * rng.normal()
-        confidence = torch.from_numpy(rng.beta(sureness * math.exp(0.3 * walk), 1.0, (40, 50)))
+        confidence = rng.beta(sureness * math.exp(0.3 * walk), 1.0, (40, 50))
         shares = rng.dirichlet((8, 4, 2))
-        predicted = torch.from_numpy(rng.choice(CLASSES, (40, 50), p=shares))
-        rows.append(histogram(confidence, predicted, CLASSES))
+        predicted = rng.choice(CLASSES, (40, 50), p=shares)
+        rows.append(torch.from_numpy(histogram(confidence, predicted, CLASSES)).float())
     return torch.stack(rows)
 
 
@@ -52,19 +53,24 @@ def test_divergence_by_hand(a, b, expected):
 
 
 def test_histogram_holds_shares_of_confidence_and_of_classes():
-    confidence = torch.tensor([[0.0, 1.0], [0.99, 0.5]])
-    row = histogram(confidence, torch.tensor([[0, 2], [2, 2]]), CLASSES)
+    confidence = np.array([[0.0, 1.0], [0.99, 0.5]])
+    row = histogram(confidence, np.array([[0, 2], [2, 2]]), CLASSES)
 
-    assert row[:CONFIDENCE_BINS].nonzero()[:, 0].tolist() == [0, 32, 63]
+    assert row[:CONFIDENCE_BINS].nonzero()[0].tolist() == [0, 32, 63]
     assert row[63] == 0.5
     assert row[CONFIDENCE_BINS:].tolist() == [0.25, 0, 0.75]
 
 
 def test_large_picture_is_sampled_all_over():
-    confidence = torch.linspace(0, 1, 480 * 360).view(360, 480).T.contiguous()
-    row = histogram(confidence, torch.zeros(480, 360, dtype=torch.int64), CLASSES)
+    confidence = np.linspace(0, 1, 480 * 360, dtype=np.float32).reshape(360, 480).T
+    row = histogram(confidence, np.zeros((480, 360), np.uint8), CLASSES)
 
-    assert row[:CONFIDENCE_BINS] == pytest.approx(torch.full((64,), 1 / 64), abs=0.002)
+    assert row[:CONFIDENCE_BINS] == pytest.approx(np.full(64, 1 / 64), abs=0.002)
+
+
+def test_class_that_is_none_is_refused():
+    with pytest.raises(ArgumentError, match=r"expected classes 0\.\.2, got 3"):
+        histogram(np.ones((1, 2)), np.array([[0, 3]]), CLASSES)
 
 
 def test_reference_is_bounded_and_keeps_its_ends():

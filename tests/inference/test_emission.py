@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.calibration.context import interpolated
 from app.inference.card import InputPolicy
 from app.inference.emission import blank, emit, emit_band, shift_confidence
 from app.inference.kernels import Confidence, Mask
@@ -337,22 +338,24 @@ def test_bands_that_divide_the_grid_emit_the_whole_picture(image, size, stride, 
 def test_shift_of_log_odds_by_hand():
     # Confidence 3/4 has odds 3; log 2 more makes them 6, which is 6/7.
     logits = torch.log(torch.tensor([3.0, 1.0]))[:, None, None].expand(2, 2, 2)
-    shift = torch.full((2, 2), math.log(2))
+    shift = np.full((2, 2), math.log(2), np.float32)
     mask, confidence = emit(logits, logits, native(4, 4))
-    shift_confidence(confidence, shift, native(4, 4))
+    shift_confidence(confidence, shift, (2, 2), 1, native(4, 4))
     assert not mask.any()
     assert confidence.ravel().tolist() == pytest.approx([6 / 7] * 16)
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_shift_is_interpolated_and_changes_no_label(threads):
+def test_shift_is_interpolated_and_changes_no_label(threads, step):
     logits, shift = noise(7, 30, 40), noise(1, 30, 40, seed=5)[0]
     geometry = Geometry((110, 150), (110, 150), (120, 160))
     plain, own = emit(logits, logits, geometry)
     mask, confidence = emit(logits, logits, geometry, threads=RowThreads(threads))
-    shift_confidence(confidence, shift, geometry, RowThreads(threads))
+    seen = shift[::step, ::step].contiguous()
+    shift_confidence(confidence, seen.numpy(), (30, 40), step, geometry, RowThreads(threads))
     assert np.array_equal(mask, plain)
-    fine = upsampled(shift[None], geometry)[0]
+    fine = upsampled(interpolated(seen[None, None], (30, 40), step)[0], geometry)[0]
     odds = torch.from_numpy(own).double().logit() + fine
     assert np.abs(confidence - odds.sigmoid().numpy()).max() < 1e-5
 
@@ -360,5 +363,5 @@ def test_shift_is_interpolated_and_changes_no_label(threads):
 def test_sure_pixels_stay_sure_under_a_shift():
     logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
     _, confidence = emit(logits, logits, native(3, 3))
-    shift_confidence(confidence, torch.full((3, 3), -2.0), native(3, 3))
+    shift_confidence(confidence, np.full((3, 3), -2, np.float32), (3, 3), 1, native(3, 3))
     assert (confidence == 1).all()
