@@ -11,10 +11,10 @@ from app.calibration.base import Calibrator, Share, alone, prepared
 from app.calibration.changes import Changes
 from app.calibration.emitted import Emitted
 from app.inference.emission import ALONE, blank, emit_band, shift_confidence
-from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Prepared
 from app.inference.preprocess import Band, Geometry
 from app.inference.row_threads import RowThreads
+from app.inference.tile import Confidence, Mask
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from app.calibration.metrics import LOG_FLOOR
 from app.calibration.validation import IGNORE
 from app.errors import ArgumentError
 from app.inference.card import ModelFolder
-from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.preprocess import Band, Geometry
+from app.inference.tile import Confidence, Mask
 from app.inference.upsampling import log_probability_strips
 from app.labelled import Pair, read_labels_for, read_picture
 from app.versions import Manifest, StoredCalibrator

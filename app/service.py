@@ -21,10 +21,10 @@ from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.imaging.encode import confidence_png
 from app.inference.card import ModelFolder, default_name
-from app.inference.kernels import Confidence, Mask
 from app.inference.predictor import Predictor, Tta
 from app.inference.row_threads import RowThreads
 from app.inference.tally import Tally, tally
+from app.inference.tile import Confidence, Mask
 from app.versions import StoredCalibrator
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import numpy as np
 
 from app.arithmetic import LOG2_E, power_of_two
 from app.compilation import compiled
-from app.inference.kernels import Floats, Taps
+from app.inference.tile import Floats, Taps
 
 _LOG2_E, _ONE, _DEEPEST = np.float32(LOG2_E), np.float32(1), np.float32(-64)
 

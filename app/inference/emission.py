@@ -9,10 +9,11 @@ from torch import Tensor
 
 from app.arithmetic import LOG2_E
 from app.inference.confidence_shift import shift_rows
-from app.inference.kernels import Confidence, Floats, Mask, Taps, emit_rows
+from app.inference.kernels import emit_rows
 from app.inference.preprocess import Band, Geometry, Size
 from app.inference.row_threads import RowThreads
 from app.inference.tally import tally
+from app.inference.tile import Confidence, Floats, Mask, Taps
 
 STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
 MAX_PHASES = 32  # columns a cell that the kernel sorts by weight

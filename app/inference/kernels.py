@@ -1,44 +1,42 @@
 """The emission kernel for the CPU: one sweep over the classes for each tile of pixels.
 
-A tile is 256 columns of one output row. For two neighbouring rows of the grid, all classes are
-expanded to the tile's columns once; the output rows between them then cost one multiply-add, one
-comparison and one exponential a class and pixel, all on columns that stay in the cache.
+For two neighbouring rows of the grid, all classes are expanded to a tile's columns once (`tile`);
+the output rows between them then cost one multiply-add, one comparison and one exponential a class
+and pixel, all on columns that stay in the cache.
 
 Everything is in units of log2, relative to the larger of the values that the two cells of highest
 logits would give, interpolated: no exponential can then overflow, and no maximum has to be known
 before the sweep. Where that bound is far above the truth the tile is swept once more.
-
-The scratch is one flat array with unsigned offsets: so LLVM sees that its parts do not overlap
-and vectorises the loops over columns.
 """
 
-from typing import Any, TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
 from app.arithmetic import power_of_two
 from app.compilation import compiled
+from app.inference.tile import (
+    BEST,
+    CHOSEN,
+    COLUMNS,
+    GAP,
+    GROUP,
+    LABEL,
+    NONE,
+    ONE,
+    TILE,
+    TOP,
+    TOTAL,
+    TWO,
+    Floats,
+    Mask,
+    Offset,
+    Taps,
+    expand,
+    make_scratch,
+    store,
+    widest,
+)
 
-Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
-Confidence = NDArray[np.float32]
-Taps = tuple[Indices, Indices, Floats]  # of one axis: two cells and the second one's weight
-Offset: TypeAlias = Any  # uint64 to numba; for numpy's stubs it mixes with no other integer
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
-
-TILE = 256  # columns
-GROUP = 4  # classes a step: their running maximum and sum are read and written once
-
-_T: Offset
-_T, _0, _1, _2, _3, _4 = (np.uint64(n) for n in (TILE, 0, 1, 2, 3, GROUP))
-_ONE, _TWO = _3 * _T, np.uint64(6 * TILE)  # floats a class: upper, lower, and their difference
-_GAP = _2 * _T
-# Running values of a tile's columns, behind the classes.
-_BEST, _LABEL, _TOTAL, _CHOSEN, _TOP = _0, _T, _2 * _T, _3 * _T, np.uint64(4 * TILE)
-_RUNNING = np.uint64(5 * TILE)
-_FLOOR = np.float32(-1e30)  # keeps differences finite whatever the logits
-_NONE = np.float32(-3e38)
+_0, _1, _2, _3, _4 = (np.uint64(n) for n in (0, 1, 2, 3, GROUP))
 _UNDERFLOW = np.float32(2.0**-64)
 
 
@@ -66,11 +64,11 @@ def emit_rows(
     both = (labelling, rating)
     classes = np.uint64(labelling.shape[0])
     padded = (classes + _4 - _1) // _4 * _4
-    row = _TWO if two else _ONE
+    row = TWO if two else ONE
     running = padded * row
-    scratch = _scratch(classes, padded, row)
+    scratch = make_scratch(classes, padded, row)
     cells = TILE // phases if phases else 0
-    low = np.empty((2, cells + 1 if phases else _widest(columns)), np.float32)
+    low = np.empty((2, cells + 1 if phases else widest(columns)), np.float32)
     first = phases // 2 - phases  # the columns of cell -1, clamped to cell 0, come first
     cell = -1
     while first < mask.shape[1]:
@@ -78,135 +76,23 @@ def emit_rows(
             cell = columns[0][first]
         tile = (cell, first, phases)
         held = (-1, -1)
-        upper, lower = _0, _T
+        upper, lower = _0, COLUMNS
         for y in range(start, stop):
             if held[0] != top[y] or held[1] != bottom[y]:
                 upper, lower = lower, upper  # what was below is above most of the time
                 if held[1] != top[y]:
-                    _expand_both(both, two, top[y], gain, columns, tile, low, scratch, upper)
-                _expand_both(both, two, bottom[y], gain, columns, tile, low, scratch, lower)
+                    expand(both, two, top[y], gain, columns, tile, low, scratch, upper)
+                expand(both, two, bottom[y], gain, columns, tile, low, scratch, lower)
                 held = (top[y], bottom[y])
             if two:
                 _sweep_two(scratch, padded, down[y], running, upper)
-                _divide(scratch, padded, row, down[y], running, _ONE, upper, _CHOSEN)
+                _divide(scratch, padded, row, down[y], running, ONE, upper, CHOSEN)
             else:
                 _sweep_one(scratch, padded, down[y], running, upper)
-                _divide(scratch, padded, row, down[y], running, _0, upper, _BEST)
-            _store(scratch, running, first, phases, mask[y], confidence[y])
+                _divide(scratch, padded, row, down[y], running, _0, upper, BEST)
+            store(scratch, running, first, phases, mask[y], confidence[y])
         first += cells * phases if phases else TILE
         cell += cells
-
-
-@compiled
-def _widest(columns: Taps) -> int:
-    """Count the cells that the widest tile reaches."""
-    widest = 0
-    for first in range(0, len(columns[0]), TILE):
-        last = min(first + TILE, len(columns[0])) - 1
-        widest = max(widest, columns[1][last] - columns[0][first] + 1)
-    return widest
-
-
-@compiled
-def _scratch(classes: Offset, padded: Offset, row: Offset) -> Floats:
-    """Make the scratch; classes that only fill up the last group are never first, of power 0."""
-    scratch = np.empty(padded * row + _RUNNING, np.float32)
-    for x in range(len(scratch)):
-        scratch[x] = 0
-    for k in range(classes, padded):
-        for half in range(_0, row, _ONE):
-            for x in range(_GAP):
-                scratch[k * row + half + x] = _FLOOR
-    return scratch
-
-
-@compiled
-def _expand_both(
-    both: tuple[Floats, Floats],
-    two: bool,
-    y: int,
-    gain: np.float32,
-    columns: Taps,
-    tile: tuple[int, int, int],
-    low: Floats,
-    scratch: Floats,
-    slot: Offset,
-) -> None:
-    """Interpolate one row of the grid at a tile's columns, for all classes and both halves."""
-    _expand(both[0], y, gain, columns, tile, low, scratch, _TWO if two else _ONE, _0, slot)
-    if two:
-        _expand(both[1], y, gain, columns, tile, low, scratch, _TWO, _ONE, slot)
-
-
-@compiled
-def _expand(
-    logits: Floats,
-    y: int,
-    gain: np.float32,
-    columns: Taps,
-    tile: tuple[int, int, int],
-    low: Floats,
-    scratch: Floats,
-    row: Offset,
-    half: Offset,
-    slot: Offset,
-) -> None:
-    """Interpolate one row of the grid, less the highest logit of each cell."""
-    cell, width = tile[0], logits.shape[2]
-    begin, end = max(cell, 0), min(cell + low.shape[1], width)
-    highest = low[0, begin - cell : end - cell]
-    inside = low[1, begin - cell : end - cell]
-    for j in range(len(highest)):
-        highest[j] = _NONE
-    for k in range(logits.shape[0]):
-        source = logits[k, y, begin:end]
-        for j in range(len(highest)):
-            highest[j] = max(highest[j], source[j])
-    for k in range(logits.shape[0]):
-        source = logits[k, y, begin:end]
-        for j in range(len(inside)):
-            inside[j] = max((source[j] - highest[j]) * gain, _FLOOR)
-        for j in range(begin - cell):
-            low[1, j] = inside[0]
-        for j in range(end - cell, low.shape[1]):
-            low[1, j] = inside[-1]
-        _spread(low[1], columns, tile, scratch, np.uint64(k) * row + half, slot)
-
-
-@compiled
-def _spread(
-    values: Floats,
-    columns: Taps,
-    tile: tuple[int, int, int],
-    scratch: Floats,
-    at: Offset,
-    slot: Offset,
-) -> None:
-    """Interpolate one class between its cells, and keep what it is more than the other slot.
-
-    That is of use where this is the lower row, which is always the last to be interpolated. With
-    phases, columns of equal weight lie side by side in the scratch, so that cells are read in
-    order.
-    """
-    cell, first, phases = tile
-    if phases:
-        cells = np.uint64(len(values) - 1)
-        for phase in range(phases):
-            weight = np.float32((phases // 2 + phase + 0.5) / phases - 0.5)
-            lane = at + np.uint64(phase) * cells
-            for j in range(cells):
-                value = values[j] + weight * (values[j + _1] - values[j])
-                scratch[lane + _GAP + j] = value - scratch[lane + (_T - slot) + j]
-                scratch[lane + slot + j] = value
-        return
-    left, right, across = columns
-    last = len(left) - 1
-    for x in range(_T):
-        column: Any = min(first + np.int64(x), last)
-        value = values[left[column] - cell]
-        value += across[column] * (values[right[column] - cell] - value)
-        scratch[at + _GAP + x] = value - scratch[at + (_T - slot) + x]
-        scratch[at + slot + x] = value
 
 
 @compiled
@@ -214,20 +100,20 @@ def _sweep_one(
     scratch: Floats, classes: Offset, weight: np.float32, running: Offset, upper: Offset
 ) -> None:
     """Run over the classes: the highest value, its class, and the sum of powers."""
-    for x in range(_T):
-        scratch[running + _BEST + x] = _NONE
-        scratch[running + _TOTAL + x] = 0
+    for x in range(COLUMNS):
+        scratch[running + BEST + x] = NONE
+        scratch[running + TOTAL + x] = 0
     for k in range(_0, classes, _4):
-        at, gap = k * _ONE + upper, k * _ONE + _GAP
+        at, gap = k * ONE + upper, k * ONE + GAP
         k0, k1, k2, k3 = np.float32(k), np.float32(k + _1), np.float32(k + _2), np.float32(k + _3)
-        for x in range(_T):
-            best = scratch[running + _BEST + x]
-            label = scratch[running + _LABEL + x]
-            total = scratch[running + _TOTAL + x]
+        for x in range(COLUMNS):
+            best = scratch[running + BEST + x]
+            label = scratch[running + LABEL + x]
+            total = scratch[running + TOTAL + x]
             v0 = scratch[at + x] + weight * scratch[gap + x]
-            v1 = scratch[at + _ONE + x] + weight * scratch[gap + _ONE + x]
-            v2 = scratch[at + _2 * _ONE + x] + weight * scratch[gap + _2 * _ONE + x]
-            v3 = scratch[at + _3 * _ONE + x] + weight * scratch[gap + _3 * _ONE + x]
+            v1 = scratch[at + ONE + x] + weight * scratch[gap + ONE + x]
+            v2 = scratch[at + _2 * ONE + x] + weight * scratch[gap + _2 * ONE + x]
+            v3 = scratch[at + _3 * ONE + x] + weight * scratch[gap + _3 * ONE + x]
             label = k0 if v0 > best else label
             best = max(v0, best)
             label = k1 if v1 > best else label
@@ -237,9 +123,9 @@ def _sweep_one(
             label = k3 if v3 > best else label
             best = max(v3, best)
             total += power_of_two(v0) + power_of_two(v1) + (power_of_two(v2) + power_of_two(v3))
-            scratch[running + _BEST + x] = best
-            scratch[running + _LABEL + x] = label
-            scratch[running + _TOTAL + x] = total
+            scratch[running + BEST + x] = best
+            scratch[running + LABEL + x] = label
+            scratch[running + TOTAL + x] = total
 
 
 @compiled
@@ -247,21 +133,21 @@ def _sweep_two(
     scratch: Floats, classes: Offset, weight: np.float32, running: Offset, upper: Offset
 ) -> None:
     """Take the class from one half of the rows, its value and the sum of powers from the other."""
-    for x in range(_T):
-        scratch[running + _BEST + x] = _NONE
-        scratch[running + _TOTAL + x] = 0
+    for x in range(COLUMNS):
+        scratch[running + BEST + x] = NONE
+        scratch[running + TOTAL + x] = 0
     for k in range(_0, classes, _2):
-        at, gap = k * _TWO + upper, k * _TWO + _GAP
+        at, gap = k * TWO + upper, k * TWO + GAP
         k0, k1 = np.float32(k), np.float32(k + _1)
-        for x in range(_T):
-            best = scratch[running + _BEST + x]
-            label = scratch[running + _LABEL + x]
-            total = scratch[running + _TOTAL + x]
-            chosen = scratch[running + _CHOSEN + x]
+        for x in range(COLUMNS):
+            best = scratch[running + BEST + x]
+            label = scratch[running + LABEL + x]
+            total = scratch[running + TOTAL + x]
+            chosen = scratch[running + CHOSEN + x]
             v0 = scratch[at + x] + weight * scratch[gap + x]
-            v1 = scratch[at + _TWO + x] + weight * scratch[gap + _TWO + x]
-            c0 = scratch[at + _ONE + x] + weight * scratch[gap + _ONE + x]
-            c1 = scratch[at + _TWO + _ONE + x] + weight * scratch[gap + _TWO + _ONE + x]
+            v1 = scratch[at + TWO + x] + weight * scratch[gap + TWO + x]
+            c0 = scratch[at + ONE + x] + weight * scratch[gap + ONE + x]
+            c1 = scratch[at + TWO + ONE + x] + weight * scratch[gap + TWO + ONE + x]
             label = k0 if v0 > best else label
             chosen = c0 if v0 > best else chosen
             best = max(v0, best)
@@ -269,10 +155,10 @@ def _sweep_two(
             chosen = c1 if v1 > best else chosen
             best = max(v1, best)
             total += power_of_two(c0) + power_of_two(c1)
-            scratch[running + _BEST + x] = best
-            scratch[running + _LABEL + x] = label
-            scratch[running + _TOTAL + x] = total
-            scratch[running + _CHOSEN + x] = chosen
+            scratch[running + BEST + x] = best
+            scratch[running + LABEL + x] = label
+            scratch[running + TOTAL + x] = total
+            scratch[running + CHOSEN + x] = chosen
 
 
 @compiled
@@ -287,15 +173,15 @@ def _divide(
     chosen: Offset,
 ) -> None:
     """Put the chosen class's share of all powers into the place of their sum."""
-    total, value = running + _TOTAL, running + chosen
+    total, value = running + TOTAL, running + chosen
     lowest = np.float32(1)
-    for x in range(_T):
+    for x in range(COLUMNS):
         lowest = min(lowest, scratch[total + x])
     if lowest < _UNDERFLOW:
         _sum_again(scratch, classes, row, weight, running, half, upper)
-        for x in range(_T):
-            scratch[value + x] -= scratch[running + _TOP + x]
-    for x in range(_T):
+        for x in range(COLUMNS):
+            scratch[value + x] -= scratch[running + TOP + x]
+    for x in range(COLUMNS):
         scratch[total + x] = power_of_two(scratch[value + x]) / scratch[total + x]
 
 
@@ -310,35 +196,17 @@ def _sum_again(
     upper: Offset,
 ) -> None:
     """Find the highest value of each column first, then sum powers relative to it."""
-    highest, total = running + _TOP, running + _TOTAL
-    for x in range(_T):
-        scratch[highest + x] = _NONE
+    highest, total = running + TOP, running + TOTAL
+    for x in range(COLUMNS):
+        scratch[highest + x] = NONE
         scratch[total + x] = 0
     for k in range(classes):
-        at, gap = k * row + half + upper, k * row + half + _GAP
-        for x in range(_T):
+        at, gap = k * row + half + upper, k * row + half + GAP
+        for x in range(COLUMNS):
             value = scratch[at + x] + weight * scratch[gap + x]
             scratch[highest + x] = max(scratch[highest + x], value)
     for k in range(classes):
-        at, gap = k * row + half + upper, k * row + half + _GAP
-        for x in range(_T):
+        at, gap = k * row + half + upper, k * row + half + GAP
+        for x in range(COLUMNS):
             value = scratch[at + x] + weight * scratch[gap + x]
             scratch[total + x] += power_of_two(value - scratch[highest + x])
-
-
-@compiled
-def _store(
-    scratch: Floats, running: Offset, first: int, phases: int, mask: Mask, confidence: Floats
-) -> None:
-    """Bring a tile's labels and confidence into the order of columns."""
-    stride = max(phases, 1)
-    cells = TILE // stride
-    for phase in range(stride):
-        begin = first + phase
-        skipped = 1 if begin < 0 else 0
-        begin += skipped * stride
-        lane = np.uint64(phase * cells + skipped)
-        labels, probabilities = mask[begin::stride], confidence[begin::stride]
-        for j in range(min(np.uint64(len(labels)), np.uint64(cells - skipped))):
-            labels[j] = np.int32(scratch[running + _LABEL + lane + j])
-            probabilities[j] = scratch[running + _TOTAL + lane + j]

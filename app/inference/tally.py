@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.compilation import compiled
-from app.inference.kernels import Confidence, Mask
+from app.inference.tile import Confidence, Mask
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from app.calibration.context import interpolated
 from app.inference.card import InputPolicy
 from app.inference.emission import blank, emit, emit_band, shift_confidence
-from app.inference.kernels import Confidence, Mask
 from app.inference.preprocess import Band, Geometry, plan
 from app.inference.row_threads import RowThreads
+from app.inference.tile import Confidence, Mask
 
 
 def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
