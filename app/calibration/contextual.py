@@ -40,13 +40,14 @@ from app.calibration.context import (
     step_of,
     thinned,
 )
-from app.calibration.context_kernel import Network, changes_of, settle
+from app.calibration.context_kernel import Network, changes_of
 from app.calibration.context_selectors import Rows, draw_rows, look, looked_at
 from app.calibration.layout import BANDS, bands_of, layout_of
 from app.calibration.opinion import Opinion
 from app.calibration.pixel_temperature import beta_for
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.standing import settle
 from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import ValidationSet, copies_of, split
 

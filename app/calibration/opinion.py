@@ -13,8 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import FitContext
 from app.calibration.context import PLACED, Context, feature_count
-from app.calibration.context_kernel import Standing
 from app.calibration.context_selectors import Rows, Selectors
+from app.calibration.standing import Standing
 
 TRUSTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
 FAMILIAR = 0.75  # quantile of the distance among the images of the fit
