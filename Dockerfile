@@ -16,7 +16,7 @@ COPY app app
 RUN /opt/segcal/bin/pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 # The kernels' machine code, for the processor that builds; another kind compiles its own at start.
 WORKDIR /
-RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -c "import torch; from app.calibration.contextual import Contextual; from app.inference.emission import warm_up; [warm_up(n) for n in (2, 256)]; Contextual(3).shift(torch.zeros(3, 8, 8))"
+RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -m app.rehearsal
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 segcal && useradd --uid 10001 --gid segcal --no-create-home segcal

@@ -79,7 +79,6 @@ class Emission:
             self._changes.append(rated.changes.within(band.top, band.cells))
             self._grid = band.height, rated.labelling.shape[2]
 
-    @torch.inference_mode()
     def settle(self) -> None:
         """Change the confidence as the calibrator says now that it has seen all of the picture."""
         if self._changes:

@@ -10,21 +10,19 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from app.answers import Emission, rate, shown
 from app.artifacts import ArtifactStore
-from app.calibration.drift import histogram
 from app.drift import DriftMonitor
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
-from app.imaging.encode import confidence_png
 from app.inference.card import ModelFolder, default_name
 from app.inference.predictor import Predictor, Tta
 from app.inference.row_threads import RowThreads
 from app.inference.tally import Tally, tally
 from app.inference.tile import Confidence, Mask
+from app.rehearsal import rehearse
 from app.versions import StoredCalibrator
 
 T = TypeVar("T")
@@ -165,15 +163,9 @@ class Segmenter:
 
     def warm_up(self) -> None:
         """Calibrate and encode something once, so that no request waits for the kernels."""
-        for depth in (8, 16):
-            confidence_png(np.ones((1, 1), np.float32), depth)
-        histogram(np.ones((1, 1), np.float32), np.zeros((1, 1), np.uint8), 1)
         for predictor in self.predictors.values():
             stored = self.calibrator(predictor, ACTIVE)
-            if stored is not None:
-                grey = torch.full((3, 8, 8), 128, dtype=torch.uint8)
-                logits = torch.zeros(predictor.folder.num_classes, 8, 8)
-                rate(logits, stored.calibrator.seeing(grey))
+            rehearse(predictor.folder.num_classes, stored.calibrator if stored else None)
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one."""

@@ -19,9 +19,10 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.inference.emission import emit, warm_up
+from app.inference.emission import emit
 from app.inference.preprocess import Geometry
 from app.inference.row_threads import RowThreads
+from app.rehearsal import rehearse
 from app.settings import available_cores
 from benchmarks.roofline import Roofline, measure
 
@@ -141,7 +142,7 @@ def peak_bytes(name: str, shape: Shape, threads: int) -> int:
 
 def _peak_of_one(name: str, shape: Shape, threads: int) -> int:
     torch.set_num_threads(threads)
-    warm_up(shape.classes)
+    rehearse(shape.classes)
     work = rivals(shape, RowThreads(threads))[name]
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
     before = _kibibytes("VmRSS")

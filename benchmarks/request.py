@@ -79,13 +79,13 @@ def request(
     with stage("preprocess"):
         laid = predictor.lay(pixels)
     classes = predictor.folder.num_classes
-    emission = Emission(laid.geometry, classes, threads)
     with stage("inference"):
         ((logits,), band), *_ = predictor.strips(laid)
     with stage("calibration"):
         seeing = calibrator and shown(calibrator, laid, logits, band)
         rated = rate(logits, seeing, threads.share)
     with stage("emission"):
+        emission = Emission(laid.geometry, classes, threads)
         emission.emit(rated, band)
         emission.settle()
     mask, confidence = emission.mask, emission.confidence

@@ -48,8 +48,15 @@ class Admission:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking work in a thread, off the event loop, when it is this caller's turn."""
+
+        def guarded() -> T:
+            try:
+                return work()
+            except StopIteration as error:  # no future can hold it: whoever awaits it never wakes
+                raise RuntimeError("expected an answer, got a stop of iteration") from error
+
         with self.crowd.enter():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
 
 
 @dataclass

@@ -106,13 +106,14 @@ def opine(
     for top in range(start, stop, tall):
         bottom = min(top + tall, stop)
         for y in range(top, bottom):
-            row = seen[:, (y - top) * width : (y - top + 1) * width]
-            _gather(logits, gain, floor, planes, y, row)
-            _look_down(planes.along, reaches, local, y, row[classes + kept + 1 :])
+            begin, end = (y - top) * width, (y - top + 1) * width
+            _gather(logits, gain, floor, planes, y, seen, begin)
+            _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :], begin)
             if placed:
-                _place(places[y], planes.first[y], planes.second[y], row[classes + kept + 5 :])
-            for f in range(len(row)):
-                feature, mean, scale = row[f], weights.mean[f], weights.scale[f]
+                place = seen[classes + kept + 5 :]
+                _place(places[y], planes.first[y], planes.second[y], place, begin)
+            for f in range(len(seen)):
+                feature, mean, scale = seen[f, begin:end], weights.mean[f], weights.scale[f]
                 sums[y, f] = total_of(feature, lanes)
                 for x in range(width):
                     feature[x] = min(max((feature[x] - mean) * scale, -_CLIP), _CLIP)
@@ -134,27 +135,32 @@ def _gather(
     planes: Planes,
     y: int,
     seen: Floats,
+    begin: int,
 ) -> None:
-    """Write a row's features but for the neighbourhood, in the order of `context_of`."""
-    classes, width = logits.shape[0], seen.shape[1]
-    kept = planes.top.shape[0]
+    """Write a row's features but for the neighbourhood, in the order of `context_of`.
+
+    They begin at a column of `seen`, as all of a row's do.
+    """
+    classes, kept, width = logits.shape[0], planes.top.shape[0], logits.shape[2]
+    end = begin + width
     partition, leader = planes.partition[y], planes.top[0, y]
     for k in range(classes):
-        row, feature = logits[k, y], seen[k]
+        row, feature = logits[k, y], seen[k, begin:end]
         for x in range(width):
             feature[x] = max(gain * row[x] - partition[x], floor)
-    seen[classes] = planes.odds[y]
+    seen[classes, begin:end] = planes.odds[y]
     for place in range(1, kept):
-        row, feature = planes.top[place, y], seen[classes + place]
+        row, feature = planes.top[place, y], seen[classes + place, begin:end]
         for x in range(width):
             feature[x] = row[x] - leader[x]
-    seen[classes + kept] = planes.entropy[y]
+    seen[classes + kept, begin:end] = planes.entropy[y]
 
 
 @compiled
-def _place(place: Floats, first: Classes, second: Classes, likely: Floats) -> None:
+def _place(place: Floats, first: Classes, second: Classes, likely: Floats, begin: int) -> None:
     """Write how likely the leading classes are in a row, as `layout.plausibility` has it."""
-    own, above = likely[0], likely[1]
+    end = begin + len(first)
+    own, above = likely[0, begin:end], likely[1, begin:end]
     for x in range(len(first)):
         own[x] = place[first[x]]
         above[x] = own[x] - place[second[x]]
@@ -162,12 +168,12 @@ def _place(place: Floats, first: Classes, second: Classes, likely: Floats) -> No
 
 @compiled
 def _look_down(
-    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats
+    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats, begin: int
 ) -> None:
     """Means [4,w] over squares around a row, from sums along rows; the border is repeated."""
     last = along.shape[1] - 1
     for place in range(4):
-        reach, mean = reaches[place // 2], around[place]
+        reach, mean = reaches[place // 2], around[place, begin : begin + along.shape[2]]
         mean[:] = 0
         for below in range(y - reach, y + reach + 1):
             source = along[place, min(max(below, 0), last)]

@@ -16,7 +16,7 @@ from app.calibration.context_kernel import Weights
 from app.calibration.optimisation import Schedule, descend
 from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
 
-MEMBERS, WIDTH = 2, 16
+MEMBERS, WIDTH = 2, 16  # the width is even: the kernel works out two units at a time
 BATCH_PIXELS = 2048
 FEWEST_STEPS = 32  # a round
 SCHEDULE = Schedule("training the selectors", rate=3e-3, rounds=14, patience=4)

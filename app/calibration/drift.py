@@ -87,7 +87,8 @@ def histogram(
     _count(confidence.ravel(), predicted.ravel(), step, counts)
     seen = counts[:CONFIDENCE_BINS].sum()
     if counts[CONFIDENCE_BINS:].sum() < seen:
-        raise ArgumentError(f"expected classes 0..{num_classes - 1}, got {predicted.max()}")
+        found = f"{predicted.min()}..{predicted.max()}"
+        raise ArgumentError(f"expected classes in 0..{num_classes - 1}, got {found}")
     shares: Floats = counts / seen
     return shares
 
@@ -101,7 +102,7 @@ def _count(
     for x in range(0, len(confidence), step):
         place = int(confidence[x] * CONFIDENCE_BINS)
         shares[min(max(place, 0), CONFIDENCE_BINS - 1)] += 1
-        if predicted[x] < len(classes):
+        if 0 <= predicted[x] < len(classes):
             classes[predicted[x]] += 1
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from app.calibration.base import FitContext, Invariances
 from app.calibration.optimisation import minimise
-from app.calibration.pixelwise import Pixelwise, summed_products
+from app.calibration.pixelwise import Pixelwise
 from app.calibration.sampling import chunks, count_classes, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import ValidationSet
@@ -75,7 +75,7 @@ class MixtureProblem:
         hessian, count = torch.zeros(3, 3, dtype=torch.float64), 0
         for mixture, true in self._mixtures(start[0]):
             ratio = true / mixture[:, None]
-            hessian += summed_products(ratio, ratio)
+            hessian += ratio.T @ ratio
             count += len(ratio)
         self.count = count
         self.inverse = torch.linalg.inv(hessian / count + 1e-9 * torch.eye(3))

@@ -1,4 +1,4 @@
-"""A change in the log-odds of confidence, given on the backbone's grid and taken to the picture.
+"""A change in the log-odds of confidence, given at cells and taken to the picture.
 
 The network's own confidence is sharp at borders, where its classes cross; what a calibrator says
 about a place is smooth. So the latter is interpolated, rather than the calibrated classes.
@@ -17,7 +17,7 @@ _LOG2_E, _ONE, _DEEPEST = np.float32(LOG2_E), np.float32(1), np.float32(-64)
 def shift_rows(
     confidence: Floats, shift: Floats, rows: Taps, columns: Taps, start: int, stop: int
 ) -> None:
-    """Move rows [start, stop) of `confidence` [H,W] by `shift` [h,w], bilinearly interpolated."""
+    """Move rows [start, stop) of `confidence` [H,W] by `shift` [n,m], bilinearly interpolated."""
     top, bottom, down = rows
     left, right, across = columns
     odds, blended = np.empty(confidence.shape[1], np.float32), np.empty(shift.shape[1], np.float32)

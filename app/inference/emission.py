@@ -12,7 +12,6 @@ from app.inference.confidence_shift import shift_rows
 from app.inference.kernels import emit_rows
 from app.inference.preprocess import Band, Geometry, Size
 from app.inference.row_threads import RowThreads
-from app.inference.tally import tally
 from app.inference.tile import Confidence, Floats, Mask, Taps
 
 STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
@@ -130,15 +129,6 @@ def shift_confidence(
         range(height),
         8 * width,
     )
-
-
-def warm_up(num_classes: int) -> None:
-    """Compile the kernels, or load what was compiled before, for masks of so many classes."""
-    logits = torch.zeros(num_classes, 1, 1)
-    geometry = Geometry((1, 1), (1, 1), (1, 1))
-    mask, confidence = emit(logits, logits, geometry)
-    shift_confidence(confidence, np.zeros((1, 1), np.float32), (1, 1), 1, geometry)
-    tally(mask, confidence)
 
 
 def taps(count: int, resized: int, padded: int, cells: int, step: int = 1) -> Taps:

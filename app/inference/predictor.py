@@ -15,7 +15,6 @@ from app.errors import ModelError
 from app.inference.backbone import Backbone, first_line, open_backbone
 from app.inference.card import ModelFolder
 from app.inference.crowd import Crowd
-from app.inference.emission import warm_up
 from app.inference.microbatches import MicroBatches
 from app.inference.preprocess import (
     Geometry,
@@ -140,7 +139,7 @@ class Predictor:
 def open_predictor(
     folder: ModelFolder, device: str, threads: int, crowd: Crowd | None = None
 ) -> Predictor:
-    """Load a model, run it once on a grey picture, check what comes out, and compile the kernels.
+    """Load a model, run it once on a grey picture, and check what comes out.
 
     Raises ModelError where the file does not load or its output does not fit the card.
     """
@@ -166,7 +165,6 @@ def open_predictor(
             f"{folder.card.name}: expected logits [1,{folder.num_classes},h,w], "
             f"got {list(logits.shape)}"
         )
-    warm_up(folder.num_classes)
     normalised(np.zeros((1, 1, 3), np.uint8), policy, (0, 0), (1, 1))
     if policy.crop is not None:
         predictor = replace(predictor, least=least_window(predictor, policy.crop, logits))

@@ -1,5 +1,6 @@
 """Bounded everything: bytes, pixels and the queue; full is a fast refusal."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from app.api.state import Admission
 from app.main import FORM_OVERHEAD, WORKERS
 from tests.conftest import MakeClient, MakeServer
 from tests.service import (
@@ -160,3 +162,15 @@ def test_sixteen_at_once_each_get_their_own_answer(make_server: MakeServer):
         answers = list(pool.map(ask, range(16)))
 
     assert answers == [(200, (10, 8 + 2 * i), {i % 3}) for i in range(16)]
+
+
+def test_work_that_stops_an_iteration_fails_and_gives_its_place_back():
+    async def twice():
+        admission = Admission(workers=1, queue_limit=0)
+        for _ in range(2):
+            async with admission.enter():
+                with pytest.raises(RuntimeError, match="got a stop of iteration"):
+                    await asyncio.wait_for(admission.run(lambda: next(iter([]))), timeout=5)
+        assert not admission.crowd.several
+
+    asyncio.run(twice())

@@ -34,9 +34,8 @@ def test_bias_alone_reproduces_frequencies():
 
 
 def test_vector_fit_goes_downhill_where_weights_and_biases_say_the_same():
-    sample = draw(
-        InMemory(3, [LabelledImage(torch.zeros(3, 90), torch.arange(90) % 3)]), FitContext()
-    )
+    labels = torch.tensor([0] * 6000 + [1] * 3000 + [2] * 1000)
+    sample = draw(InMemory(3, [LabelledImage(torch.zeros(3, 10000), labels)]), FitContext())
     start = torch.tensor([[1.0, 1, 1, 0, 0, 0]]).double()
     for kind in (Vector, VectorTI):
         problem = VectorProblem(kind(3), sample, sample.counts == 0, start)

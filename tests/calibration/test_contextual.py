@@ -21,6 +21,7 @@ from app.calibration.context import (
     step_of,
     thinned,
 )
+from app.calibration.context_kernel import BLOCK, SPAN
 from app.calibration.context_selectors import looked_at
 from app.calibration.contextual import DOUBT, Contextual
 from app.calibration.layout import BANDS
@@ -185,6 +186,16 @@ def test_kernel_says_what_torch_says(classes, height, width, local, familiar, wa
         expected = (calibrator.believed(logs) - own)[0, 0]
         shift = shift_of(calibrator, logits)
     assert (shift - expected).abs().max() < 2e-3 * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize("width", [BLOCK - 1, BLOCK, BLOCK + 1, SPAN, SPAN + 1])
+def test_kernel_says_what_torch_says_of_wide_tables(fitted, width):
+    calibrator = copy.deepcopy(fitted)
+    calibrator.step = 1
+    logits = spread(4, 7, width)
+    logs = (calibrator.beta * logits[None]).log_softmax(1)
+    expected = calibrator.believed(logs) - log_odds(logs.amax(1, keepdim=True))
+    assert torch.allclose(shift_of(calibrator, logits), expected[0, 0], atol=2e-3)
 
 
 @pytest.mark.parametrize("width", [33, 2 * COLUMNS, 3 * COLUMNS])

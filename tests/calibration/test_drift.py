@@ -68,9 +68,10 @@ def test_large_picture_is_sampled_all_over():
     assert row[:CONFIDENCE_BINS] == pytest.approx(np.full(64, 1 / 64), abs=0.002)
 
 
-def test_class_that_is_none_is_refused():
-    with pytest.raises(ArgumentError, match=r"expected classes 0\.\.2, got 3"):
-        histogram(np.ones((1, 2)), np.array([[0, 3]]), CLASSES)
+@pytest.mark.parametrize("wrong", [3, -1, -9])
+def test_class_that_is_none_is_refused(wrong):
+    with pytest.raises(ArgumentError, match=r"expected classes in 0\.\.2, got "):
+        histogram(np.ones((1, 2)), np.array([[0, wrong]]), CLASSES)
 
 
 def test_reference_is_bounded_and_keeps_its_ends():
