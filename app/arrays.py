@@ -76,7 +76,9 @@ def open_npy(path: Path, name: str) -> ArrayFile:
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
             offset = file.tell()
     except (ValueError, TypeError, SyntaxError, EOFError, OverflowError) as error:
-        raise UndecodableError(f"{name}: expected a .npy header, got: {error}") from error
+        raise UndecodableError(
+            f"{name}: expected a .npy header, got one that can't be read"
+        ) from error
     if dtype.hasobject:
         raise UndecodableError(f"{name}: expected numbers, got pickled objects, which are not read")
     return _checked(ArrayFile(name, path, dtype, shape, offset, fortran))

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.artifacts import ArtifactStore
 from app.connection import Connection
@@ -130,8 +130,11 @@ def list_command(
     model: ModelOption = None, url: UrlOption = None, token: TokenOption = None
 ) -> None:
     """List a model's calibrators, newest first; `*` marks the active one."""
-    table = Table("", "calibrator", "method", "ECE before", "ECE after", "images", "model")
     versions, sha256 = versions_of(model, url, token).all()
+    # Whatever else is cut short, an id must be there to be copied.
+    longest = max((len(version.id) for version in versions), default=0)
+    name = Column("calibrator", no_wrap=True, min_width=longest)
+    table = Table("", name, "method", "ECE before", "ECE after", "images", "model")
     for version in versions:
         fits = version.model_sha256 == sha256
         ece = f"{version.ece_before:.4f}", f"{version.ece_after:.4f}"

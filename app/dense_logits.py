@@ -21,6 +21,7 @@ from app.logit_checks import (
     check_grids,
     checked_labels,
     copied,
+    refuse_probabilities,
     require_images,
 )
 
@@ -80,6 +81,7 @@ class DenseLogits:
             logits, labels = image.logits.numpy(), image.labels.numpy()
             labelled = labels != IGNORE
             check_finite(logits, labelled, f"image {index}")
+            refuse_probabilities(logits, labelled, f"image {index}")
             images += bool(labelled.any())
             pixels += int(labelled.sum())
         require_images(images)

@@ -10,6 +10,8 @@ from app.calibration.validation import IGNORE
 from app.errors import ArgumentError
 
 MAX_STRETCH = 1.5  # by which the two axes' strides may differ
+PROBED = 4096  # pixels that are looked at to tell probabilities from logits
+SUM_TOLERANCE = 4e-3  # within which probabilities in float16 add up to 1
 
 
 class Contents(NamedTuple):
@@ -71,6 +73,21 @@ def check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) 
         raise ArgumentError(
             f"expected finite logits at every labelled pixel, got NaN or infinity at "
             f"{int(wrong.sum())} in {where}"
+        )
+
+
+def refuse_probabilities(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Refuse what is softmax's answer rather than its question: [K,*grid], finite where labelled.
+
+    A fit would take it for a network that is hardly sure of anything.
+    """
+    places = np.flatnonzero(labelled)[:PROBED]
+    seen = logits.reshape(len(logits), -1)[:, places].astype(np.float32)
+    strictly_between = ((seen > 0) & (seen < 1)).any() and (seen >= 0).all()
+    if strictly_between and (abs(seen.sum(axis=0) - 1) < SUM_TOLERANCE).all():
+        raise ArgumentError(
+            f"expected logits, got probabilities, which add up to 1 at each pixel of {where}; "
+            f"their logarithms will do"
         )
 
 

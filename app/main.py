@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses=problems.ANSWERS,
     )
     app.state.segcal = state
     app.add_middleware(

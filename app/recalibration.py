@@ -1,5 +1,6 @@
 """Calibrate a model: fit on a validation set, publish the version, and activate it if better."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -95,8 +96,8 @@ def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bo
     """Decide on activation: by the bootstrap interval, unless the caller already has."""
     (mean, low, high), aurc = outcome.ece_difference, outcome.aurc_difference
     measured = (
-        f"image-wise ECE changes by {mean:+.4f} (95% interval {low:+.4f} to {high:+.4f}), "
-        f"AURC by {aurc.mean:+.4f} ({aurc.low:+.4f} to {aurc.high:+.4f}) against "
+        f"image-wise ECE changes by {mean:+.4f} ({_interval(low, high)}), "
+        f"AURC by {aurc.mean:+.4f} ({_interval(aurc.low, aurc.high)}) against "
         f"{active or 'the uncalibrated model'} on {len(outcome.parts.test)} "
         f"{'held-out images' if outcome.parts.fresh else 'images that also chose the method'}"
     )
@@ -105,6 +106,12 @@ def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bo
     if activate == "never":
         return False, f"asked never to activate; {measured}"
     return outcome.better, f"{'better' if outcome.better else 'not surely better'}: {measured}"
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isnan(low):
+        return "too few images for an interval"
+    return f"95% interval {low:+.4f} to {high:+.4f}"
 
 
 def describe(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:

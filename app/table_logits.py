@@ -17,6 +17,7 @@ from app.logit_checks import (
     check_integers,
     checked_labels,
     copied,
+    refuse_probabilities,
     require_images,
 )
 
@@ -81,7 +82,9 @@ class TableLogits:
             where = f"rows {rows.start} to {rows.stop - 1}"
             labels = checked_labels(self._labels.map()[rows], self.num_classes, self._ignore, where)
             labelled = labels != IGNORE
-            check_finite(self._logits.map()[rows].T, labelled, where)
+            logits = self._logits.map()[rows].T
+            check_finite(logits, labelled, where)
+            refuse_probabilities(logits, labelled, where)
             images.update(np.unique(self._image_index.map()[rows][labelled]).tolist())
             pixels += int(labelled.sum())
         require_images(len(images))

@@ -366,6 +366,25 @@ def test_what_can_not_be_used_is_refused(
         opened(tmp_path / "upload", **files)
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_probabilities_are_refused_and_their_logarithms_are_not(tmp_path, kind):
+    shares = torch.from_numpy(LOGITS).float().softmax(dim=1).numpy()
+    for number, maps in enumerate(
+        (shares, np.log(shares), shares * 0 + np.eye(3)[1][:, None, None])
+    ):
+        rows = maps.transpose(0, 2, 3, 1).reshape(-1, 3)
+        as_map = {"logits": npy(maps.astype(kind)), "labels": npy(LABELS)}
+        as_table = {
+            "logits": npy(rows.astype(kind)), "labels": npy(ROW_LABELS), "image_index": npy(INDEX),
+        }  # fmt: skip
+        for form, files in (("map", as_map), ("table", as_table)):
+            if number == 0:
+                with pytest.raises(ArgumentError, match="expected logits, got probabilities"):
+                    opened(tmp_path / f"{form}{number}", **files)
+            else:
+                opened(tmp_path / f"{form}{number}", **files)
+
+
 @pytest.mark.parametrize(
     "entries",
     [

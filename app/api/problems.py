@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.api.schemas import Problem
 from app.errors import (
     ArgumentError,
     BusyError,
@@ -44,6 +45,14 @@ STATUS: dict[type[BaseException], int] = {
     BusyError: 429,
     UnavailableError: 503,
     StorageError: 507,
+}
+# What any operation may answer, for the OpenAPI document.
+ANSWERS: dict[int | str, dict[str, object]] = {
+    codes: {
+        "description": description,
+        "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
+    }
+    for codes, description in (("4XX", "Refused, and why"), ("5XX", "Not answered, and why"))
 }
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
@@ -113,6 +122,8 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Answer what the framework itself refuses: unknown paths, methods, malformed forms."""
     assert isinstance(error, HTTPException)  # noqa: S101
     detail = str(error.detail)
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # in the words of whatever took the form apart
+        detail = f"expected a well-formed request, got one that is not: {detail}"
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"expected a path of this service, got {request.url.path[:80]}"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -109,7 +109,12 @@ class Contextual(Calibrator):
         return log_odds(logs.amax(1, keepdim=True)) + interpolated(moved, logs.shape[-2:], step)
 
     def step_for(self, planes: Tensor) -> int:
-        """Tell how far apart the cells lie that are looked at: as in the fit, if it knew a grid."""
+        """Tell how far apart the cells lie that are looked at: as in the fit, if it knew a grid.
+
+        The rows of tables [N,K,m] have no grid, and are all looked at.
+        """
+        if planes.ndim != 4:
+            return 1
         return self.step or step_of(planes)
 
     def moved(self, changes: Sequence[Tensor], means: Tensor, shape: Sequence[int]) -> Tensor:

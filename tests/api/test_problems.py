@@ -301,6 +301,11 @@ def test_openapi_names_the_paths(client):
     document = client.get("/openapi.json").json()
 
     assert document["openapi"].startswith("3.")
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert "422" not in operation["responses"]  # FastAPI's own form, which is not ours
+            assert set(operation["responses"]["4XX"]["content"]) == {"application/problem+json"}
+
     assert {
         "/segment", "/models", "/models/{model}", "/healthz", "/readyz",
         "/results/{result_id}/data.npz", "/results/{result_id}/{picture}.png",
@@ -311,6 +316,12 @@ def test_openapi_names_the_paths(client):
     assert parameters == {
         "model", "calibrator", "min_confidence", "max_error", "tta", "include", "output",
     }  # fmt: skip
+
+
+def test_form_that_can_not_be_taken_apart_is_a_sentence(client):
+    kind = {"Content-Type": "multipart/form-data; boundary=zzz"}
+    answer = client.post("/segment", content=b"hello", headers=kind)
+    assert_problem(answer, 400, "expected a well-formed request, got one that is not: ")
 
 
 def test_docs_page_is_there(client):

@@ -331,3 +331,14 @@ def test_a_wary_opinion_that_is_not_trusted_takes_no_caution_away(fitted):
     state["wary.trust"].fill_(0.5)
     other.load_state_dict(state)
     assert other.warned
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_what_was_fitted_on_fine_grids_answers_every_row_of_a_table(fitted, step):
+    calibrator = copy.deepcopy(fitted)
+    calibrator.spacing.fill_(step)
+    calibrator._take_stock()
+    logits = spread(4, 1, 50)[:, 0]  # [K,m]
+    assert calibrator(logits[None]).shape == (1, 4, 50)
+    assert torch.equal(calibrator(logits.T), calibrator(logits[None])[0].T)
+    assert calibrator.suspects(logits[None]).shape == (1, 50)
