@@ -136,11 +136,10 @@ class Service:
 
     def _void(self, model: str | None) -> int | None:
         """Ask for the void label of a model's card, as a fit on this machine would take it."""
-        models = self._connection.json("/models")["models"]
-        known = {entry["name"]: entry["ignore_index"] for entry in models}
-        if model is None and len(known) == 1:
-            return int(next(iter(known.values())))
-        return known.get(model or "")
+        for entry in self._connection.json("/models")["models"]:
+            if entry["default"] if model is None else entry["name"] == model:
+                return int(entry["ignore_index"])
+        return None
 
     def _upload(self, form: "Form", progress: OnProgress) -> dict[str, Any]:
         headers = {

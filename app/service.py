@@ -107,7 +107,7 @@ class Segmenter:
         self._drift = drift
         self.predictors = predictors
         folders = {name: predictor.folder for name, predictor in predictors.items()}
-        self._default_model = default_name(folders, default_model)
+        self.default_model = default_name(folders, default_model)
         self.artifacts = artifacts
         self._max_pixels = max_pixels
         self._threads = threads or RowThreads(1)
@@ -169,7 +169,7 @@ class Segmenter:
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one."""
-        chosen = name or self._default_model
+        chosen = name or self.default_model
         if chosen is None or chosen not in self.predictors:
             raise NotFoundError(
                 f"expected one of the models {sorted(self.predictors)}, got {chosen!r}"

@@ -16,8 +16,8 @@ from app import cli
 from app.artifacts import ArtifactStore
 from tests.conftest import MakeServer
 from tests.service import RED, THIRDS_MASK, decoded, encoded, publish_temperature, solid, thirds
-from tests.tiny_models import write_onnx_model
-from tests.validation_data import npz, overconfident
+from tests.tiny_models import write_card, write_onnx_model
+from tests.validation_data import VOID, npz, overconfident
 
 
 class Ended(NamedTuple):
@@ -352,6 +352,23 @@ def test_calibrate_fits_on_logits(run: Run, logits, artifacts_dir):
     assert f"{manifest.id} is active: better: " in ended.err
     assert manifest.summary["temperature"] == pytest.approx(3, rel=0.1)
     assert logits.is_file()
+
+
+def test_calibrate_over_http_takes_the_void_of_the_default_models_card(
+    run: Run, models_dir, tmp_path, artifacts_dir, make_server: MakeServer
+):
+    write_card(models_dir / "tiny", ignore_index=9)
+    write_onnx_model(models_dir, "another")
+    values, labels = overconfident(16, 16, 16)
+    labels[labels == VOID] = 9
+    (tmp_path / "val.npz").write_bytes(npz(logits=values, labels=labels))
+    url = make_server(admin_token="a token for tests", default_model="tiny")
+    ended = run(
+        "calibrate", "--logits", tmp_path / "val.npz", "--method", "temperature",
+        "--url", url, "--token", "a token for tests",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert len(ArtifactStore(artifacts_dir).versions("tiny")) == 1
 
 
 def test_calibrate_over_http_fits_what_it_fits_here(

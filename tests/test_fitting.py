@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from app.artifacts import ArtifactStore
 from app.calibration.base import FitContext
-from app.calibration.bootstrap import bootstrap_mean
+from app.calibration.bootstrap import Interval, bootstrap_mean
 from app.calibration.certification import LEVELS
 from app.calibration.fitting import AUTO, fit
 from app.calibration.parting import part
@@ -19,7 +20,7 @@ from app.calibration.temperature import Temperature
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
 from app.errors import ArgumentError
 from app.inference.card import read_model_folder
-from app.recalibration import calibrate, candidates
+from app.recalibration import calibrate, candidates, decide
 from tests.service import publish_temperature
 from tests.tiny_models import write_onnx_model
 
@@ -434,3 +435,15 @@ def test_progress_is_over_all_methods_and_never_falls():
     assert 0.9 < shares[-1] <= 1
     stages = {stage for stage, _ in told}
     assert {"reading", "fitting ets", "choosing", "measuring", "certifying"} < stages
+
+
+def test_what_is_said_of_a_decision_holds_no_nan():
+    alone = Interval(-0.02, math.nan, math.nan)
+    outcome = SimpleNamespace(
+        ece_difference=alone, aurc_difference=alone, better=False,
+        parts=SimpleNamespace(test=[0], fresh=True),
+    )  # fmt: skip
+    activated, why = decide(outcome, "if_better", None)  # type: ignore[arg-type]
+    assert not activated
+    assert "changes by -0.0200 (too few images for an interval)" in why
+    assert "nan" not in why

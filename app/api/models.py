@@ -34,6 +34,7 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
     folder, card = predictor.folder, predictor.folder.card
     return ModelInfo(
         name=card.name,
+        default=card.name == segmenter.default_model,
         title=card.title,
         license=card.license,
         source=card.source,

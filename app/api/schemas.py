@@ -124,9 +124,13 @@ class ClassInfo(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A model that serves; `active_calibrator` is a version id or null."""
+    """A model that serves; `active_calibrator` is a version id or null.
+
+    `default` is true of the one that answers where none is named.
+    """
 
     name: str
+    default: bool
     title: str
     license: str
     source: str
