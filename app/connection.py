@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
 from typing import Any
+from urllib.parse import quote
 
 from app.errors import ArgumentError, InputError, UnavailableError
 from app.refusals import ListeningHandler, ListeningTlsHandler
@@ -53,6 +54,21 @@ class Connection:
         """Ask for a JSON document."""
         with self.open(path, data, headers) as answer:
             return json.load(answer)
+
+    def model(self, name: str | None) -> dict[str, Any]:
+        """Ask what is known of a model; without a name, of the one that answers by default.
+
+        Raises InputError where there is none.
+        """
+        if name is not None:
+            known: dict[str, Any] = self.json(f"/models/{quote(name, safe='')}")
+            return known
+        models: list[dict[str, Any]] = self.json("/models")["models"]
+        for entry in models:
+            if entry["default"]:
+                return entry
+        names = sorted(entry["name"] for entry in models)
+        raise InputError(f"expected one of the models {names}, got none by name and no default")
 
 
 def problem_detail(error: urllib.error.HTTPError) -> str:

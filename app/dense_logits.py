@@ -17,11 +17,10 @@ from app.inference.preprocess import Geometry
 from app.logit_checks import (
     Contents,
     check_classes,
-    check_finite,
     check_grids,
+    check_logits,
     checked_labels,
     copied,
-    refuse_probabilities,
     require_images,
 )
 
@@ -80,8 +79,7 @@ class DenseLogits:
             image = self[index]
             logits, labels = image.logits.numpy(), image.labels.numpy()
             labelled = labels != IGNORE
-            check_finite(logits, labelled, f"image {index}")
-            refuse_probabilities(logits, labelled, f"image {index}")
+            check_logits(logits, labelled, f"image {index}")
             images += bool(labelled.any())
             pixels += int(labelled.sum())
         require_images(images)

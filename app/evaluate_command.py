@@ -18,7 +18,7 @@ from app.inference.predictor import Tta, open_predictor
 from app.labelled import find_pairs, read_labels_for, read_picture
 from app.main import find_model
 from app.options import ApiTokenOption, ModelOption, UrlOption
-from app.remote_evaluation import There, default_model
+from app.remote_evaluation import There
 from app.reporting.figures import figures, number, signed
 from app.reporting.page import render
 from app.reporting.pictures import Views, views
@@ -52,9 +52,7 @@ def evaluate_command(
     pairs = find_pairs(images, labels)
     subject: Subject
     if url:
-        connection = Connection(url, token)
-        name = model or default_model(connection, pairs[0].image.read_bytes())
-        subject = There(connection, name, calibrator, tta)
+        subject = There(Connection(url, token), model, calibrator, tta)
     else:
         subject = subject_here(settings, model, calibrator, tta)
     card = subject.folder.card

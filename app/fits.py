@@ -119,9 +119,10 @@ class Service:
         }
         if model is not None:
             texts["model"] = model
-        void = self._void(model) if wanted.ignore_index is None else wanted.ignore_index
-        if void is not None:
-            texts["ignore_index"] = str(void)
+        void = wanted.ignore_index
+        if void is None:  # as a fit on this machine would take it
+            void = self._connection.model(model)["ignore_index"]
+        texts["ignore_index"] = str(void)
         with ExitStack() as stack:
             files = {
                 field: stack.enter_context(zipped(path)) if path.is_dir() else path
@@ -133,13 +134,6 @@ class Service:
         if job["state"] != "succeeded":
             raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
         return Fitted(job["calibrator"], job["report"])
-
-    def _void(self, model: str | None) -> int | None:
-        """Ask for the void label of a model's card, as a fit on this machine would take it."""
-        for entry in self._connection.json("/models")["models"]:
-            if entry["default"] if model is None else entry["name"] == model:
-                return int(entry["ignore_index"])
-        return None
 
     def _upload(self, form: "Form", progress: OnProgress) -> dict[str, Any]:
         headers = {

@@ -66,7 +66,13 @@ def checked_labels(
     return np.where(void, IGNORE, labels.astype(np.int64))
 
 
-def check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+def check_logits(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Raise ArgumentError unless [K,*grid] are logits wherever the grid is labelled."""
+    _check_finite(logits, labelled, where)
+    _refuse_probabilities(logits, labelled, where)
+
+
+def _check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
     """Refuse logits [K,*grid] that are NaN or infinite at a labelled place of the grid."""
     wrong = ~np.isfinite(logits).all(axis=0) & labelled
     if wrong.any():
@@ -76,7 +82,7 @@ def check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) 
         )
 
 
-def refuse_probabilities(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+def _refuse_probabilities(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
     """Refuse what is softmax's answer rather than its question: [K,*grid], finite where labelled.
 
     A fit would take it for a network that is hardly sure of anything.

@@ -22,12 +22,12 @@ KNOWN = ("name", "title", "license", "source", "metrics")  # of a card, to those
 
 
 class There:
-    """A model that a service serves, with one of its calibrators or none."""
+    """A model that a service serves, its default one or by name, with a calibrator or none."""
 
     def __init__(
-        self, connection: Connection, model: str, calibrator: str = ACTIVE, tta: Tta = "none"
+        self, connection: Connection, model: str | None, calibrator: str = ACTIVE, tta: Tta = "none"
     ) -> None:
-        told = connection.json(f"/models/{quote(model, safe='')}")
+        told = connection.model(model)
         output = {
             "ignore_index": told["ignore_index"],
             "classes": [{"name": c["name"], "color": c["color"]} for c in told["classes"]],
@@ -65,10 +65,3 @@ class There:
 def unknown(_labels: Tensor) -> tuple[float, float]:
     """NLL and Brier need every class's probability, which an answer does not hold."""
     return math.nan, math.nan
-
-
-def default_model(connection: Connection, picture: bytes) -> str:
-    """Name the model that answers where none is asked for."""
-    headers = {"Content-Type": "image/*", "Accept": "image/png"}
-    with connection.open("/segment", picture, headers) as answer:
-        return answer.headers["X-Model"]

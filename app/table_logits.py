@@ -13,11 +13,10 @@ from app.errors import ArgumentError
 from app.logit_checks import (
     Contents,
     check_classes,
-    check_finite,
     check_integers,
+    check_logits,
     checked_labels,
     copied,
-    refuse_probabilities,
     require_images,
 )
 
@@ -82,9 +81,7 @@ class TableLogits:
             where = f"rows {rows.start} to {rows.stop - 1}"
             labels = checked_labels(self._labels.map()[rows], self.num_classes, self._ignore, where)
             labelled = labels != IGNORE
-            logits = self._logits.map()[rows].T
-            check_finite(logits, labelled, where)
-            refuse_probabilities(logits, labelled, where)
+            check_logits(self._logits.map()[rows].T, labelled, where)
             images.update(np.unique(self._image_index.map()[rows][labelled]).tolist())
             pixels += int(labelled.sum())
         require_images(len(images))

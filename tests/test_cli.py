@@ -371,6 +371,16 @@ def test_calibrate_over_http_takes_the_void_of_the_default_models_card(
     assert len(ArtifactStore(artifacts_dir).versions("tiny")) == 1
 
 
+def test_calibrate_over_http_asks_for_a_model_where_none_is_the_default(
+    run: Run, models_dir, logits, make_server: MakeServer
+):
+    write_onnx_model(models_dir, "another")
+    url = make_server(admin_token="a token for tests")
+    ended = run("calibrate", "--logits", logits, "--url", url, "--token", "a token for tests")
+    assert ended.code == 2
+    assert "expected one of the models ['another', 'tiny'], got none by name" in ended.err
+
+
 def test_calibrate_over_http_fits_what_it_fits_here(
     run: Run, logits, artifacts_dir, make_server: MakeServer
 ):

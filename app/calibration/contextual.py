@@ -113,9 +113,7 @@ class Contextual(Calibrator):
 
         The rows of tables [N,K,m] have no grid, and are all looked at.
         """
-        if planes.ndim != 4:
-            return 1
-        return self.step or step_of(planes)
+        return self.step if self.step and planes.ndim == 4 else step_of(planes)
 
     def moved(self, changes: Sequence[Tensor], means: Tensor, shape: Sequence[int]) -> Tensor:
         """What trusted opinions together move the log-odds by.

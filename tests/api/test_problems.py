@@ -305,7 +305,6 @@ def test_openapi_names_the_paths(client):
         for operation in operations.values():
             assert "422" not in operation["responses"]  # FastAPI's own form, which is not ours
             assert set(operation["responses"]["4XX"]["content"]) == {"application/problem+json"}
-
     assert {
         "/segment", "/models", "/models/{model}", "/healthz", "/readyz",
         "/results/{result_id}/data.npz", "/results/{result_id}/{picture}.png",
