@@ -40,6 +40,7 @@ from app.versions import (
 log = logging.getLogger(__name__)
 
 LEFTOVERS = (".*.tmp", ".*.deleted")  # of a change that a crash has cut short
+# Older versions may have a plus, which a query must write as %2B.
 ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
 
 

@@ -83,7 +83,7 @@ class DenseLogits:
             images += bool(labelled.any())
             pixels += int(labelled.sum())
         require_images(images)
-        return Contents(images, pixels)
+        return Contents(images, pixels, maps=True)
 
     def _logits_of(self, index: int) -> Tensor:
         return torch.from_numpy(copied(self._logits.map()[index]))

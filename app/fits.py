@@ -19,7 +19,7 @@ from app.inference.card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.labelled import ENDINGS, SpooledLogits, find_pairs
 from app.picture_uploads import DRIVES, Limits, picture_drives
-from app.recalibration import Activate, calibrate, candidates, require_pictures
+from app.recalibration import Activate, calibrate, candidates, require_enough
 from app.settings import Settings
 from app.uploads import check, open_upload, unpack
 
@@ -83,14 +83,14 @@ def validation_set(
             predictor, pairs, void, settings.max_pixels, progress, drives, weather=wanted.weather
         )
         return
-    require_pictures(wanted.method, weather=wanted.weather)
     limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
     with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
         scratch = Path(name)
         for field, path in wanted.paths.items():
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
-        check(scratch, folder.num_classes, void, limits)
+        contents = check(scratch, folder.num_classes, void, limits)
+        require_enough(wanted.method, weather=wanted.weather, maps=contents.maps)
         yield open_upload(
             scratch,
             folder.num_classes,

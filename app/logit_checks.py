@@ -19,6 +19,7 @@ class Contents(NamedTuple):
 
     images: int
     pixels: int
+    maps: bool  # or a table of pixels
 
 
 def check_classes(logits: ArrayFile, num_classes: int) -> None:

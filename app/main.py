@@ -23,6 +23,7 @@ from app.api import (
     server,
 )
 from app.api.counters import Counters, CountRequests
+from app.api.heads import AnswerHead
 from app.api.limits import BodyLimit
 from app.api.lingering import Linger
 from app.api.pace import BodyPace
@@ -98,6 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(BodyPace, timeout_s=settings.upload_timeout_s)
     app.add_middleware(Linger)
+    app.add_middleware(AnswerHead)
     app.add_middleware(CountRequests, counters=state.counters)
     for room in (segment, results, models, calibrators, calibrate, health):
         app.include_router(room.router)

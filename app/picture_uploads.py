@@ -129,7 +129,7 @@ def check_pictures(folder: Path, num_classes: int, ignore_index: int, limits: Li
         images += labelled > 0
         pixels += labelled
     require_images(images)
-    return Contents(images, pixels)
+    return Contents(images, pixels, maps=True)
 
 
 def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:

@@ -75,21 +75,38 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
     return (method,)
 
 
-def require_pictures(method: str, *, weather: bool) -> None:
-    """Raise ArgumentError where a fit on logits alone can't do what is asked for."""
+def require_enough(method: str, *, weather: bool, maps: bool) -> None:
+    """Raise ArgumentError where a fit on logits alone can't do what is asked for.
+
+    `maps` says whether the logits are maps of images or a table of pixels.
+    """
     if weather:
         raise ArgumentError("expected pictures with weather=true, got logits: they have no copies")
-    if method != AUTO_METHOD and METHODS[method].sees_picture:
+    if method == AUTO_METHOD:
+        return
+    if METHODS[method].sees_picture:
         raise ArgumentError(f"expected pictures with the method {method}, got logits alone")
+    if METHODS[method].needs_maps and not maps:
+        raise ArgumentError(
+            f"expected maps [N,K,h,w] with the method {method}, which looks at neighbours, got a "
+            f"table of pixels"
+        )
 
 
 def require_comparable(active: StoredCalibrator, data: ValidationSet) -> None:
     """Raise ArgumentError where the active version can't be measured on the data."""
-    if active.calibrator.sees_picture and len(data) and data[0].picture is None:
-        raise ArgumentError(
-            f"expected pictures, which the active calibrator {active.manifest.id} looks at, to "
-            f"compare with it, got logits alone; activate another version to do without"
-        )
+    if not len(data):
+        return
+    if active.calibrator.sees_picture and data[0].picture is None:
+        wanted, came = "pictures", "logits alone"
+    elif active.calibrator.needs_maps and data[0].labels.ndim != 2:
+        wanted, came = "maps", "a table of pixels"
+    else:
+        return
+    raise ArgumentError(
+        f"expected {wanted}, which the active calibrator {active.manifest.id} looks at, to "
+        f"compare with it, got {came}; activate another version to do without"
+    )
 
 
 def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:

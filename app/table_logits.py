@@ -85,7 +85,7 @@ class TableLogits:
             images.update(np.unique(self._image_index.map()[rows][labelled]).tolist())
             pixels += int(labelled.sum())
         require_images(len(images))
-        return Contents(len(images), pixels)
+        return Contents(len(images), pixels, maps=False)
 
     def _chunks(self) -> Iterator[slice]:
         total = self._logits.shape[0]

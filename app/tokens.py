@@ -21,6 +21,7 @@ def admin_token(given: str | None, folder: Path) -> str:
     if given:
         return given
     path, token = folder / FILE, secrets.token_urlsafe(32)
+    where = f"kept in {path}"
     try:
         if kept := _kept(path):
             return kept
@@ -31,7 +32,8 @@ def admin_token(given: str | None, folder: Path) -> str:
             replace_file(path, f"{token}\n".encode("ascii"), mode=0o600)
     except OSError as error:
         log.warning("the admin token can't be kept: %s", error)
-    print(f"admin token (printed once, kept in {path}): {token}", flush=True)  # noqa: T201
+        where = "kept nowhere: it changes with every start"
+    print(f"admin token (printed once, {where}): {token}", flush=True)  # noqa: T201
     return token
 
 

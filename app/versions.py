@@ -58,8 +58,9 @@ class StoredCalibrator:
 
 
 def new_id(method: str) -> str:
-    """Make a version id that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{method}-{secrets.token_hex(3)}"
+    """Make a version id that sorts by time, of characters that mean themselves in a query."""
+    named = method.replace("+", "_on_")
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{named}-{secrets.token_hex(3)}"
 
 
 def timestamp() -> str:

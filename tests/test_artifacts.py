@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import safetensors.torch
@@ -75,6 +76,13 @@ def test_published_version_loads_as_it_was(store, tmp_path):
     assert sorted(path.name for path in (tmp_path / "tiny" / described.id).iterdir()) == [
         "calibrator.safetensors", "manifest.json", "report.json",
     ]  # fmt: skip
+
+
+def test_id_is_found_as_it_stands_in_a_query(store):
+    version = publish(store, id=new_id("selective+temperature"))
+
+    assert parse_qs(f"calibrator={version}") == {"calibrator": [version]}
+    assert store.find(version).id == version
 
 
 def test_thresholds_and_reference_are_stored_with_a_version(store, tmp_path):

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Mount
 
 from app.api.schemas import Problem
 from app.errors import (
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = "1"
+METHODS = ("GET", "POST", "DELETE")
 
 # An error gets the status of the nearest class above it that stands here.
 STATUS: dict[type[BaseException], int] = {
@@ -126,10 +128,23 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
         detail = f"expected a well-formed request, got one that is not: {detail}"
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"expected a path of this service, got {request.url.path[:80]}"
+    headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        detail = f"expected {allowed} here, got {request.method}"
-    return problem(error.status_code, detail, headers=dict(error.headers or {}))
+        headers["Allow"] = allowed = ", ".join(methods_at(request))
+        detail = f"expected {allowed} here, got {request.method[:80]}"
+    return problem(error.status_code, detail, headers=headers)
+
+
+def methods_at(request: Request) -> list[str]:
+    """Name the methods that a path takes; several routes may share it, and files take GET."""
+    routes = [route for route in request.app.router.routes if not isinstance(route, Mount)]
+
+    def taken_by_one(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    taken = [method for method in METHODS if taken_by_one(method)] or ["GET"]
+    return [*taken, "HEAD"] if "GET" in taken else taken
 
 
 async def on_disconnect(request: Request, _error: Exception) -> JSONResponse:

@@ -89,6 +89,8 @@ async def _image_bytes(request: Request) -> bytes:
             f"expected multipart/form-data or image/*, got {kind or 'no content type'}"
         )
     async with request.form(max_files=1, max_fields=8) as form:
+        if misplaced := sorted(set(form) & set(SegmentQuery.model_fields)):
+            raise ArgumentError(f"expected options in the query, got the form fields {misplaced}")
         part = form.get("image")
         if not isinstance(part, UploadFile):
             raise ArgumentError(f"expected a file in the field image, got fields {sorted(form)}")

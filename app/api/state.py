@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 
 from app import tokens
 from app.api.counters import Counters
@@ -22,6 +23,12 @@ from app.service import Segmenter
 from app.settings import Settings
 
 T = TypeVar("T")
+
+# They tell the OpenAPI document which calls carry what; `tokens.check` reads the header.
+API_TOKEN = HTTPBearer(
+    scheme_name="api_token", description="Where SEGCAL_API_TOKENS is set.", auto_error=False
+)
+ADMIN_TOKEN = HTTPBearer(scheme_name="admin_token", auto_error=False)
 
 
 class Admission:
@@ -106,7 +113,11 @@ async def get_segmenter(state: Annotated[State, Depends(get_state)]) -> Segmente
     return state.readiness.require()
 
 
-async def check_token(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
+async def check_token(
+    request: Request,
+    state: Annotated[State, Depends(get_state)],
+    _told: Annotated[object, Depends(API_TOKEN)],
+) -> None:
     """Let in whoever carries an API token or the admin's, and everyone where none is set."""
     if state.settings.api_tokens:
         tokens.check(
@@ -115,7 +126,11 @@ async def check_token(request: Request, state: Annotated[State, Depends(get_stat
         )
 
 
-async def check_admin(request: Request, state: Annotated[State, Depends(get_state)]) -> None:
+async def check_admin(
+    request: Request,
+    state: Annotated[State, Depends(get_state)],
+    _told: Annotated[object, Depends(ADMIN_TOKEN)],
+) -> None:
     """Let in whoever carries the admin token."""
     tokens.check(request.headers.get("authorization", ""), (state.admin_token,))
 

@@ -40,7 +40,7 @@ class Invariances:
 
     @property
     def spatial(self) -> bool:
-        """Whether neighbours are read at all, so that maps are needed and tables will not do."""
+        """Whether neighbours are read at all, where there are any."""
         return self.reach > 0
 
 
@@ -69,6 +69,7 @@ class Calibrator(nn.Module, ABC):
     method: ClassVar[str]
     invariances: ClassVar[Invariances]
     sees_picture: ClassVar[bool] = False  # whether it must be shown one before it answers
+    needs_maps: ClassVar[bool] = False  # whether a table of pixels will not do
     picture: Tensor | None = None  # uint8 RGB [3,h,w] on the grid of the logits
 
     def __init__(self, num_classes: int) -> None:

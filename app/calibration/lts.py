@@ -46,6 +46,7 @@ class LocalTemperature(Calibrator):
     invariances: ClassVar[Invariances] = Invariances(
         translation=True, argmax=True, order=True, reach=REACH
     )
+    needs_maps: ClassVar[bool] = True
     weight: Tensor
     bias: Tensor
 

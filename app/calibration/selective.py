@@ -143,6 +143,7 @@ def over(other: type[Calibrator]) -> type[Selective]:
         method = f"selective+{other.method}"
         invariances = promised
         sees_picture = other.sees_picture
+        needs_maps = other.needs_maps
         base_class = other
 
     return SelectiveOver

@@ -60,5 +60,13 @@ def test_what_tells_about_the_service_stays_open(guarded, path):
     assert guarded.get(path).status_code == 200
 
 
+def test_openapi_tells_which_calls_carry_a_token(client):
+    paths = client.get("/openapi.json").json()["paths"]
+
+    assert paths["/segment"]["post"]["security"] == [{"api_token": []}]
+    assert paths["/calibrate"]["post"]["security"] == [{"admin_token": []}]
+    assert "security" not in paths["/calibrate"]["get"]
+
+
 def test_token_is_asked_for_before_the_arguments_are_judged(guarded):
     assert_problem(post(guarded, thirds(), min_confidence=7), 401)

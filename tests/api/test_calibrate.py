@@ -40,6 +40,9 @@ TOKEN = "a token for tests"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 LOGITS, LABELS = overconfident()
 UPLOAD = {"logits": npz(logits=LOGITS, labels=LABELS)}
+PIXELS = np.arange(40)
+TABLE = {"logits": npz(logits=LOGITS[:, :, 0, 0][PIXELS % len(LOGITS)], labels=PIXELS % 3,
+                       image_index=PIXELS % 4)}  # fmt: skip
 NOWHERE = "/calibrate/20260101T000000000000Z-abcdef"
 
 
@@ -138,6 +141,8 @@ def nothing_left(service: TestClient, folder: Path) -> Iterator[None]:
         (UPLOAD, {"allow_label_changes": "x"}, 422, "allow_label_changes: "),
         (UPLOAD, {"weather": "true"}, 422, "expected pictures with weather=true, got logits"),
         (UPLOAD, {"method": "lts_image"}, 422, "expected pictures with the method lts_image"),
+        (TABLE, {"method": "lts"}, 422, r"maps \[N,K,h,w\] with the method lts, .* a table"),
+        (TABLE, {"method": "selective+lts"}, 422, "with the method selective"),
         (UPLOAD, {"seed": "-1"}, 422, "seed: .*'-1'"),
         (UPLOAD, {"ignore_index": "1.5"}, 422, "ignore_index: "),
         (UPLOAD, {"note": "x" * 1001}, 422, "note: "),

@@ -195,19 +195,48 @@ def test_unknown_path_is_a_problem(client, path):
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", "/segment", "POST"), ("DELETE", "/segment", "POST"), ("POST", "/models", "GET"),
-        ("PUT", "/healthz", "GET"), ("BREW", "/readyz", "GET"),
+        ("GET", "/segment", "POST"), ("HEAD", "/segment", "POST"),
+        ("POST", "/models", "GET, HEAD"), ("BREW", "/readyz", "GET, HEAD"),
+        ("PUT", "/calibrate/x", "GET, DELETE, HEAD"), ("DELETE", "/calibrate", "GET, POST, HEAD"),
+        ("POST", "/static/page.js", "GET, HEAD"),
     ],
 )  # fmt: skip
 def test_wrong_method_is_a_problem_that_names_the_right_one(client, method, path, allowed):
     response = client.request(method, path)
 
-    assert_problem(response, 405, allowed, method)
+    if method != "HEAD":
+        assert_problem(response, 405, allowed, method)
+    assert response.status_code == 405
     assert response.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/healthz", "/models", "/models/none", "/nothing"])
+def test_head_is_get_without_the_body(client, path):
+    whole, head = client.get(path), client.head(path)
+
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    same = ("content-type", "content-length")
+    assert [head.headers[name] for name in same] == [whole.headers[name] for name in same]
+
+
+def test_methods_that_callers_make_up_begin_no_series(client):
+    for method in ("BREW", "WHEN", "GET"):
+        client.request(method, "/healthz")
+    counted = client.get("/metrics").text
+
+    assert 'method="other",route="/healthz",status="405"} 2.0' in counted
+    assert "BREW" not in counted
 
 
 def test_unknown_argument_is_refused_rather_than_ignored(client):
     assert_problem(post(client, thirds(), min_confidense=0.9), 422, "min_confidense")
+
+
+def test_option_in_the_form_is_refused_rather_than_ignored(client):
+    picture = {"image": ("street.png", encoded(thirds()), "image/png")}
+    response = client.post("/segment", files=picture, data={"min_confidence": "0.9"})
+
+    assert_problem(response, 422, "in the query", "min_confidence")
 
 
 def crashing(app: FastAPI) -> FastAPI:
