@@ -4,6 +4,7 @@ The service does it at its start. `python -m app.rehearsal` keeps the machine co
 is built, for services that start from it.
 """
 
+import numpy as np
 import torch
 
 from app.answers import emit_rated, rate
@@ -11,7 +12,7 @@ from app.calibration.base import Calibrator
 from app.calibration.contextual import Contextual
 from app.calibration.drift import histogram
 from app.imaging.encode import confidence_png
-from app.inference.preprocess import Geometry
+from app.inference.preprocess import Geometry, glance
 from app.inference.tally import tally
 
 SIDE = 8
@@ -22,11 +23,12 @@ def rehearse(num_classes: int, calibrator: Calibrator | None = None) -> None:
     """Answer a small grey picture by a calibrator, and by our own, which may become active."""
     own = Contextual(num_classes)
     own.opinion.trust.fill_(1)
-    grey = torch.full((3, SIDE, SIDE), 128, dtype=torch.uint8)
+    size = SIDE, SIDE
+    same = Geometry(size, size, size)
+    grey = torch.from_numpy(glance(np.full((*size, 3), 128, np.uint8), same, size, range(SIDE)))
     for each in [own] if calibrator is None else [own, calibrator]:
         rated = rate(torch.zeros(num_classes, SIDE, SIDE), each.seeing(grey))
-        size = SIDE, SIDE
-        mask, confidence = emit_rated(rated, Geometry(size, size, size))
+        mask, confidence = emit_rated(rated, same)
     tally(mask, confidence)
     histogram(confidence, mask, num_classes)
     for depth in (8, 16):

@@ -68,7 +68,7 @@ class Calibrator(nn.Module, ABC):
 
     method: ClassVar[str]
     invariances: ClassVar[Invariances]
-    sees_picture: ClassVar[bool] = False  # whether it must be shown one before it answers
+    sees_picture: bool = False  # whether it must be shown one before it answers
     needs_maps: ClassVar[bool] = False  # whether a table of pixels will not do
     picture: Tensor | None = None  # uint8 RGB [3,h,w] on the grid of the logits
 

@@ -19,7 +19,6 @@ from app.calibration.validation import IGNORE, LabelledImage, labelled_pixels
 MEMBERS, WIDTH = 2, 16  # the width is even: the kernel works out two units at a time
 BATCH_PIXELS = 2048
 FEWEST_STEPS = 32  # a round
-SCHEDULE = Schedule("training the selectors", rate=3e-3, rounds=14, patience=4)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Selectors(nn.Module):
         """Give the state as arrays, for the kernel that serves."""
         return Weights(*(getattr(self, name).numpy() for name in Weights._fields))
 
-    def train_on(self, trained: Rows, held: Rows, context: FitContext) -> None:
+    def train_on(self, trained: Rows, held: Rows, context: FitContext, schedule: Schedule) -> None:
         """Fit by likelihood of right and wrong, and stop when held-out images say so."""
         self._begin(trained.features, context.seed)
         generator = torch.Generator().manual_seed(context.seed)
@@ -163,7 +162,7 @@ class Selectors(nn.Module):
 
         self.requires_grad_(True)
         try:
-            descend(self, batches, held_out_loss, context, SCHEDULE)
+            descend(self, batches, held_out_loss, context, schedule)
         finally:
             self.requires_grad_(False)
 

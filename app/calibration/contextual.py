@@ -15,7 +15,9 @@ and opinions are interpolated.
 An image unlike those of the fit is no reason to be surer: its log-odds are lowered by a third at
 most, and never raised. Where the fit's images come with copies under other weather, there is a
 second opinion for it, which has learned from those too and knows where on pictures each class
-lies. That is told less and less as an image is unlike the copies as well; then it lowers only.
+lies. That is told less and less as an image is unlike the copies as well; then it lowers only. And
+it is asked only as far as the picture itself looks unlike the fit's, in contrast and sharpness:
+another street at another hour is no spoiled picture.
 Selectors alone (Wang et al. 2023 route by one) gain most on images like those of the fit and lose
 most elsewhere.
 """
@@ -33,29 +35,31 @@ from app.calibration.changes import Changes, Floats
 from app.calibration.context import (
     COARSEST,
     FARTHEST,
+    Context,
     context_of,
-    feature_count,
     interpolated,
     log_odds,
     step_of,
     thinned,
 )
 from app.calibration.context_kernel import Network, changes_of
-from app.calibration.context_selectors import Rows, draw_rows, look, looked_at
+from app.calibration.context_selectors import look, looked_at
+from app.calibration.familiarity import Familiarity
 from app.calibration.layout import BANDS, bands_of, layout_of
+from app.calibration.lessons import CLEAN, SPOILED, teach
 from app.calibration.opinion import Opinion
 from app.calibration.pixel_temperature import beta_for
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.scenery import FIGURES, SUMS, figures_of, row_means
 from app.calibration.standing import settle
 from app.calibration.temperature import fit_inverse_temperature
-from app.calibration.validation import ValidationSet, copies_of, split
+from app.calibration.validation import LabelledImage, ValidationSet, copies_of, split
+from app.errors import ArgumentError
 
 TRAIN_SHARE = 0.75  # of the images; the rest stops training and sets the trust
-SAMPLE_FLOATS = 2**22  # of features
-IMAGE_PIXELS = 1200  # pixels beyond some hundred an image teach little
-COPY_PIXELS = 200
-DOUBT = np.float32(0.35)  # that unfamiliar images may take from the log-odds
+DOUBT = np.float32(0.2)  # that unfamiliar images may take from the log-odds
+_NO = np.float32(0)
 
 
 class Contextual(Calibrator):
@@ -82,6 +86,7 @@ class Contextual(Calibrator):
         super().__init__(num_classes)
         self.opinion = Opinion(num_classes, placed=False)
         self.wary = Opinion(num_classes, placed=True)
+        self.scenery = Familiarity(FIGURES)
         self.register_buffer("beta", torch.ones(()))
         self.register_buffer("local", torch.ones(()))
         self.register_buffer("spacing", torch.ones(()))
@@ -105,7 +110,8 @@ class Contextual(Calibrator):
         context = context_of(thinned(logs, step), self.local, self.layout)
         means = context.seen(placed=True).flatten(2).mean(dim=2)
         changes = [opinion(context) for opinion in self._opinions()]
-        moved = self.moved(changes, means, [-1, *[1] * (logs.ndim - 1)])
+        natural = self.natural(self._glimpse(step)) if self.sees_picture else 0.0
+        moved = self.moved(changes, means, natural, [-1, *[1] * (logs.ndim - 1)])
         return log_odds(logs.amax(1, keepdim=True)) + interpolated(moved, logs.shape[-2:], step)
 
     def step_for(self, planes: Tensor) -> int:
@@ -115,19 +121,33 @@ class Contextual(Calibrator):
         """
         return self.step if self.step and planes.ndim == 4 else step_of(planes)
 
-    def moved(self, changes: Sequence[Tensor], means: Tensor, shape: Sequence[int]) -> Tensor:
+    def moved(
+        self, changes: Sequence[Tensor], means: Tensor, natural: float, shape: Sequence[int]
+    ) -> Tensor:
         """What trusted opinions together move the log-odds by.
 
-        `means` [N,F] are images' mean features, and `shape` makes [N] fit the changes.
+        `means` [N,F] are images' mean features, `natural` says how far the picture looks like
+        those of the fit, and `shape` makes [N] fit the changes.
         """
         familiar = self.opinion.familiarity(means).view(shape)
         elsewhere = changes[0].clamp(-float(DOUBT), 0.0)
         if self.warned:
             known = self.wary.familiarity(means).view(shape)
             lower = changes[1].clamp_max(0)
-            elsewhere = lower + known * (changes[1] - lower)
+            spoiled = lower + known * (changes[1] - lower)
+            elsewhere = spoiled + natural * (elsewhere - spoiled)
         total: Tensor = elsewhere + familiar * (changes[0] - elsewhere)
         return total
+
+    def natural(self, glimpse: Tensor) -> float:
+        """Tell how like the fit's a picture looks, 0..1, from what `row_means` gave of it."""
+        return float(self.scenery(figures_of(glimpse)[None]))
+
+    def _glimpse(self, step: int) -> Tensor:
+        """Look along the rows of the picture that are looked at: float32 [n,5]."""
+        if self.picture is None:
+            raise ArgumentError("expected the picture, which a fit with weather looks at, got none")
+        return row_means(self.picture[:, ::step])
 
     def _opinions(self) -> list[Opinion]:
         return [self.opinion, self.wary] if self.warned else [self.opinion]
@@ -159,11 +179,16 @@ class Contextual(Calibrator):
         ]
         change, sums = changes_of(cells, self.beta.item(), networks, self.local.item(), share)
         standings = self.opinion.standing(), self.wary.standing()
+        if not self.sees_picture:
+            return Changes(change, sums, step, lambda c, s: settle(c, s, *standings, _NO, DOUBT))
 
         def settled(change: Floats, sums: Floats) -> Floats:
-            return settle(change, sums, *standings, DOUBT)
+            natural = np.float32(self.natural(torch.from_numpy(sums[:, -SUMS:])))
+            of_features = np.ascontiguousarray(sums[:, :-SUMS])  # what was compiled takes no other
+            return settle(change, of_features, *standings, natural, DOUBT)
 
-        return Changes(change, sums, step, settled)
+        glimpse = self._glimpse(step).numpy()
+        return Changes(change, np.concatenate([sums, glimpse], axis=1), step, settled)
 
     def _places(self, rows: range, count: int, opinion: Opinion) -> NDArray[np.float32]:
         """Log-probabilities [n,K] of classes in some of so many rows, if an opinion wants them."""
@@ -180,18 +205,20 @@ class Contextual(Calibrator):
         """
         require_two_classes(count_classes(data))
         self.beta.fill_(fit_inverse_temperature(data, context))
-        both = [list(range(len(data)))] * 2
-        train, select = split(data, TRAIN_SHARE, context.seed) if len(data) > 1 else both
+        both = (list(range(len(data))),) * 2
+        parts = split(data, TRAIN_SHARE, context.seed) if len(data) > 1 else both
         self.local.fill_(float(data[0].labels.ndim == 2))
         self.spacing.fill_(self.local * step_of(data[0].logits[None]))
         self._take_stock()
         self.wary.forget()
+        self.scenery = Familiarity(FIGURES)
         self.layout.zero_()
-        self._learn(self.opinion, data, train, select, context)
+        teach(self.opinion, CLEAN, data, parts, self._see, context)
         if copies_of(data, 0):
             if self.local:
-                self.layout.copy_(layout_of(data, train))
-            self._learn(self.wary, data, train, select, context)
+                self.layout.copy_(layout_of(data, parts[0]))
+            teach(self.wary, SPOILED, data, parts, self._see, context)
+            self._look_around(data)
         self._take_stock()
 
     def summary(self) -> dict[str, float]:
@@ -205,36 +232,17 @@ class Contextual(Calibrator):
         self.step = int(self.spacing.item())
         # An opinion that is trusted with nothing is no reason to be less careful than without.
         self.warned = bool(self.wary.trust)
+        self.sees_picture = self.warned and self.scenery.fitted
 
-    def _learn(
-        self,
-        opinion: Opinion,
-        data: ValidationSet,
-        train: list[int],
-        select: list[int],
-        context: FitContext,
-    ) -> None:
-        """Let an opinion form from images, and their copies where it is to know of places."""
-        trained, usual = self._rows(opinion, data, train, context)
-        held, others = self._rows(opinion, data, select, context)
-        opinion.learn(trained, held, torch.cat([usual, others]), context)
+    def _look_around(self, data: ValidationSet) -> None:
+        """Learn what pictures look like, where there are any."""
+        pictures = [data[index].picture for index in range(len(data))]
+        step = self.step or 1
+        seen = [figures_of(row_means(p[:, ::step])) for p in pictures if p is not None]
+        if len(seen) == len(pictures):
+            self.scenery.learn(torch.stack(seen))
 
-    def _rows(
-        self, opinion: Opinion, data: ValidationSet, indices: list[int], context: FitContext
-    ) -> tuple[Rows, Tensor]:
-        """Draw pixels of images, with copies or without, and the mean features [n,F] of each."""
-        placed = opinion.placed
-        generator = torch.Generator().manual_seed(context.seed)
-        share = SAMPLE_FLOATS // (feature_count(self.num_classes) * len(indices))
-        quota = min(IMAGE_PIXELS, max(share, 16))
-        few = min(quota, COPY_PIXELS)
-        parts, means = [], []
-        for number, index in enumerate(indices):
-            context.progress("reading", number / len(indices))
-            copies = copies_of(data, index) if placed else ()
-            for whole, count in [(data[index], quota), *((copy, few) for copy in copies)]:
-                image = looked_at(whole, self.step_for(whole.logits[None]))
-                seen = look(image, self.beta, self.local, self.layout)
-                parts.append(draw_rows(seen, image.labels, count, number, generator, placed=placed))
-                means.append(seen.seen(placed=placed)[0].flatten(1).mean(dim=1))
-        return Rows.joined(parts), torch.stack(means)
+    def _see(self, image: LabelledImage) -> tuple[Context, Tensor]:
+        """Read an image's cells that are looked at."""
+        seen = looked_at(image, self.step_for(image.logits[None]))
+        return look(seen, self.beta, self.local, self.layout), seen.labels

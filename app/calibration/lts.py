@@ -139,7 +139,7 @@ class ImageTemperature(LocalTemperature):
     """
 
     method: ClassVar[str] = "lts_image"
-    sees_picture: ClassVar[bool] = True
+    sees_picture = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)

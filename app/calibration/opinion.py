@@ -1,9 +1,8 @@
 """An opinion on whether labels are right: selectors, how far they are trusted, and where from.
 
 `trust` is the least of a few shares that held-out images can't tell from the best one, and never
-the whole: what is left of the network's own confidence keeps an unfamiliar drive from harm. An
-image is familiar where its features, on average, lie no farther from those of the images that were
-learned from than three in four of these do, and not at all from half as much again.
+the whole: what is left of the network's own confidence keeps an unfamiliar drive from harm. How
+familiar an image is is told by its features' means.
 """
 
 import numpy as np
@@ -14,11 +13,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from app.calibration.base import FitContext
 from app.calibration.context import PLACED, Context, feature_count
 from app.calibration.context_selectors import Rows, Selectors
+from app.calibration.familiarity import Familiarity
+from app.calibration.optimisation import Schedule
 from app.calibration.standing import Standing
 
 TRUSTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
-FAMILIAR = 0.75  # quantile of the distance among the images of the fit
-UNFITTED = 1e30
+TRUSTS_PLACED = (*TRUSTS, 1.0)  # but of pictures that are known to be spoiled
 
 
 class Opinion(nn.Module):
@@ -29,9 +29,6 @@ class Opinion(nn.Module):
     """
 
     trust: Tensor
-    usual: Tensor
-    spread: Tensor
-    familiar: Tensor
 
     def __init__(self, num_classes: int, *, placed: bool) -> None:
         super().__init__()
@@ -39,10 +36,7 @@ class Opinion(nn.Module):
         features = feature_count(num_classes) + PLACED * placed
         self.selectors = Selectors(num_classes, features)
         self.register_buffer("trust", torch.zeros(()))
-        # The fit's images: features on average, their deviation, and how far away is familiar.
-        self.register_buffer("usual", torch.zeros(features))
-        self.register_buffer("spread", torch.ones(features))
-        self.register_buffer("familiar", torch.tensor(UNFITTED))
+        self.known = Familiarity(features)
 
     def forward(self, context: Context) -> Tensor:
         """Give how far the log-odds of the labels are to move, [N,1,...] of [N,F,...]."""
@@ -55,31 +49,30 @@ class Opinion(nn.Module):
 
     def familiarity(self, means: Tensor) -> Tensor:
         """Mean features of images [N,F or more] to 1 where they are as the fit's, down to 0."""
-        means = means[:, : len(self.usual)]
-        distance = ((means - self.usual) / self.spread).square().mean(dim=-1).sqrt()
-        return (3 - 2 * distance / self.familiar).clamp(0, 1)
+        familiar: Tensor = self.known(means[:, : len(self.known.usual)])
+        return familiar
 
     def standing(self) -> Standing:
         """Give what weighs the opinion as arrays, for the kernel that serves."""
-        return Standing(*(getattr(self, name).numpy() for name in Standing._fields))
+        known = self.known.usual, self.known.spread, self.known.limit
+        return Standing(*(tensor.numpy() for tensor in (self.trust, *known)))
 
     def forget(self) -> None:
         """Go back to the beginning."""
         self.load_state_dict(Opinion(self.num_classes, placed=self.placed).state_dict())
 
-    def learn(self, trained: Rows, held: Rows, means: Tensor, context: FitContext) -> None:
+    def learn(
+        self, trained: Rows, held: Rows, means: Tensor, context: FitContext, schedule: Schedule
+    ) -> None:
         """Train on some images' pixels, and stop and set the trust on others'.
 
         `means` [n,F] are the mean features of all these images. Where none of the training pixels
         is mispredicted, or there is but one, there is nothing to learn.
         """
         self.forget()
-        self.usual.copy_(means.mean(dim=0))
-        self.spread.copy_(means.std(dim=0, correction=0).clamp_min(1e-3))
-        distances = ((means - self.usual) / self.spread).square().mean(dim=1).sqrt()
-        self.familiar.copy_(distances.quantile(FAMILIAR).clamp_min(1e-3))
+        self.known.learn(means)
         if len(trained.odds) > 1 and not trained.correct.all() and len(held.odds):
-            self.selectors.train_on(trained, held, context)
+            self.selectors.train_on(trained, held, context, schedule)
             self.trust.fill_(self._least_trust(held))
 
     @torch.no_grad()
@@ -87,12 +80,13 @@ class Opinion(nn.Module):
         """Find the smallest share whose loss is within a standard error (by image) of the best."""
         opinion = self.selectors(held.features, held.odds, held.first, held.second).mean(dim=1)
         losses = []
-        for trust in TRUSTS:
+        trusts = TRUSTS_PLACED if self.placed else TRUSTS
+        for trust in trusts:
             odds = held.odds + trust * (opinion - held.odds)
             wrongness = binary_cross_entropy_with_logits(odds, held.correct, reduction="none")
             losses.append(held.by_image(wrongness))
         best = losses[int(np.argmin([loss.mean() for loss in losses]))]
-        for trust, loss in zip(TRUSTS, losses, strict=True):
+        for trust, loss in zip(trusts, losses, strict=True):
             worse = loss - best
             if worse.mean() <= worse.std() / max(len(worse) - 1, 1) ** 0.5:
                 return trust

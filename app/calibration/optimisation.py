@@ -5,6 +5,7 @@ is saved. Several independent problems (the experts of a class-conditional calib
 side by side, each with its own step and its own memory, from the same passes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -143,12 +144,21 @@ def _direction(
 
 @dataclass(frozen=True)
 class Schedule:
-    """How Adam goes about it; a round is one look at every batch."""
+    """How Adam goes about it; a round is one look at every batch.
+
+    With `cooling` the rate falls to nothing along half a cosine, from round to round.
+    """
 
     stage: str
     rate: float
     rounds: int
     patience: int
+    cooling: bool = False
+
+    def rate_at(self, count: int) -> float:
+        """Give the learning rate of a round, counted from 0."""
+        share = (1 + math.cos(math.pi * count / self.rounds)) / 2 if self.cooling else 1.0
+        return self.rate * share
 
 
 def descend(
@@ -167,6 +177,8 @@ def descend(
     optimiser = torch.optim.Adam(module.parameters(), lr=schedule.rate)
     best, best_state, waited = held_out_loss(), _copied_state(module), 0
     for count in range(schedule.rounds):
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.rate_at(count)
         module.train()
         for loss in batches():
             context.progress(schedule.stage, count / schedule.rounds)

@@ -22,12 +22,17 @@ class Standing(NamedTuple):
     trust: Floats  # []
     usual: Floats  # [F]
     spread: Floats
-    familiar: Floats  # []
+    limit: Floats  # []
 
 
 @compiled
 def settle(
-    change: Floats, sums: Floats, first: Standing, wary: Standing, doubt: np.float32
+    change: Floats,
+    sums: Floats,
+    first: Standing,
+    wary: Standing,
+    natural: np.float32,
+    doubt: np.float32,
 ) -> Floats:
     """What opinions move the log-odds by, [n,m], as far as they are trusted.
 
@@ -47,7 +52,8 @@ def settle(
             if len(change) > 1:
                 said = further * change[1, y, x]
                 lower = min(said, _ZERO)
-                elsewhere = lower + known * (said - lower)
+                spoiled = lower + known * (said - lower)
+                elsewhere = spoiled + natural * (elsewhere - spoiled)
             row[x] = elsewhere + familiar * (own - elsewhere)
     return moved
 
@@ -64,4 +70,4 @@ def _familiarity(sums: Floats, width: int, standing: Standing) -> np.float32:
         away = (mean / (len(sums) * width) - standing.usual[f]) / standing.spread[f]
         distance += away * away
     distance = (distance / count) ** 0.5
-    return np.float32(min(max(3 - 2 * distance / standing.familiar[()], 0.0), 1.0))
+    return np.float32(min(max(3 - 2 * distance / standing.limit[()], 0.0), 1.0))

@@ -15,7 +15,6 @@ from app.inference.card import InputPolicy, ShortSide
 # input may be at most MAX_GROWTH times the picture it is made from.
 SMALL_INPUT = 1 << 25
 MAX_GROWTH = 4
-GLANCE_ROWS = 16  # of cells at a time, so that a large picture is not copied whole
 
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float32]
@@ -95,34 +94,48 @@ def glance(picture: Picture, geometry: Geometry, grid: Size, rows: range) -> Pic
 
     Some rows are given; what lies in the padding has the edge's colours.
     """
-    across = _first_pixels(range(grid[1]), geometry.padded[1], grid[1])
     seen = np.empty((3, len(rows), grid[1]), np.uint8)
-    for start in range(0, len(rows), GLANCE_ROWS):
-        cells = rows[start : start + GLANCE_ROWS]
-        down = _first_pixels(cells, geometry.padded[0], grid[0])
-        lines = np.minimum(np.arange(down[0], down[-1]), geometry.resized[0] - 1)
-        columns = np.minimum(np.arange(across[-1]), geometry.resized[1] - 1)
-        part = picture[lines[0] : lines[-1] + 1][lines - lines[0]][:, columns]
-        sums = np.add.reduceat(part, down[:-1] - down[0], axis=0, dtype=np.uint32)
-        sums = np.add.reduceat(sums, across[:-1], axis=1)
-        means = sums / (_counts(down)[:, None, None] * _counts(across)[:, None])
-        seen[:, start : start + len(cells)] = np.rint(means).transpose(2, 0, 1)
+    down = _edges(rows, geometry.padded[0], grid[0])
+    across = _edges(range(grid[1]), geometry.padded[1], grid[1])
+    _average(_lines(picture), down, across, seen)
     return seen
 
 
-def _first_pixels(cells: range, pixels: int, count: int) -> NDArray[np.int64]:
-    """Give where some of an axis' `count` cells begin, and where the last ends.
-
-    A cell of a grid that is finer than the pixels has the one it begins in.
-    """
-    edges = np.arange(cells.start, cells.stop + 1) * pixels // count
-    edges[-1] = max(edges[-1], edges[-2] + 1)
+def _edges(cells: range, pixels: int, count: int) -> NDArray[np.int64]:
+    """Give where some of an axis' `count` cells begin, and where the last ends."""
+    edges: NDArray[np.int64] = np.arange(cells.start, cells.stop + 1) * pixels // count
     return edges
 
 
-def _counts(edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the pixels of each cell."""
-    return np.maximum(np.diff(edges), 1)
+def _lines(picture: Picture) -> Picture:
+    """Lay colours side by side: [H,3W]. Pictures of either kind share one compiled form."""
+    lines = picture.reshape(len(picture), -1)
+    lines.flags.writeable = False
+    return lines
+
+
+@compiled
+def _average(
+    lines: Picture, down: NDArray[np.int64], across: NDArray[np.int64], seen: Picture
+) -> None:
+    last = len(lines) - 1, lines.shape[1] // 3 - 1
+    sums = np.empty((seen.shape[2], 3), np.int64)
+    for y in range(seen.shape[1]):
+        # A cell of a grid that is finer than the pixels has the one it begins in.
+        tall = max(down[y + 1] - down[y], 1)
+        sums[:] = 0
+        for i in range(down[y], down[y] + tall):
+            line = lines[min(i, last[0])]
+            for x in range(seen.shape[2]):
+                for j in range(across[x], max(across[x + 1], across[x] + 1)):
+                    at = 3 * min(j, last[1])
+                    sums[x, 0] += line[at]
+                    sums[x, 1] += line[at + 1]
+                    sums[x, 2] += line[at + 2]
+        for x in range(seen.shape[2]):
+            count = tall * max(across[x + 1] - across[x], 1)
+            for colour in range(3):
+                seen[colour, y, x] = np.uint8(np.rint(sums[x, colour] / count))
 
 
 def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) -> Array:
@@ -135,9 +148,7 @@ def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) 
     mean, std = np.array(policy.mean, np.float32), np.array(policy.std, np.float32)
     gain: Array = np.reciprocal(255 * std)
     planes = np.empty((1, 3, *size), np.float32)
-    lines = picture.reshape(len(picture), -1)
-    lines.flags.writeable = False  # pictures of either kind share one compiled form
-    _normalise(lines, corner, gain, mean / std, planes[0])
+    _normalise(_lines(picture), corner, gain, mean / std, planes[0])
     return planes
 
 

@@ -24,10 +24,12 @@ from app.calibration.context import (
 from app.calibration.context_kernel import BLOCK, SPAN
 from app.calibration.context_selectors import looked_at
 from app.calibration.contextual import DOUBT, Contextual
+from app.calibration.familiarity import UNFITTED
 from app.calibration.layout import BANDS
-from app.calibration.opinion import TRUSTS, UNFITTED
+from app.calibration.opinion import TRUSTS
 from app.calibration.pixel_temperature import beta_for
 from app.calibration.validation import IGNORE, InMemory, LabelledImage
+from app.errors import ArgumentError
 from tests.calibration.synthetic import shift_of, synthetic_set
 
 ONE, NOWHERE = torch.ones(()), torch.zeros(4, BANDS)
@@ -118,8 +120,14 @@ def test_trust_is_nothing_where_labels_cannot_be_foretold():
     assert calibrator.opinion.trust == 0
 
 
+def picture_of(height, width, seed=0):
+    """Colours uint8 [3,h,w]."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8))
+
+
 class UnderWeather:
-    """A set whose images have a copy on which every label is wrong."""
+    """A set without pictures whose images have a copy on which every label is wrong."""
 
     num_classes = 4
 
@@ -130,7 +138,7 @@ class UnderWeather:
         return len(self.data)
 
     def __getitem__(self, index):
-        return self.data[index]
+        return self.data[index]._replace(picture=None)
 
     def copies(self, index):
         logits, labels, _ = self.data[index]
@@ -163,19 +171,24 @@ def test_copies_under_other_weather_are_learnt_from():
     local=st.sampled_from([0.0, 1.0]),
     familiar=st.sampled_from([1.0, 4.0, 8.0, UNFITTED]),
     warned=st.booleans(),
+    natural=st.sampled_from([1.0, 2.0, UNFITTED]),
     seed=st.integers(0, 99),
 )
-def test_kernel_says_what_torch_says(classes, height, width, local, familiar, warned, seed):
+def test_kernel_says_what_torch_says(
+    classes, height, width, local, familiar, warned, natural, seed
+):
     rng = torch.Generator().manual_seed(seed)
     calibrator = Contextual(classes)
     for name, tensor in calibrator.state_dict().items():
-        if name.rpartition(".")[2] not in ("scale", "spread", "familiar", "beta"):
+        if name.rpartition(".")[2] not in ("scale", "spread", "limit", "beta"):
             tensor.normal_(0, 0.3, generator=rng)
     calibrator.opinion.trust.fill_(0.5)
     calibrator.wary.trust.fill_(0.75)
-    calibrator.opinion.familiar.fill_(familiar)
-    calibrator.wary.familiar.fill_(8.0)
-    calibrator.warned = warned
+    calibrator.opinion.known.limit.fill_(familiar)
+    calibrator.wary.known.limit.fill_(8.0)
+    calibrator.scenery.limit.fill_(natural)
+    calibrator.warned, calibrator.sees_picture = warned, warned and natural < UNFITTED
+    calibrator = calibrator.seeing(picture_of(height, width, seed))
     calibrator.beta.fill_(0.8)
     calibrator.local.fill_(local)
     logits = spread(classes, height, width, seed)
@@ -227,11 +240,6 @@ def test_fine_grids_are_looked_at_in_some_rows_and_columns():
 
 def test_opinions_on_unfamiliar_images_are_bounded(fitted):
     strange = 0.02 * synthetic_set(4, images=1, seed=5)[0].logits  # undecided everywhere
-    own = fitted.opinion
-    assert own.familiarity(own.usual[None]) == 1
-    assert own.familiarity((own.usual + 2 * own.familiar * own.spread)[None]) == 0
-    half = own.familiarity((own.usual + 1.25 * own.familiar * own.spread)[None])
-    assert half.item() == pytest.approx(0.5)
     shift = shift_of(fitted, strange)
     assert shift.max() <= 0
     assert shift.min() >= -DOUBT - 1e-6
@@ -239,12 +247,13 @@ def test_opinions_on_unfamiliar_images_are_bounded(fitted):
 
 def at(opinion, distance):
     """Mean features of an image so many times as far away as is familiar to an opinion."""
-    return (opinion.usual + distance * opinion.familiar * opinion.spread)[None]
+    known = opinion.known
+    return (known.usual + distance * known.limit * known.spread)[None]
 
 
 def test_an_unfamiliar_image_lowers_a_little_and_never_raises(fitted):
     change = torch.tensor([-4.0, -0.2, 0.2, 4.0])
-    at_home, abroad = (fitted.moved([change], at(fitted.opinion, d), []) for d in (0, 2))
+    at_home, abroad = (fitted.moved([change], at(fitted.opinion, d), 0, []) for d in (0, 2))
     assert torch.equal(at_home, change)
     assert abroad.tolist() == pytest.approx([-DOUBT, -0.2, 0, 0])
 
@@ -253,14 +262,65 @@ def test_the_wary_opinion_is_for_images_unlike_the_fits_and_lowers_only_what_it_
     calibrator = Contextual(3)
     calibrator.warned = True
     count = feature_count(3)
-    calibrator.opinion.familiar.fill_(1.0)
-    calibrator.wary.familiar.fill_(10.0)
+    calibrator.opinion.known.limit.fill_(1.0)
+    calibrator.wary.known.limit.fill_(10.0)
     said = [torch.tensor([1.0, -1.0]), torch.tensor([3.0, -5.0])]
     far = torch.ones(1, count + PLACED)
-    assert calibrator.moved(said, 0.5 * far, []).tolist() == [1, -1]
-    assert calibrator.moved(said, 1.25 * far, []).tolist() == [2, -3]  # half of either
-    assert calibrator.moved(said, 9 * far, []).tolist() == [3, -5]
-    assert calibrator.moved(said, 99 * far, []).tolist() == [0, -5]
+    assert calibrator.moved(said, 0.5 * far, 0, []).tolist() == [1, -1]
+    assert calibrator.moved(said, 1.25 * far, 0, []).tolist() == [2, -3]  # half of either
+    assert calibrator.moved(said, 9 * far, 0, []).tolist() == [3, -5]
+    assert calibrator.moved(said, 99 * far, 0, []).tolist() == [0, -5]
+
+
+def test_the_wary_opinion_is_not_for_pictures_that_look_as_the_fits_do():
+    calibrator = Contextual(3)
+    calibrator.warned = True
+    calibrator.opinion.known.limit.fill_(1.0)
+    said = [torch.tensor([1.0, -1.0]), torch.tensor([3.0, -5.0])]
+    far = 9 * torch.ones(1, feature_count(3) + PLACED)
+    assert calibrator.moved(said, far, 0, []).tolist() == [3, -5]
+    assert calibrator.moved(said, far, 1, []).tolist() == pytest.approx([0, -DOUBT])
+    half = [1.5, -(5 + DOUBT.item()) / 2]
+    assert calibrator.moved(said, far, 0.5, []).tolist() == pytest.approx(half)
+
+
+class InPictures(UnderWeather):
+    """The same with a picture of each image."""
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+def test_a_fit_with_pictures_and_copies_looks_at_pictures_ever_after():
+    calibrator = Contextual(4)
+    calibrator.fit(InPictures(), FitContext())
+    calibrator.opinion.known.limit.fill_(1e-3)  # nothing is, so that the picture decides
+    logits = 0.3 * spread(4, 12, 12)
+    assert calibrator.warned
+    assert calibrator.sees_picture
+    with pytest.raises(ArgumentError, match=r"expected the picture, .* got none"):
+        calibrator(logits[None])
+    with pytest.raises(ArgumentError, match=r"expected the picture, .* got none"):
+        calibrator.changes(logits)
+    again = Contextual(4)
+    again.load_state_dict(calibrator.state_dict())
+    assert again.sees_picture
+    flat = torch.full((3, 12, 12), 99, dtype=torch.uint8)  # as through the thickest of fogs
+    usual, foggy = (
+        again.seeing(seen)(logits[None]).exp().amax(1).mean().item()
+        for seen in (synthetic_set(4)[0].picture, flat)
+    )
+    assert foggy < usual - 0.05
+    calibrator.fit(synthetic_set(4), FitContext())
+    assert not calibrator.sees_picture
+    assert not calibrator.scenery.fitted
+
+
+def test_copies_without_pictures_are_learned_from_all_the_same():
+    calibrator = Contextual(4)
+    calibrator.fit(UnderWeather(), FitContext())
+    assert (calibrator.warned, calibrator.sees_picture) == (True, False)
+    assert torch.isfinite(calibrator(spread(4, 20, 20)[None])).all()
 
 
 def test_what_is_looked_at_is_what_the_fit_looked_at():
@@ -325,7 +385,7 @@ def test_a_single_pixel_to_learn_from_teaches_nothing():
 def test_a_wary_opinion_that_is_not_trusted_takes_no_caution_away(fitted):
     other = copy.deepcopy(fitted)
     state = other.state_dict()
-    state["wary.familiar"].fill_(1.0)
+    state["wary.known.limit"].fill_(1.0)
     other.load_state_dict(state)
     assert not other.warned
     state["wary.trust"].fill_(0.5)

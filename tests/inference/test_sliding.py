@@ -284,9 +284,9 @@ def test_strips_are_familiar_or_not_as_the_picture_is(tiny):
     prepared = slide.lay(picture)
     whole = slide.grid(prepared)[0]
     means = means_of(calibrator.changes(whole))
-    calibrator.wary.usual.copy_(means[0])
-    calibrator.wary.familiar.fill_(1e-3)
-    calibrator.opinion.familiar.fill_(1e-3)  # nothing is to the other opinion
+    calibrator.wary.known.usual.copy_(means[0])
+    calibrator.wary.known.limit.fill_(1e-3)
+    calibrator.opinion.known.limit.fill_(1e-3)  # nothing is to the other opinion
     emission = Emission(prepared.geometry, 3, ALONE)
     count = 0
     for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):

@@ -1,0 +1,40 @@
+"""What a picture looks like whatever it shows: its contrast, and how sharp and how noisy it is.
+
+Brightness and colours change with the hour and from street to street; fog, noise or a lens out of
+focus change these. All is taken along rows, so that a picture can be looked at strip by strip.
+"""
+
+import torch
+from torch import Tensor
+
+FIGURES = 4
+SUMS = 5  # means over a row that the figures are made of
+NEAR, FAR = 1, 4  # columns apart
+LEAST_SQUARE, LEAST_CHANGE = 1e-6, 1 / 255
+LUMA = (0.299, 0.587, 0.114)
+
+
+def row_means(picture: Tensor) -> Tensor:
+    """Picture uint8 RGB [3,h,w] to what `figures_of` takes, float32 [h,5], row by row."""
+    grey = torch.einsum("chw,c->hw", picture.float() / 255, torch.tensor(LUMA))
+    bend = 2 * grey[:, 1:-1] - grey[:, 2:] - grey[:, :-2]
+    columns = (
+        grey,
+        grey.square(),
+        (grey[:, NEAR:] - grey[:, :-NEAR]).square(),
+        (grey[:, FAR:] - grey[:, :-FAR]).square(),
+        (bend.abs() + LEAST_CHANGE).log(),
+    )
+    return torch.stack([column.sum(1) / max(column.shape[1], 1) for column in columns], dim=1)
+
+
+def figures_of(means: Tensor) -> Tensor:
+    """Means over a picture's rows, float [h,5], to four logarithms [4].
+
+    They are of the contrast, and beside it, of differences between near and far cells and of how
+    much the picture bends from cell to cell, on a geometric mean: noise fills in what is flat.
+    """
+    mean, square, near, far, bend = means.mean(dim=0)
+    contrast = (square - mean.square()).clamp_min(0).add(LEAST_SQUARE).log() / 2
+    differences = torch.stack([near, far]).add(LEAST_SQUARE).log() / 2
+    return torch.cat([contrast[None], differences - contrast, bend[None] - contrast])
