@@ -8,15 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.answers import Emission, emit_rated, rate
+from app.answers import Emission, emit_rated, rate, shown
 from app.calibration.contextual import Contextual
 from app.calibration.layout import BANDS
 from app.calibration.registry import build
+from app.calibration.scenery import figures_of, row_means
 from app.errors import ModelError
 from app.inference import sliding
 from app.inference.card import read_model_folder
 from app.inference.emission import ALONE, blank, emit, emit_band
 from app.inference.predictor import Predictor, open_predictor
+from app.inference.preprocess import Band
 from app.inference.sliding import Line, Strip, Windows, bands, lay, shares, strips
 from tests.tiny_models import write_card, write_onnx_model
 
@@ -270,11 +272,12 @@ def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
 
 
 def means_of(changes):
-    """Mean features [1,F] over all cells."""
+    """Mean features [1,F] over all cells, and what comes after them."""
     return torch.from_numpy(changes.sums.mean(axis=0) / changes.change.shape[2])[None]
 
 
-def test_strips_are_familiar_or_not_as_the_picture_is(tiny):
+@pytest.mark.parametrize("pictured", [False, True])
+def test_strips_are_familiar_or_not_as_the_picture_is(tiny, pictured):
     """What contextual says of a picture in strips is what it says of it whole."""
     calibrator = contextual(2)
     calibrator.warned = True
@@ -287,19 +290,29 @@ def test_strips_are_familiar_or_not_as_the_picture_is(tiny):
     calibrator.wary.known.usual.copy_(means[0])
     calibrator.wary.known.limit.fill_(1e-3)
     calibrator.opinion.known.limit.fill_(1e-3)  # nothing is to the other opinion
+    all_of_it = shown(calibrator, prepared, whole, Band.whole(whole.shape[1]))
+    if pictured:  # it looks halfway as the fit's did
+        seen = prepared.glance(whole.shape[1:], range(whole.shape[1]))
+        look = figures_of(row_means(seen[:, :: calibrator.step]))
+        calibrator.scenery.usual.copy_(look + 1.25)
+        calibrator.scenery.limit.fill_(1.0)
+        calibrator.sees_picture = True
+        all_of_it = shown(calibrator, prepared, whole, Band.whole(whole.shape[1]))
+        assert calibrator.scenery(look[None]).item() == pytest.approx(0.5)
     emission = Emission(prepared.geometry, 3, ALONE)
     count = 0
     for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):
-        emission.emit(rate(logits, calibrator, band=band), band)
+        part = shown(calibrator, prepared, logits, band)
+        emission.emit(rate(logits, part, band=band), band)
         count += 1
-        part = means_of(calibrator.changes(logits))
-        assert calibrator.wary.familiarity(part) == 0  # each strip by itself is strange
+        means = means_of(part.changes(logits))
+        assert calibrator.wary.familiarity(means) == 0  # each strip by itself is strange
     emission.settle()
     assert count > 3
-    mask, confidence = emit_rated(rate(whole, calibrator), prepared.geometry)
+    mask, confidence = emit_rated(rate(whole, all_of_it), prepared.geometry)
     assert np.array_equal(emission.mask, mask)
     assert np.abs(emission.confidence - confidence).max() < 1e-5
-    assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > 0.05
+    assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > 0.02
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"
