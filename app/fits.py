@@ -19,7 +19,7 @@ from app.inference.card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.labelled import ENDINGS, SpooledLogits, find_pairs
 from app.picture_uploads import DRIVES, Limits, picture_drives
-from app.recalibration import Activate, calibrate, candidates, require_enough
+from app.recalibration import Activate, calibrate, candidates, require_inputs
 from app.settings import Settings
 from app.uploads import check, open_upload, unpack
 
@@ -90,7 +90,7 @@ def validation_set(
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
         contents = check(scratch, folder.num_classes, void, limits)
-        require_enough(wanted.method, weather=wanted.weather, maps=contents.maps)
+        require_inputs(wanted.method, weather=wanted.weather, maps=contents.maps)
         yield open_upload(
             scratch,
             folder.num_classes,

@@ -46,7 +46,8 @@ def calibrate(
     name = folder.card.name
     active = store.active(name, folder.sha256)
     if active is not None:
-        require_comparable(active, data)
+        first = data[0]
+        require_comparable(active, pictures=first.picture is not None, maps=first.labels.ndim == 2)
     current = None if active is None else active.calibrator
     outcome = fit(data, candidates(method, allow_label_changes), context, current)
     activated, why = decide(outcome, activate, active.manifest.id if active else None)
@@ -75,7 +76,7 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
     return (method,)
 
 
-def require_enough(method: str, *, weather: bool, maps: bool) -> None:
+def require_inputs(method: str, *, weather: bool, maps: bool) -> None:
     """Raise ArgumentError where a fit on logits alone can't do what is asked for.
 
     `maps` says whether the logits are maps of images or a table of pixels.
@@ -93,14 +94,12 @@ def require_enough(method: str, *, weather: bool, maps: bool) -> None:
         )
 
 
-def require_comparable(active: StoredCalibrator, data: ValidationSet) -> None:
+def require_comparable(active: StoredCalibrator, *, pictures: bool, maps: bool) -> None:
     """Raise ArgumentError where the active version can't be measured on the data."""
-    if not len(data):
-        return
-    if active.calibrator.sees_picture and data[0].picture is None:
+    if active.calibrator.sees_picture and not pictures:
         wanted, came = "pictures", "logits alone"
-    elif active.calibrator.needs_maps and data[0].labels.ndim != 2:
-        wanted, came = "maps", "a table of pixels"
+    elif active.calibrator.needs_maps and not maps:
+        wanted, came = "maps of images", "a table of pixels"
     else:
         return
     raise ArgumentError(

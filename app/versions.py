@@ -15,7 +15,7 @@ from app.calibration.certification import CertifiedThreshold
 from app.calibration.drift import CONFIDENCE_BINS, Reference
 from app.calibration.registry import build
 from app.disk import sync_folder, write_synced
-from app.errors import ArgumentError, ArtifactError
+from app.errors import ArgumentError, ArtifactError, ConflictError
 
 FORMAT = "segcal-calibrator"
 FORMAT_VERSION = 1
@@ -87,7 +87,10 @@ def write_version(
 
 
 def read_version(folder: Path) -> StoredCalibrator:
-    """Read a version whole; raises ArtifactError for damage."""
+    """Read a version whole.
+
+    Raises ArtifactError for damage, and ConflictError for the parameters of an earlier form.
+    """
     manifest = read_manifest(folder)
     return StoredCalibrator(
         manifest, _read_calibrator(folder, manifest), _read_reference(folder, manifest)
@@ -114,6 +117,11 @@ def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
     try:
         calibrator = build(manifest.method, manifest.num_classes)
         state = safetensors.torch.load_file(folder / "calibrator.safetensors")
+        if set(state) != set(calibrator.state_dict()):
+            raise ConflictError(
+                f"expected the parameters that the method {manifest.method} has now, got those of "
+                f"an earlier form of it in {folder.name}: fit anew"
+            )
         calibrator.load_state_dict(state)
     except (ArgumentError, OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(

@@ -241,6 +241,15 @@ def test_damaged_state_is_refused(store, tmp_path, damage):
         store.load("tiny", version, SHA)
 
 
+def test_parameters_of_an_earlier_form_are_told_from_damage(store, tmp_path):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "calibrator.safetensors"
+    safetensors.torch.save_file({"temperature": torch.ones(())}, path)
+
+    with pytest.raises(ConflictError, match=f"an earlier form of it in {version}: fit anew"):
+        store.load("tiny", version, SHA)
+
+
 def test_state_with_nan_is_refused(store):
     calibrator = Temperature(3)
     calibrator.beta.fill_(torch.nan)

@@ -19,7 +19,7 @@ from app.errors import ArgumentError, NotFoundError
 from app.inference.card import ModelFolder
 from app.job_files import UPLOAD, WAITING, FitRequest, Job
 from app.picture_uploads import Limits
-from app.recalibration import Activate, candidates, require_enough
+from app.recalibration import Activate, candidates, require_comparable, require_inputs
 from app.uploads import FIELDS, check, has_pictures, unpack
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])
@@ -190,8 +190,12 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     )
     unpack(incoming / UPLOAD, limits)
     contents = check(incoming / UPLOAD, folder.num_classes, form.ignore_index, limits)
-    if not has_pictures(incoming / UPLOAD):
-        require_enough(form.method, weather=form.weather, maps=contents.maps)
+    pictures = has_pictures(incoming / UPLOAD)
+    if not pictures:
+        require_inputs(form.method, weather=form.weather, maps=contents.maps)
+    active = state.artifacts.active(folder.card.name, folder.sha256)
+    if active is not None:
+        require_comparable(active, pictures=pictures, maps=contents.maps)
     asked = form.model_dump() | {"model": folder.card.name, "model_sha256": folder.sha256}
     return state.jobs.submit(incoming, FitRequest(**asked))
 

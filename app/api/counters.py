@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.drift import DriftMonitor
 
-METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
+STANDARD_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
 CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 
 
@@ -103,6 +103,6 @@ class CountRequests:
             await self._app(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in METHODS else "other"
+            method = scope["method"] if scope["method"] in STANDARD_METHODS else "other"
             self._counters.requests.labels(route, method, status).inc()
             self._counters.seconds.labels(route).observe(time.perf_counter() - started)

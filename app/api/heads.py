@@ -21,4 +21,8 @@ class AnswerHead:
                 # The answer ends here, even one that goes on for as long as a fit does.
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        await self._app({**scope, "method": "GET"}, receive, headers_only)
+        asked = {**scope, "method": "GET"}
+        try:
+            await self._app(asked, receive, headers_only)
+        finally:
+            scope["route"] = asked.get("route")  # for who counts requests by it

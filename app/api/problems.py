@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = "1"
-METHODS = ("GET", "POST", "DELETE")
+ROUTED_METHODS = ("GET", "POST", "DELETE")
 
 # An error gets the status of the nearest class above it that stands here.
 STATUS: dict[type[BaseException], int] = {
@@ -143,7 +143,7 @@ def methods_at(request: Request) -> list[str]:
         asked = {**request.scope, "method": method}
         return any(route.matches(asked)[0] is Match.FULL for route in routes)
 
-    taken = [method for method in METHODS if taken_by_one(method)] or ["GET"]
+    taken = [method for method in ROUTED_METHODS if taken_by_one(method)] or ["GET"]
     return [*taken, "HEAD"] if "GET" in taken else taken
 
 

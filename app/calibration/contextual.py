@@ -12,7 +12,7 @@ top probability is just that: neither the label nor the order of the classes cha
 Of a fine grid every second or third row and column is looked at, as the fit's first image has it,
 and opinions are interpolated.
 
-An image unlike those of the fit is no reason to be surer: its log-odds are lowered by a third at
+An image unlike those of the fit is no reason to be surer: its log-odds are lowered by a fifth at
 most, and never raised. Where the fit's images come with copies under other weather, there is a
 second opinion for it, which has learned from those too and knows where on pictures each class
 lies. That is told less and less as an image is unlike the copies as well; then it lowers only. And
@@ -46,18 +46,25 @@ from app.calibration.context_kernel import Network, changes_of
 from app.calibration.context_selectors import look, looked_at
 from app.calibration.familiarity import Familiarity
 from app.calibration.layout import BANDS, bands_of, layout_of
-from app.calibration.lessons import CLEAN, SPOILED, teach
+from app.calibration.lessons import CLEAN, SPOILED, looks_of, teach
 from app.calibration.opinion import Opinion
 from app.calibration.pixel_temperature import beta_for
 from app.calibration.pixelwise import uniform_where_broken
 from app.calibration.sampling import count_classes, require_two_classes
-from app.calibration.scenery import FIGURES, SUMS, figures_of, row_means
+from app.calibration.scenery import (
+    FIGURES,
+    LEAST_LIMIT,
+    LEAST_SPREAD,
+    SUMS,
+    figures_of,
+    row_means,
+)
 from app.calibration.standing import settle
 from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import LabelledImage, ValidationSet, copies_of, split
 from app.errors import ArgumentError
 
-TRAIN_SHARE = 0.75  # of the images; the rest stops training and sets the trust
+TRAIN_SHARE = 0.75  # of the images; the rest chooses the round of training and sets the trust
 DOUBT = np.float32(0.2)  # that unfamiliar images may take from the log-odds
 _NO = np.float32(0)
 
@@ -86,7 +93,7 @@ class Contextual(Calibrator):
         super().__init__(num_classes)
         self.opinion = Opinion(num_classes, placed=False)
         self.wary = Opinion(num_classes, placed=True)
-        self.scenery = Familiarity(FIGURES)
+        self.scenery = Familiarity(FIGURES, LEAST_SPREAD, LEAST_LIMIT)
         self.register_buffer("beta", torch.ones(()))
         self.register_buffer("local", torch.ones(()))
         self.register_buffer("spacing", torch.ones(()))
@@ -198,7 +205,7 @@ class Contextual(Calibrator):
         return self.layout.T[bands].contiguous().numpy()
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Train on some images, stop and set the trust on the others; needs two classes.
+        """Train on some images, choose and set the trust on the others; needs two classes.
 
         The temperature comes first, from all of them. Where no pixel of the training images is
         mispredicted there is nothing else to learn. A set of one image serves as both parts.
@@ -211,14 +218,16 @@ class Contextual(Calibrator):
         self.spacing.fill_(self.local * step_of(data[0].logits[None]))
         self._take_stock()
         self.wary.forget()
-        self.scenery = Familiarity(FIGURES)
+        self.scenery = Familiarity(FIGURES, LEAST_SPREAD, LEAST_LIMIT)
         self.layout.zero_()
         teach(self.opinion, CLEAN, data, parts, self._see, context)
         if copies_of(data, 0):
             if self.local:
                 self.layout.copy_(layout_of(data, parts[0]))
             teach(self.wary, SPOILED, data, parts, self._see, context)
-            self._look_around(data)
+            looks = looks_of(data, self.step or 1, context) if self.wary.trust else None
+            if looks is not None:
+                self.scenery.learn(looks)
         self._take_stock()
 
     def summary(self) -> dict[str, float]:
@@ -233,14 +242,6 @@ class Contextual(Calibrator):
         # An opinion that is trusted with nothing is no reason to be less careful than without.
         self.warned = bool(self.wary.trust)
         self.sees_picture = self.warned and self.scenery.fitted
-
-    def _look_around(self, data: ValidationSet) -> None:
-        """Learn what pictures look like, where there are any."""
-        pictures = [data[index].picture for index in range(len(data))]
-        step = self.step or 1
-        seen = [figures_of(row_means(p[:, ::step])) for p in pictures if p is not None]
-        if len(seen) == len(pictures):
-            self.scenery.learn(torch.stack(seen))
 
     def _see(self, image: LabelledImage) -> tuple[Context, Tensor]:
         """Read an image's cells that are looked at."""

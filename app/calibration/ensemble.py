@@ -17,6 +17,7 @@ from app.calibration.sampling import chunks, count_classes, require_two_classes
 from app.calibration.temperature import fit_inverse_temperature
 from app.calibration.validation import ValidationSet
 
+ROWS = 1 << 18  # of probabilities at a time
 SMALLEST_WEIGHT = 1e-30  # a weight of zero has no logarithm
 
 
@@ -43,10 +44,11 @@ class Ensemble(Pixelwise):
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Minimise the mean negative log-likelihood, temperature first; needs two classes."""
-        require_two_classes(count_classes(data))
+        counts = count_classes(data)
+        require_two_classes(counts)
         beta = fit_inverse_temperature(data, context)
         start = torch.tensor([[0.98, 0.01, 0.01]], dtype=torch.float64)
-        problem = MixtureProblem(data, beta, start)
+        problem = MixtureProblem(data, int(counts.sum()), beta, start)
         weights = minimise(problem, start, context, "weights", torch.zeros_like(start))[0]
         self.beta.fill_(beta)
         self.weights.copy_(weights / weights.sum())
@@ -70,15 +72,17 @@ class MixtureProblem:
     `optimisation.Problem`. All q are kept, 24 bytes a pixel: logits are read once.
     """
 
-    def __init__(self, data: ValidationSet, beta: float, start: Tensor) -> None:
-        self.parts = [_true_probabilities(*chunk, beta) for chunk in chunks(data)]
-        hessian, count = torch.zeros(3, 3, dtype=torch.float64), 0
+    def __init__(self, data: ValidationSet, pixels: int, beta: float, start: Tensor) -> None:
+        # In one piece: small ones among the chunks' temporaries would keep those from being freed.
+        self.true, filled = torch.empty(pixels, 3, dtype=torch.float64), 0
+        for logits, labels in chunks(data):
+            self.true[filled : filled + len(labels)] = _true_probabilities(logits, labels, beta)
+            filled += len(labels)
+        hessian = torch.zeros(3, 3, dtype=torch.float64)
         for mixture, true in self._mixtures(start[0]):
             ratio = true / mixture[:, None]
             hessian += ratio.T @ ratio
-            count += len(ratio)
-        self.count = count
-        self.inverse = torch.linalg.inv(hessian / count + 1e-9 * torch.eye(3))
+        self.inverse = torch.linalg.inv(hessian / pixels + 1e-9 * torch.eye(3))
 
     def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Value [1] and gradient [1,3]; infinite where a true class gets probability 0."""
@@ -86,7 +90,8 @@ class MixtureProblem:
         for mixture, true in self._mixtures(point[0]):
             value -= mixture.log().sum()
             gradient -= (true / mixture[:, None]).sum(0)
-        return (value / self.count + point.sum())[None], (gradient / self.count + 1)[None]
+        count = len(self.true)
+        return (value / count + point.sum())[None], (gradient / count + 1)[None]
 
     def precondition(self, gradient: Tensor) -> Tensor:
         """Divide by the Hessian at the start."""
@@ -94,7 +99,7 @@ class MixtureProblem:
         return divided
 
     def _mixtures(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for true in self.parts:
+        for true in torch.split(self.true, ROWS):
             yield true @ weights, true
 
 

@@ -11,6 +11,7 @@ from app.calibration.context import Context
 from app.calibration.context_selectors import Rows, draw_rows
 from app.calibration.opinion import Opinion
 from app.calibration.optimisation import Schedule
+from app.calibration.scenery import figures_of, row_means
 from app.calibration.validation import LabelledImage, ValidationSet, copies_of
 
 SAMPLE_FLOATS = 2**22  # of features
@@ -42,11 +43,23 @@ def teach(
     see: See,
     context: FitContext,
 ) -> None:
-    """Let an opinion form from some images of a set; others stop that and set the trust."""
+    """Let an opinion form from some images of a set; others choose the round and set the trust."""
     (trained, usual), (held, others) = (
         _draw(opinion, lesson, data, indices, see, context) for indices in parts
     )
     opinion.learn(trained, held, torch.cat([usual, others]), context, lesson.schedule)
+
+
+def looks_of(data: ValidationSet, step: int, context: FitContext) -> Tensor | None:
+    """Give what every image's picture looks like, float32 [n,4]; None where one has no picture."""
+    looks = []
+    for index in range(len(data)):
+        context.progress("looking at pictures", index / len(data))
+        picture = data[index].picture
+        if picture is None:
+            return None
+        looks.append(figures_of(row_means(picture[:, ::step])))
+    return torch.stack(looks)
 
 
 def _draw(

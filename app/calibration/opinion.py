@@ -1,8 +1,8 @@
 """An opinion on whether labels are right: selectors, how far they are trusted, and where from.
 
-`trust` is the least of a few shares that held-out images can't tell from the best one, and never
-the whole: what is left of the network's own confidence keeps an unfamiliar drive from harm. How
-familiar an image is is told by its features' means.
+`trust` is the least of a few shares that held-out images can't tell from the best one. Of pictures
+in any weather it is never the whole: what is left of the network's own confidence keeps an
+unfamiliar drive from harm. How familiar an image is is told by its features' means.
 """
 
 import numpy as np

@@ -1,7 +1,9 @@
 """What a picture looks like whatever it shows: its contrast, and how sharp and how noisy it is.
 
-Brightness and colours change with the hour and from street to street; fog, noise or a lens out of
-focus change these. All is taken along rows, so that a picture can be looked at strip by strip.
+Light and colours change with the hour and from street to street; fog, noise or a lens out of focus
+change these. How bright a picture is on the whole and what colours it has doesn't count; a darker
+exposure lowers the contrast, as a little fog does. Cells of the logits' grid are compared, so the
+camera's resolution counts. All is taken along rows, for pictures that are looked at in strips.
 """
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 FIGURES = 4
 SUMS = 5  # means over a row that the figures are made of
 NEAR, FAR = 1, 4  # columns apart
+# A camera that never moved is no measure of what pictures look like.
+LEAST_SPREAD, LEAST_LIMIT = 0.05, 1.0
 LEAST_SQUARE, LEAST_CHANGE = 1e-6, 1 / 255
 LUMA = (0.299, 0.587, 0.114)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -21,7 +22,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.artifacts import ArtifactStore
+from app.calibration.registry import build
 from app.settings import load_settings
+from app.versions import new_id
 from tests.conftest import MakeClient, MakeServer
 from tests.jobs import wait_for, worker_pid
 from tests.service import (
@@ -121,6 +124,25 @@ def test_unknown_job_can_not_be_changed(service):
 
 
 # What is refused, with nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted", "came"),
+    [("lts", "maps of images", "a table"), ("lts_image", "pictures", "logits alone")],
+)
+def test_what_the_active_version_must_see_is_asked_for_at_once(
+    make_client: MakeClient, models_dir, artifacts_dir, method, wanted, came
+):
+    publish_temperature(artifacts_dir, models_dir / "tiny", 2.0)
+    store = ArtifactStore(artifacts_dir)
+    described = replace(store.versions("tiny")[0], id=new_id(method), method=method)
+    store.publish(described, build(method, 3), {})
+    store.activate("tiny", described.id, "for a test", by="a test")
+    client = make_client(admin_token=TOKEN)
+    answer = send(client, TABLE, method="temperature", activate="never")
+
+    assert_problem(answer, 422, f"expected {wanted}, .* {described.id} .* got {came}")
+    assert client.get("/calibrate").json()["jobs"] == []
 
 
 @pytest.fixture

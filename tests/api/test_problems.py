@@ -219,11 +219,14 @@ def test_head_is_get_without_the_body(client, path):
     assert [head.headers[name] for name in same] == [whole.headers[name] for name in same]
 
 
-def test_methods_that_callers_make_up_begin_no_series(client):
-    for method in ("BREW", "WHEN", "GET"):
+def test_methods_that_callers_make_up_begin_no_series(make_client):
+    client = make_client()
+    for method in ("BREW", "WHEN", "GET", "HEAD"):
         client.request(method, "/healthz")
     counted = client.get("/metrics").text
 
+    for method in ("GET", "HEAD"):
+        assert f'method="{method}",route="/healthz",status="200"}} 1.0' in counted
     assert 'method="other",route="/healthz",status="405"} 2.0' in counted
     assert "BREW" not in counted
 

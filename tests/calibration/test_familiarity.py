@@ -31,5 +31,12 @@ def test_what_never_changed_and_what_came_alone_leaves_nothing_else_familiar():
     known.learn(torch.ones(7, 2))
     assert known.limit.item() == pytest.approx(LEAST)
     assert known(torch.tensor([[1.0, 1.0], [1.0, 1.001]])).tolist() == [1, 0]
+    assert known(torch.tensor([[1.0, 1.0], [2.0, 1.0]])).tolist() == [1, 0]
+    known = Familiarity(2, least_spread=0.5, least_limit=1.0)
+    known.learn(torch.ones(1, 2))
+    assert known(torch.tensor([[1.0, 1.0], [1.5, 1.5], [1.625, 1.625], [2.0, 2.0]])).tolist() == [
+        1, 1, 0.5, 0,
+    ]  # fmt: skip
+    known = Familiarity(2)
     known.learn(torch.ones(1, 2))
     assert known(torch.tensor([[1.0, 1.0], [2.0, 1.0]])).tolist() == [1, 0]

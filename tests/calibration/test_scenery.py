@@ -38,7 +38,14 @@ def test_figures_by_hand():
     assert bend == pytest.approx(math.log(LEAST_CHANGE / deviation), abs=1e-3)
 
 
-def test_colours_and_brightness_change_nothing():
+def test_a_darker_exposure_lowers_the_contrast_alone():
+    contrast, near, far, bend = (figures(street() // 2) - figures(street())).tolist()
+    assert contrast == pytest.approx(-math.log(2), abs=0.02)
+    assert (near, far) == pytest.approx((0, 0), abs=0.02)
+    assert 0 < bend < 0.3  # beside less contrast the least change that is told from none is larger
+
+
+def test_colours_and_what_lies_over_all_of_it_change_nothing():
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 120, (1, 9, 30)).repeat(3, axis=0)
     shifted = grey + 100

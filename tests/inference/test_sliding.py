@@ -290,15 +290,14 @@ def test_strips_are_familiar_or_not_as_the_picture_is(tiny, pictured):
     calibrator.wary.known.usual.copy_(means[0])
     calibrator.wary.known.limit.fill_(1e-3)
     calibrator.opinion.known.limit.fill_(1e-3)  # nothing is to the other opinion
-    all_of_it = shown(calibrator, prepared, whole, Band.whole(whole.shape[1]))
     if pictured:  # it looks halfway as the fit's did
         seen = prepared.glance(whole.shape[1:], range(whole.shape[1]))
         look = figures_of(row_means(seen[:, :: calibrator.step]))
         calibrator.scenery.usual.copy_(look + 1.25)
         calibrator.scenery.limit.fill_(1.0)
         calibrator.sees_picture = True
-        all_of_it = shown(calibrator, prepared, whole, Band.whole(whole.shape[1]))
         assert calibrator.scenery(look[None]).item() == pytest.approx(0.5)
+    all_of_it = shown(calibrator, prepared, whole, Band.whole(whole.shape[1]))
     emission = Emission(prepared.geometry, 3, ALONE)
     count = 0
     for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):
@@ -312,7 +311,9 @@ def test_strips_are_familiar_or_not_as_the_picture_is(tiny, pictured):
     mask, confidence = emit_rated(rate(whole, all_of_it), prepared.geometry)
     assert np.array_equal(emission.mask, mask)
     assert np.abs(emission.confidence - confidence).max() < 1e-5
-    assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > 0.02
+    assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > (
+        0.02 if pictured else 0.05
+    )
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"
