@@ -205,7 +205,7 @@ class Contextual(Calibrator):
         return self.layout.T[bands].contiguous().numpy()
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Train on some images, choose and set the trust on the others; needs two classes.
+        """Train on some images, choose the round and set the trust on others; needs two classes.
 
         The temperature comes first, from all of them. Where no pixel of the training images is
         mispredicted there is nothing else to learn. A set of one image serves as both parts.
@@ -218,7 +218,7 @@ class Contextual(Calibrator):
         self.spacing.fill_(self.local * step_of(data[0].logits[None]))
         self._take_stock()
         self.wary.forget()
-        self.scenery = Familiarity(FIGURES, LEAST_SPREAD, LEAST_LIMIT)
+        self.scenery.forget()
         self.layout.zero_()
         teach(self.opinion, CLEAN, data, parts, self._see, context)
         if copies_of(data, 0):

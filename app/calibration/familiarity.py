@@ -45,6 +45,12 @@ class Familiarity(nn.Module):
         """Figures [N,F] to their distance [N] from the usual, in deviations."""
         return ((figures - self.usual) / self.spread).square().mean(dim=1).sqrt()
 
+    def forget(self) -> None:
+        """Go back to the beginning."""
+        self.usual.zero_()
+        self.spread.fill_(1)
+        self.limit.fill_(UNFITTED)
+
     def learn(self, figures: Tensor) -> None:
         """Take the figures [n,F] of a fit's images for what is familiar."""
         self.usual.copy_(figures.mean(dim=0))
