@@ -16,7 +16,7 @@ COPY app app
 RUN /opt/segcal/bin/pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 # The kernels' machine code, for the processor that builds; another kind compiles its own at start.
 WORKDIR /
-RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -m app.rehearsal
+RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -m app.serving.warmup
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 segcal && useradd --uid 10001 --gid segcal --no-create-home segcal

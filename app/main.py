@@ -10,38 +10,23 @@ import torch
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import (
-    calibrate,
-    calibrators,
-    docs,
-    health,
-    models,
-    page,
-    problems,
-    results,
-    segment,
-    server,
-)
-from app.api.counters import Counters, CountRequests
-from app.api.heads import AnswerHead
-from app.api.limits import BodyLimit
-from app.api.lingering import Linger
-from app.api.pace import BodyPace
-from app.api.state import Admission, Readiness, State
-from app.artifacts import ArtifactStore
-from app.drift import DriftMonitor, Watch
+from app.api import calibrate, calibrators, problem_details, results, segment, server, system
+from app.api.auth import admin_token
+from app.api.dependencies import Admission, Readiness, State
+from app.api.metrics import Counters, CountRequests
+from app.api.middleware import AnswerHead, BodyLimit, BodyPace, Linger
 from app.errors import ModelError, SettingsError
 from app.inference.backbone import nvidia_device_present
-from app.inference.card import ModelFolder, default_name, read_model_folder
-from app.inference.crowd import Crowd
-from app.inference.microbatches import LARGEST
+from app.inference.batching import LARGEST
+from app.inference.model_card import ModelFolder, default_name, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
-from app.inference.row_threads import RowThreads
-from app.jobs import Jobs
-from app.results import ResultCache
-from app.service import Segmenter
+from app.inference.threads import Crowd, RowThreads
+from app.jobs.queue import Jobs
+from app.serving.drift_monitor import DriftMonitor, Watch
+from app.serving.result_cache import ResultCache
+from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
-from app.tokens import admin_token
+from app.storage.artifacts import ArtifactStore
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=problems.ANSWERS,
+        responses=problem_details.ANSWERS,
     )
     app.state.segcal = state
     app.add_middleware(
@@ -101,11 +86,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Linger)
     app.add_middleware(AnswerHead)
     app.add_middleware(CountRequests, counters=state.counters)
-    for room in (segment, results, models, calibrators, calibrate, health):
-        app.include_router(room.router)
-    docs.install(app)
-    page.install(app)
-    problems.install(app)
+    for routes in (segment, results, calibrators, calibrate):
+        app.include_router(routes.router)
+    system.install(app)
+    problem_details.install(app)
     return app
 
 

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from app.artifacts import ArtifactStore
 from app.calibration.base import FitContext
-from app.calibration.fitting import AUTO, AUTO_LABEL_CHANGING, Outcome, fit
+from app.calibration.dataset import ValidationSet
 from app.calibration.registry import METHODS
 from app.calibration.report import report
-from app.calibration.validation import ValidationSet
+from app.calibration.selection import AUTO, AUTO_LABEL_CHANGING, Outcome, fit
 from app.errors import ArgumentError
-from app.inference.card import ModelFolder
-from app.versions import Manifest, StoredCalibrator, new_id, timestamp
+from app.inference.model_card import ModelFolder
+from app.storage.artifacts import ArtifactStore
+from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
 
 AUTO_METHOD = "auto"
 PUBLISHING = "publishing"  # the stage from which a fit is carried through

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.inference.emission import emit
+from app.inference.postprocess import emit
 from app.inference.preprocess import Geometry
 from training.network import NetworkShape, PyramidNet
 

@@ -19,10 +19,10 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.inference.emission import emit
+from app.inference.postprocess import emit
 from app.inference.preprocess import Geometry
-from app.inference.row_threads import RowThreads
-from app.rehearsal import rehearse
+from app.inference.threads import RowThreads
+from app.serving.warmup import rehearse
 from app.settings import available_cores
 from benchmarks.roofline import Roofline, measure
 

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.calibration.base import FitContext
+from app.calibration.dataset import InMemory, LabelledImage
 from app.calibration.registry import build
-from app.calibration.validation import InMemory, LabelledImage
 
 SHAPES = {"street": (101, 10_900, 11), "many": (500, 4_000, 150)}  # images, pixels of each, classes
 METHODS = (

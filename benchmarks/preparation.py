@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.artifacts import ArtifactStore
-from app.fits import Wanted, fit_here
-from app.inference.card import read_model_folder
+from app.cli.calibrate import Wanted, fit_here
+from app.inference.model_card import read_model_folder
 from app.settings import load_settings
+from app.storage.artifacts import ArtifactStore
 from benchmarks.networks import export_pyramid, export_segformer
 from benchmarks.shapes import BUNDLED, ROOT, SHAPES, Ready, Shape
 

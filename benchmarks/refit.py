@@ -22,10 +22,9 @@ import numpy as np
 import torch
 
 from app.calibration.base import FitContext
-from app.calibration.fitting import AUTO, fit
+from app.calibration.selection import AUTO, fit
+from app.datasets.uploads import Limits, open_upload, unpack
 from app.inference.predictor import Predictor
-from app.picture_uploads import Limits
-from app.uploads import open_upload, unpack
 
 VOID = 255
 UNLIMITED = 1 << 50

@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from app.answers import Emission, rate, shown
-from app.artifacts import ArtifactStore
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
 from app.imaging import encode
 from app.imaging.decode import decode_image
-from app.inference.card import read_model_folder
+from app.inference.model_card import read_model_folder
+from app.inference.postprocess import tally
 from app.inference.predictor import Predictor, open_predictor
-from app.inference.row_threads import RowThreads
-from app.inference.tally import tally
+from app.inference.threads import RowThreads
+from app.serving.pipeline import Emission, rate, shown
 from app.settings import available_cores
+from app.storage.artifacts import ArtifactStore
 
 METHODS = ("temperature", "selective", "matrix", "isotonic", "lts", "cdc")
 STAGES = (

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.arithmetic import power_of_two
-from app.compilation import compiled
+from app.numerics import compiled, power_of_two
 
 COPY_FLOATS = 1 << 24  # 64 MiB, beyond the caches
 CACHED_FLOATS = 1 << 12  # 16 KiB, within the first one

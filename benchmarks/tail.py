@@ -15,7 +15,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from app.inference.card import read_model_folder
+from app.inference.model_card import read_model_folder
 from benchmarks.own_server import ADMIN, Server, serving, table
 
 GRID = (90, 120)

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 
-from app.inference.card import read_model_folder
+from app.inference.model_card import read_model_folder
 from benchmarks.own_server import ADMIN, MIB, Server, children, memory, serving, table
 
 GRID = (180, 240)

@@ -18,8 +18,8 @@ import pytest  # noqa: E402
 from fastapi.testclient import TestClient  # noqa: E402
 
 from app.settings import Settings, load_settings  # noqa: E402
-from tests.service import open_client, open_server, publish_temperature  # noqa: E402
-from tests.tiny_models import write_onnx_model  # noqa: E402
+from tests.factories.models import write_onnx_model  # noqa: E402
+from tests.factories.service import open_client, open_server, publish_temperature  # noqa: E402
 
 MakeClient = Callable[..., TestClient]
 MakeServer = Callable[..., str]

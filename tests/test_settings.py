@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from app.errors import SettingsError
 from app.main import create_app
 from app.settings import available_cores, load_settings
-from tests.tiny_models import write_onnx_model
+from tests.factories.models import write_onnx_model
 
 
 def test_defaults_serve_the_bundled_model_to_everyone():

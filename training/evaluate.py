@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from app.inference.card import read_model_folder
-from app.inference.emission import emit
+from app.inference.model_card import read_model_folder
+from app.inference.postprocess import emit
 from app.inference.predictor import Predictor, open_predictor
 from training.data import CLASSES, VOID, Frame, camvid_dir, load_frames
 from training.train import iou

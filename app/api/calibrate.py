@@ -13,14 +13,13 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api.spooling import spool
-from app.api.state import AdminCheck, SegmenterDep, State, StateDep
+from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
+from app.api.multipart import spool
+from app.datasets.uploads import FIELDS, Limits, check, has_pictures, unpack
 from app.errors import ArgumentError, NotFoundError
-from app.inference.card import ModelFolder
-from app.job_files import UPLOAD, WAITING, FitRequest, Job
-from app.picture_uploads import Limits
+from app.inference.model_card import ModelFolder
+from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
 from app.recalibration import Activate, candidates, require_comparable, require_inputs
-from app.uploads import FIELDS, check, has_pictures, unpack
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])
 

@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Response
 
+from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
 from app.api.schemas import Activation, CalibratorInfo, CalibratorList
-from app.api.state import AdminCheck, SegmenterDep, State, StateDep
-from app.versions import Manifest
+from app.storage.manifest import Manifest
 
 router = APIRouter(prefix="/calibrators", tags=["calibrators"])
 
@@ -40,7 +40,7 @@ def report(calibrator: str, state: StateDep) -> dict[str, object]:
 def reliability(calibrator: str, state: StateDep) -> Response:
     """Draw the reliability diagram before and after."""
     # matplotlib takes half a second to import, which only this answer should pay for.
-    from app.calibration.diagrams import reliability_svg  # noqa: PLC0415
+    from app.evaluation.diagrams import reliability_svg  # noqa: PLC0415
 
     document = state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
     return Response(reliability_svg(document), media_type=SVG)

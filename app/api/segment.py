@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 
+from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.negotiation import JSON, NPZ, PNG, choose_answer
-from app.api.pictures import picture_of
+from app.api.results import picture_of
 from app.api.schemas import (
     OPTIONAL_PARTS,
     Calibration,
@@ -19,11 +20,10 @@ from app.api.schemas import (
     SegmentAnswer,
     SegmentQuery,
 )
-from app.api.state import SegmenterDep, State, StateDep, TokenCheck
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
-from app.results import Result
-from app.service import (
+from app.serving.result_cache import Result
+from app.serving.segmenter import (
     NO_CALIBRATOR,
     Segmentation,
     Segmenter,

@@ -10,8 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.api.problems import problem
-from app.api.state import State
+from app.api.dependencies import State
+from app.api.problem_details import problem
 
 SHUTDOWN_S = 30  # for requests to finish
 # Longer than the 60 s of most proxies: whoever closes an idle connection first must be the one that

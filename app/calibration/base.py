@@ -1,20 +1,65 @@
-"""What every calibrator is: one torch module, fitted, saved, served and exported as it stands.
+"""What selectors would change of the log-odds, gathered part by part until a picture is whole.
+
+How far such changes are trusted depends on the picture as a whole, of which a strip tells little:
+the sky alone is like no picture that was fitted on.
+
+What every calibrator is: one torch module, fitted, saved, served and exported as it stands.
 
 Logits have the class axis second: [N,K,h,w] for maps, [M,K] for a table of pixels. Calibrators
 act on each pixel by itself unless they declare themselves spatial.
+
+What calibrators share that treat each pixel by itself, as one row of K logits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.calibration.changes import Changes
-from app.calibration.validation import ValidationSet
+from app.calibration.dataset import ValidationSet
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Changes float32 [S,n,m] at the cells looked at, every `step` rows and columns of a grid.
+
+    There is one for each of S opinions.
+
+    `sums` float32 [n,F] are of the features that led to them, over each row. `settle` is how the
+    calibrator turns both, once they are of a whole grid, into what is added to the log-odds, [n,m].
+    """
+
+    change: Floats
+    sums: Floats
+    step: int
+    settle: Callable[[Floats, Floats], Floats]
+
+    def within(self, top: int, cells: range) -> "Changes":
+        """Keep what lies in some rows of the grid, where the first row at hand is its row `top`."""
+        first = -(-(cells.start - top) // self.step)
+        end = -(-(cells.stop - top) // self.step)
+        return replace(self, change=self.change[:, first:end], sums=self.sums[first:end])
+
+    @staticmethod
+    def joined(parts: Sequence["Changes"]) -> "Changes":
+        """Put parts together, from top to bottom."""
+        if len(parts) == 1:
+            return parts[0]
+        change = np.concatenate([part.change for part in parts], axis=1)
+        return replace(parts[0], change=change, sums=np.concatenate([p.sums for p in parts]))
+
+    def settled(self) -> Floats:
+        """Give what is added to the log-odds at the cells of a grid of which these are all."""
+        return self.settle(self.change, self.sums)
+
 
 LOGIT_LIMIT = 3e4  # beyond it differences of logits overflow; algorithms: clamp, then log-softmax
 TEMPERATURE_RANGE = (0.05, 1e4)
@@ -137,3 +182,53 @@ def prepared(logits: Tensor) -> Tensor:
     logits = logits.float()
     broken = torch.isnan(logits).any(dim=1, keepdim=True)
     return torch.where(broken, 0.0, logits).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+FEATURE_FLOOR = -30.0  # below it a log-probability says nothing more, but would rule every fit
+PART = 256  # pixels whose products are added up in float32
+
+
+class Pixelwise(Calibrator):
+    """A calibrator that maps rows of logits to rows of log-probabilities."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] of any float type to log-probabilities, float32 of the same shape."""
+        calibrated = self.calibrate_rows(prepared(logits).movedim(1, -1)).movedim(-1, 1)
+        return uniform_where_broken(calibrated, logits)
+
+    @abstractmethod
+    def calibrate_rows(self, rows: Tensor) -> Tensor:
+        """Finite float32 logits [...,K] to log-probabilities [...,K]."""
+
+
+def uniform_where_broken(calibrated: Tensor, logits: Tensor) -> Tensor:
+    """Log-probabilities [N,K,...] with 1/K at the pixels whose logits hold a NaN.
+
+    `prepared` makes such logits zero, which an affine map's bias would turn into an opinion.
+    """
+    broken = torch.isnan(logits).any(dim=1, keepdim=True)
+    return torch.where(broken, -torch.log(torch.tensor(float(logits.shape[1]))), calibrated)
+
+
+def floored_log_softmax(rows: Tensor) -> Tensor:
+    """Logits [...,K] to log-probabilities [...,K] in [-30, 0]."""
+    # Along the first axis, in which rows of maps lie, it is some twenty times as fast.
+    return rows.movedim(-1, 0).log_softmax(dim=0).clamp_min(FEATURE_FLOOR).movedim(0, -1)
+
+
+def with_one(features: Tensor) -> Tensor:
+    """Features [...,D] with a last column of ones, which the bias multiplies."""
+    return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
+
+
+def summed_products(left: Tensor, right: Tensor) -> Tensor:
+    """Sum products over pixels: float32 [m,R] and [m,D] to float64 [R,D].
+
+    In parts, because some processors' matrix product adds a column up term by term in float32:
+    thousands of neighbours with one label then cost the digits in which a fit's end shows.
+    """
+    count = len(left) // PART
+    whole = count * PART
+    of_left, of_right = (rows[:whole].view(count, PART, rows.shape[1]) for rows in (left, right))
+    parts = (of_left.mT @ of_right).sum(dim=0, dtype=torch.float64)
+    return parts + left[whole:].T @ right[whole:]

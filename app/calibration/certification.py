@@ -8,6 +8,8 @@ with probability 1 - delta for each x (see `risk` for the tests themselves).
 Which thresholds are tested, and with which a level's tests begin, is read off tuning images: the
 tests have most power where the share of accepted pixels times the level is farthest above the
 share of accepted errors.
+
+What may be promised of a fitted calibrator, read off the test images as they are emitted.
 """
 
 import math
@@ -15,9 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from app.calibration.ranking import Ranking
-from app.calibration.risk import Acceptance, Plan, certify, threshold_grid
+from app.calibration.base import Calibrator, FitContext
+from app.calibration.dataset import IGNORE, ValidationSet, drives_of
+from app.calibration.drift import Reference, histogram, reference_of
+from app.calibration.metrics.ranking import Ranking
+from app.calibration.predictions import emits, emitted
+from app.calibration.risk_control import Acceptance, Plan, certify, threshold_grid
 
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 DELTA = 0.1
@@ -123,3 +130,48 @@ def why_not(images: Acceptance, level: float, delta: float) -> str:
         f"expected surely fewer errors than {level:.0%} where confidence is at least "
         f"{images.thresholds[0]:.4f}, got {measured:.2%} on {count} images"
     )
+
+
+TOO_FEW = "the images that certify also chose among the methods: there are too few"
+
+
+@dataclass(frozen=True)
+class Promised:
+    """Certified thresholds, and how answers look where they hold."""
+
+    certification: Certification
+    reference: Reference | None  # None for tables, whose rows need not make up whole pictures
+
+
+def promise(
+    test: ValidationSet,
+    calibrator: Calibrator,
+    tuning: Ranking,
+    context: FitContext,
+    *,
+    fresh: bool,
+) -> Promised:
+    """Certify thresholds and take the reference in one pass over the test images.
+
+    Where the set names drives, these take the place of images in what is certified.
+
+    `tuning` places the thresholds to test, and has not seen the test images unless `fresh` is
+    false; then nothing is certified.
+    """
+    images = Acceptance(thresholds_to_test(tuning))
+    rows, drives = [], drives_of(test)
+    for index in range(len(test)):
+        context.progress("certifying", index / len(test))
+        answer = emitted(test, index, calibrator)
+        labelled = answer.labels != IGNORE
+        correct = answer.predicted == answer.labels
+        images.add(answer.confidence[labelled], correct[labelled], drives[index])
+        if answer.labels.ndim > 1:
+            answered = answer.confidence.numpy(), answer.predicted.numpy()
+            rows.append(torch.from_numpy(histogram(*answered, calibrator.num_classes)).float())
+    certification = (
+        certify_levels(images.by_drive(), tuning, context.seed, at_picture_size=emits(test))
+        if fresh
+        else nothing_certified(TOO_FEW)
+    )
+    return Promised(certification, reference_of(rows))

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.compilation import compiled
 from app.errors import ArgumentError
+from app.numerics import compiled
 
 CONFIDENCE_BINS = 64
 SAMPLE = 1 << 14  # pixels of an image, evenly spaced, are enough for its histogram

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from app.calibration.affine import Dirichlet, Matrix, MatrixTI
 from app.calibration.base import Calibrator
-from app.calibration.conditional import CDC, CMSap, CMSop
-from app.calibration.contextual import Contextual
-from app.calibration.ensemble import Ensemble
-from app.calibration.identity import Identity
-from app.calibration.isotonic import Isotonic, IsotonicOneVsAll
-from app.calibration.lts import ImageTemperature, LocalTemperature
-from app.calibration.metacal import MetaCal
-from app.calibration.selective import Selective, over
-from app.calibration.temperature import Temperature
-from app.calibration.vector import Vector, VectorTI
+from app.calibration.methods.class_conditional import CDC, CMSap, CMSop
+from app.calibration.methods.contextual.calibrator import Contextual
+from app.calibration.methods.ensemble_temperature import Ensemble
+from app.calibration.methods.identity import Identity
+from app.calibration.methods.isotonic import Isotonic, IsotonicOneVsAll
+from app.calibration.methods.local_temperature import ImageTemperature, LocalTemperature
+from app.calibration.methods.matrix import Dirichlet, Matrix, MatrixTI
+from app.calibration.methods.meta_cal import MetaCal
+from app.calibration.methods.selective import Selective, over
+from app.calibration.methods.temperature import Temperature
+from app.calibration.methods.vector import Vector, VectorTI
 from app.errors import ArgumentError
 
 _ALONE: tuple[type[Calibrator], ...] = (

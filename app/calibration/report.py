@@ -4,8 +4,8 @@ import math
 from dataclasses import asdict
 
 from app.calibration.certification import DELTA, Certification
-from app.calibration.fitting import Candidate, Outcome
-from app.calibration.metrics import IMAGE_BINS, POOLED_BINS
+from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
+from app.calibration.selection import Candidate, Outcome
 
 
 def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from app.calibration.base import FitContext
-from app.calibration.validation import InMemory, LabelledImage, ValidationSet, pixels
+from app.calibration.dataset import InMemory, LabelledImage, ValidationSet, pixels
 from app.errors import ArgumentError
 
 SAMPLE_FLOATS = 2**25  # 128 MB of logits: 3 M pixels of 11 classes, 220 k pixels of 150

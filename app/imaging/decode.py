@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from app.errors import InputError, TooLargeError, UndecodableError
-from app.imaging.pieces import pieces
+from app.imaging.png import pieces
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 # TIFF tags and what they say.

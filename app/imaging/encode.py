@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from app.compilation import compiled
 from app.imaging.colormap import HEAT
-from app.imaging.pieces import pieces
-from app.imaging.png import png
+from app.imaging.png import pieces, png
+from app.numerics import compiled
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.uint8] | NDArray[np.uint16]

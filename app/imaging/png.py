@@ -1,4 +1,6 @@
-"""PNG files of masks and maps, in a seventh to a tenth of Pillow's time (docs/benchmarks.md).
+"""Large pictures a piece at a time, so that what is made on the way takes little beside them.
+
+PNG files of masks and maps, in a seventh to a tenth of Pillow's time (docs/benchmarks.md).
 
 Every row is stored as its difference from the row above, and deflated by ISA-L: Pillow tries five
 filters on each row, and zlib searches longer than regions and smooth maps repay.
@@ -12,7 +14,15 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from app.imaging.pieces import pieces
+PIECE = 1 << 22  # pixels; most pictures are a single piece
+
+
+def pieces(height: int, width: int) -> Iterator[slice]:
+    """Divide a picture's rows into slices of at most 4 million pixels, or of one row."""
+    step = max(1, PIECE // width)
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
+
 
 LEVEL = 2  # of 0..3; measured: no slower than 1, and a little smaller
 UP = 2  # the filter that subtracts the row above

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from app.errors import ArgumentError, ModelError
-from app.inference.crowd import Crowd
+from app.inference.threads import Crowd
 
 Array = NDArray[np.float32]
 

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from app.errors import ModelError
 from app.inference.backbone import Backbone, first_line, open_backbone
-from app.inference.card import ModelFolder
-from app.inference.crowd import Crowd
-from app.inference.microbatches import MicroBatches
+from app.inference.batching import MicroBatches
+from app.inference.model_card import ModelFolder
 from app.inference.preprocess import (
     Geometry,
     Size,
@@ -25,7 +24,8 @@ from app.inference.preprocess import (
     preprocess,
     resized,
 )
-from app.inference.sliding import Strip, Windows, lay, strips
+from app.inference.sliding_window import Strip, Windows, lay, strips
+from app.inference.threads import Crowd
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.compilation import compiled
 from app.errors import TooLargeError
-from app.inference.card import InputPolicy, ShortSide
+from app.inference.model_card import InputPolicy, ShortSide
+from app.numerics import compiled
 
 # A picture one pixel wide grows 32-fold when padded to 32: beyond this many pixels a network's
 # input may be at most MAX_GROWTH times the picture it is made from.

@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from app.calibration.metrics import Evaluation
+from app.calibration.metrics.evaluation import Evaluation
 from benchmarks.paper.study import SETTINGS, UNCALIBRATED, WITH_WEATHER, Results
 
 SHOWN = (UNCALIBRATED, "temperature", "selective", "contextual", WITH_WEATHER)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.calibration.validation import IGNORE, LabelledImage
+from app.calibration.dataset import IGNORE, LabelledImage
 from benchmarks.paper.scenes import Group
 from training.data import VOID, Frame
 from training.network import NetworkShape, PyramidNet

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.identity import Identity
-from app.calibration.measuring import measure
-from app.calibration.metrics import Evaluation
+from app.calibration.methods.identity import Identity
+from app.calibration.methods.selective import Selective
+from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.registry import build
-from app.calibration.selective import Selective
+from app.calibration.selection import measure
 from app.imaging.corruptions import KINDS, STRENGTHS
 from benchmarks.paper.logits import StoredSet
 from benchmarks.paper.scenes import RENDERED_WEATHERS

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from app.calibration.bootstrap import Interval, bootstrap_difference
+from app.calibration.metrics.intervals import Interval, bootstrap_difference
 from benchmarks.paper.study import (
     METHODS,
     SETTINGS,

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import MakeClient
-from tests.service import assert_problem, post, thirds
+from tests.factories.service import assert_problem, post, thirds
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from app.artifacts import ArtifactStore
 from app.calibration.registry import build
 from app.settings import load_settings
-from app.versions import new_id
+from app.storage.artifacts import ArtifactStore
+from app.storage.manifest import new_id
 from tests.conftest import MakeClient, MakeServer
-from tests.jobs import wait_for, worker_pid
-from tests.service import (
+from tests.factories.jobs import wait_for, worker_pid
+from tests.factories.models import write_onnx_model
+from tests.factories.service import (
     RED,
     encoded,
     open_client,
@@ -36,8 +37,7 @@ from tests.service import (
     solid,
     wait_until_ready,
 )
-from tests.tiny_models import write_onnx_model
-from tests.validation_data import archive, npy, npz, overconfident
+from tests.factories.validation_data import archive, npy, npz, overconfident
 
 TOKEN = "a token for tests"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

@@ -7,8 +7,8 @@ from fastapi.testclient import TestClient
 
 from app.main import create_app
 from tests.conftest import MakeClient
-from tests.service import assert_problem, post, thirds
-from tests.tiny_models import write_onnx_model
+from tests.factories.models import write_onnx_model
+from tests.factories.service import assert_problem, post, thirds
 
 
 def test_ready_service_is_alive_and_ready(client):

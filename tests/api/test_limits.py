@@ -11,10 +11,10 @@ import httpx2
 import numpy as np
 import pytest
 
-from app.api.state import Admission
+from app.api.dependencies import Admission
 from app.main import FORM_OVERHEAD, WORKERS
 from tests.conftest import MakeClient, MakeServer
-from tests.service import (
+from tests.factories.service import (
     BLUE,
     GREEN,
     RED,

@@ -3,10 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from app.artifacts import ArtifactStore
+from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient
-from tests.service import assert_problem, assert_serves, post, publish_temperature, thirds
-from tests.tiny_models import write_card, write_onnx_model
+from tests.factories.models import write_card, write_onnx_model
+from tests.factories.service import assert_problem, assert_serves, post, publish_temperature, thirds
 
 
 def test_list_describes_every_model(client, shared_folder: Path):

@@ -3,7 +3,7 @@
 import pytest
 
 from app.api.negotiation import choose_answer
-from tests.service import assert_problem, post, thirds
+from tests.factories.service import assert_problem, post, thirds
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"

@@ -14,10 +14,11 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from app import errors
-from app.api.problems import status_of
+from app.api.problem_details import status_of
 from app.main import create_app
 from tests.conftest import MakeClient
-from tests.service import (
+from tests.factories.models import write_card
+from tests.factories.service import (
     RED,
     assert_problem,
     assert_serves,
@@ -28,7 +29,6 @@ from tests.service import (
     thirds,
     wait_until_ready,
 )
-from tests.tiny_models import write_card
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 

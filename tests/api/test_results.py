@@ -7,7 +7,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import MakeClient
-from tests.service import THIRDS_MASK, Picture, assert_problem, decoded, post, solid, thirds
+from tests.factories.service import (
+    THIRDS_MASK,
+    Picture,
+    assert_problem,
+    decoded,
+    post,
+    solid,
+    thirds,
+)
 
 FILES = ("mask.png", "confidence.png", "heatmap.png", "overlay.png", "data.npz")
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from app.artifacts import ArtifactStore
 from app.calibration.certification import CertifiedThreshold
-from app.inference.card import read_model_folder
+from app.inference.model_card import read_model_folder
+from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient
-from tests.service import (
+from tests.factories.models import expected_logits, write_onnx_model
+from tests.factories.service import (
     BLUE,
     GREEN,
     RED,
@@ -32,7 +33,6 @@ from tests.service import (
     solid,
     thirds,
 )
-from tests.tiny_models import expected_logits, write_onnx_model
 
 NPZ = {"Accept": "application/x-npz"}
 PNG = {"Accept": "image/png"}

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import MakeClient
-from tests.service import encoded, post, publish_temperature
-from tests.tiny_models import write_onnx_model
+from tests.factories.models import write_onnx_model
+from tests.factories.service import encoded, post, publish_temperature
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (75, 53, 3), dtype=np.uint8)
 

@@ -11,8 +11,8 @@ from app.calibration.certification import (
     least_images,
     thresholds_to_test,
 )
-from app.calibration.ranking import Ranking
-from app.calibration.risk import Acceptance
+from app.calibration.metrics.ranking import Ranking
+from app.calibration.risk_control import Acceptance
 
 POPULATION, PIXELS = 20_000, 64
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from app.calibration.base import FitContext
+from app.calibration.dataset import IGNORE, InMemory, LabelledImage, labelled_pixels
 from app.calibration.sampling import PIXELS_OF_AN_IMAGE, Sample, gather
-from app.calibration.validation import IGNORE, InMemory, LabelledImage, labelled_pixels
 
 SEEDED = FitContext(seed=1)
 

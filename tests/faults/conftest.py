@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories.service import publish_temperature
 from tests.faults.steps import End, Order, as_line
-from tests.service import publish_temperature
 
 Attempt = Callable[[Order], End]
 

@@ -18,17 +18,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from app.artifacts import ArtifactStore
-from app.disk import write_json
 from app.errors import StorageError
-from app.fit_worker import Progress
-from app.fit_worker import run as run_fit
-from app.inference.card import read_model_folder
-from app.job_files import RESULT, UPLOAD, FitRequest
-from app.jobs import Jobs
+from app.inference.model_card import read_model_folder
+from app.jobs.queue import Jobs
+from app.jobs.store import RESULT, UPLOAD, FitRequest
+from app.jobs.worker import Progress
+from app.jobs.worker import run as run_fit
 from app.settings import Settings, load_settings
-from tests.service import publish_temperature
-from tests.validation_data import npy, overconfident
+from app.storage.artifacts import ArtifactStore
+from app.storage.files import write_json
+from tests.factories.service import publish_temperature
+from tests.factories.validation_data import npy, overconfident
 
 CALLS = {
     "open", "write", "truncate", "ftruncate", "fsync", "rename", "replace", "link", "mkdir",

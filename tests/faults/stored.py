@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from app.artifacts import ArtifactStore
-from app.inference.card import read_model_folder
+from app.inference.model_card import read_model_folder
+from app.storage.artifacts import ArtifactStore
 
 
 def assert_whole(folder: Path) -> str:

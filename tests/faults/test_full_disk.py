@@ -11,10 +11,10 @@ import pytest
 from app.errors import StorageError
 from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, jobs_folder, send
 from tests.conftest import MakeClient
+from tests.factories.jobs import wait_for
+from tests.factories.service import assert_serves, publish_temperature
 from tests.faults.steps import Order, publish_and_activate
 from tests.faults.stored import assert_nothing_half_written, assert_whole, history
-from tests.jobs import wait_for
-from tests.service import assert_serves, publish_temperature
 
 BLOCK = 4096
 DISK = 1 << 20

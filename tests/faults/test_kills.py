@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from app.artifacts import ArtifactStore
-from app.job_files import UPLOAD, Job, State
-from app.jobs import Jobs
+from app.jobs.queue import Jobs
+from app.jobs.store import UPLOAD, Job, State
+from app.storage.artifacts import ArtifactStore
+from tests.factories.service import open_client, post, publish_temperature, thirds
 from tests.faults.conftest import Attempt
 from tests.faults.steps import Order, settings_of, submit
 from tests.faults.stored import assert_clean, assert_whole
-from tests.service import open_client, post, publish_temperature, thirds
 
 MANY = 2000  # steps; no work here takes as many
 

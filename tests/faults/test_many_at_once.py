@@ -11,13 +11,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.artifacts import ArtifactStore
+from app.storage.artifacts import ArtifactStore
 from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, send
+from tests.api.test_server import Served, serving
+from tests.factories.jobs import wait_for, worker_pid
+from tests.factories.models import write_onnx_model
+from tests.factories.service import post, publish_temperature, thirds, wait_until_ready
 from tests.faults.stored import assert_nothing_half_written, assert_whole, history
-from tests.jobs import wait_for, worker_pid
-from tests.service import post, publish_temperature, thirds, wait_until_ready
-from tests.test_server import Served, serving
-from tests.tiny_models import write_onnx_model
 
 FLIPS = 20
 CLIENTS = 8

@@ -10,16 +10,16 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.api.pace import STRIDE
-from app.connection import Connection
+from app.api.middleware import STRIDE
+from app.cli.calibrate import Service, Wanted
+from app.client import Connection
 from app.errors import InputError
-from app.fits import Service, Wanted
 from app.main import WORKERS
 from tests.api.test_calibrate import ADMIN, TOKEN, jobs_folder
 from tests.api.test_limits import unfinished
 from tests.conftest import MakeServer
-from tests.jobs import wait_for
-from tests.service import assert_problem, assert_serves, encoded, thirds
+from tests.factories.jobs import wait_for
+from tests.factories.service import assert_problem, assert_serves, encoded, thirds
 
 PATIENCE_S = 1.0
 

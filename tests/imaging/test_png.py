@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-import app.imaging.pieces as pieces_room
+import app.imaging.png as pieces_room
 from app.imaging.png import png
 
 SIDES = st.integers(1, 40)

@@ -4,9 +4,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from app.inference.card import read_model_folder
+from app.inference.model_card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
-from tests.tiny_models import write_card, write_onnx_model, write_torch_model
+from tests.factories.models import write_card, write_onnx_model, write_torch_model
 
 KINDS = ("onnx", "pt", "pt2")
 

@@ -8,8 +8,8 @@ import torch
 
 from app.errors import ArgumentError, ModelError
 from app.inference.backbone import first_line, nvidia_device_present, open_backbone
+from tests.factories.models import TorchNetwork, expected_logits, onnx_network
 from tests.inference.conftest import KINDS
-from tests.tiny_models import TorchNetwork, expected_logits, onnx_network
 
 without_device = pytest.mark.skipif(nvidia_device_present(), reason="there is a CUDA device")
 

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from app.errors import ModelError
-from app.inference.card import read_model_folder
-from app.inference.emission import emit
+from app.inference.model_card import read_model_folder
+from app.inference.postprocess import emit
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
+from tests.factories.models import expected_logits, write_card
 from tests.inference.conftest import KINDS
-from tests.tiny_models import expected_logits, write_card
 
 # Left red, right blue; the network's cells are 2x2 pixels.
 HALVES = np.zeros((6, 8, 3), np.uint8)

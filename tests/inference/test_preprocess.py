@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.errors import TooLargeError
-from app.inference.card import InputPolicy, ShortSide
+from app.inference.model_card import InputPolicy, ShortSide
 from app.inference.preprocess import Geometry, glance, normalised, plan, preprocess
 
 

@@ -1,0 +1,108 @@
+"""What is happening, counted for Prometheus; each application has a registry of its own."""
+
+import time
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.serving.drift_monitor import DriftMonitor
+
+STANDARD_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
+CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
+
+
+class Counters:
+    """The service's counters."""
+
+    def __init__(self, drift: DriftMonitor) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "segcal_http_requests", "Requests by route, method and status.",
+            ("route", "method", "status"), registry=self.registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            "segcal_http_request_seconds", "Time to answer, by route.",
+            ("route",), registry=self.registry,
+        )  # fmt: skip
+        self.stages = Histogram(
+            "segcal_stage_seconds", "Time of one stage of a segmentation.",
+            ("stage",), registry=self.registry,
+        )  # fmt: skip
+        self.confidence = Histogram(
+            "segcal_image_mean_confidence", "Mean confidence of an image, by model.",
+            ("model",), buckets=CONFIDENCE_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+
+        self.registry.register(DriftGauges(drift))
+
+    def count_segmentation(
+        self, model: str, mean_confidence: float, milliseconds: Mapping[str, float]
+    ) -> None:
+        """Count one answer with its stages' times."""
+        self.confidence.labels(model).observe(mean_confidence)
+        for stage, spent in milliseconds.items():
+            self.stages.labels(stage).observe(spent / 1000)
+
+
+class DriftGauges(Collector):
+    """Each watched model's drift, read when asked for."""
+
+    def __init__(self, drift: DriftMonitor) -> None:
+        self._drift = drift
+
+    def collect(self) -> Iterator[Metric]:
+        """Give divergences and limits by model and histogram, and staleness by model."""
+        divergence = GaugeMetricFamily(
+            "segcal_drift_divergence",
+            "Jensen-Shannon divergence of live answers from those of the fit, in nats.",
+            labels=("model", "histogram"),
+        )
+        limit = GaugeMetricFamily(
+            "segcal_drift_limit", "The divergence beyond which a model drifts.",
+            labels=("model", "histogram"),
+        )  # fmt: skip
+        stale = GaugeMetricFamily(
+            "segcal_calibrator_stale", "1 where the active calibrator is stale.", labels=("model",)
+        )
+        for model, state in self._drift.states().items():
+            stale.add_metric((model,), float(state.stale))
+            for name in state.divergence._fields:
+                divergence.add_metric((model, name), getattr(state.divergence, name))
+                limit.add_metric((model, name), getattr(state.limit, name))
+        yield from (divergence, limit, stale)
+
+
+class CountRequests:
+    """Counts every answer under its route's template.
+
+    Neither an id in a path nor a method that a caller makes up begins a new series.
+    """
+
+    def __init__(self, app: ASGIApp, counters: Counters) -> None:
+        self._app, self._counters = app, counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Time one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in STANDARD_METHODS else "other"
+            self._counters.requests.labels(route, method, status).inc()
+            self._counters.seconds.labels(route).observe(time.perf_counter() - started)

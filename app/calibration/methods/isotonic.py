@@ -1,0 +1,153 @@
+"""Isotonic calibrators: a monotone function of each class's probability, renormalised.
+
+IRM (Zhang et al. 2020) pools all one-vs-rest pairs into one strictly increasing function, which
+keeps the order of the classes; the one-vs-all form (Zadrozny and Elkan 2002) fits one for each
+class and can change labels. Probabilities are handled as log-odds, where neither end is crowded.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.calibration.base import FitContext, Invariances, Pixelwise
+from app.calibration.dataset import ValidationSet
+from app.calibration.sampling import chunks, count_classes, require_two_classes
+
+BINS = 4096
+LIMIT = 30.0  # log-odds beyond it are taken as it
+PRIOR = 1.0  # pixels that say each block's probability is right: keeps pure blocks off 0 and 1
+SMALLEST_SLOPE = 1e-3  # in log-odds: pooled blocks are flat, and flat would tie classes
+
+Array = NDArray[np.float64]
+
+
+class Isotonic(Pixelwise):
+    """f(p_k) / sum_j f(p_j), one strictly increasing f; labels never change.
+
+    `table` [rows,4097] holds log-odds of f at equally spaced log-odds of p in [-30,30]; between
+    them it is linear.
+    """
+
+    method: ClassVar[str] = "isotonic"
+    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    pooled: ClassVar[bool] = True
+    table: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        rows = 1 if self.pooled else num_classes
+        grid = torch.linspace(-LIMIT, LIMIT, BINS + 1, dtype=torch.float64).float()
+        self.register_buffer("table", grid.repeat(rows, 1))
+
+    def calibrate_rows(self, rows: Tensor) -> Tensor:
+        """Logits [...,K] to log-probabilities [...,K]."""
+        place = (log_odds(rows) + LIMIT) * (BINS / (2 * LIMIT))
+        low = place.floor().clamp(0, BINS - 1)
+        index = low.long()
+        if not self.pooled:
+            index = index + torch.arange(self.num_classes) * (BINS + 1)
+        flat = self.table.flatten()
+        below, above = flat[index], flat[index + 1]
+        logs = torch.nn.functional.logsigmoid(below + (place - low) * (above - below))
+        return logs - logs.logsumexp(dim=-1, keepdim=True)
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Pool adjacent violators over 4,096 bins of log-odds; needs labels of two classes.
+
+        A class without a labelled pixel keeps the identity in the one-vs-all form.
+        """
+        counts = count_classes(data)
+        require_two_classes(counts)
+        total, right, moment = _histograms(data, context)
+        if self.pooled:
+            total, right, moment = (part.sum(0, keepdims=True) for part in (total, right, moment))
+        identity = type(self)(self.num_classes).table
+        for row in range(len(self.table)):
+            if self.pooled or counts[row]:
+                fitted = _knots(total[row], right[row], moment[row])
+                self.table[row] = torch.from_numpy(fitted)
+            else:
+                self.table[row] = identity[row]
+
+    def summary(self) -> dict[str, float]:
+        """Give the largest change of log-odds."""
+        identity = type(self)(self.num_classes).table
+        return {"largest_change_of_log_odds": (self.table - identity).abs().max().item()}
+
+
+class IsotonicOneVsAll(Isotonic):
+    """f_k(p_k) / sum_j f_j(p_j), one increasing f_k for each class; labels may change."""
+
+    method: ClassVar[str] = "isotonic_ova"
+    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=False, order=False)
+    pooled: ClassVar[bool] = False
+
+
+def log_odds(rows: Tensor) -> Tensor:
+    """Logits [...,K] to log(p_k / (1 - p_k)) in [-30, 30], exact where p_k is close to 1."""
+    logs = rows.log_softmax(dim=-1)
+    probabilities = logs.exp()
+    top = torch.arange(rows.shape[-1]) == rows.argmax(dim=-1, keepdim=True)
+    # 1 - p loses every digit at the top class, whose complement is the sum of the others.
+    rest = torch.where(top, 0.0, probabilities).sum(dim=-1, keepdim=True)
+    complement = torch.where(top, rest, 1 - probabilities)
+    return (logs - complement.clamp_min(1e-30).log()).clamp(-LIMIT, LIMIT)
+
+
+def pool_adjacent_violators(values: Array, weights: Array) -> Array:
+    """Find the nondecreasing sequence [n] of least weighted squared distance to values [n]."""
+    means: list[float] = []
+    masses: list[float] = []
+    sizes: list[int] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        mean, mass, size = value, weight, 1
+        while means and means[-1] >= mean:
+            joined = masses[-1] + mass
+            mean = (means.pop() * masses[-1] + mean * mass) / joined
+            mass, size = joined, size + sizes.pop()
+            masses.pop()
+        means.append(mean)
+        masses.append(mass)
+        sizes.append(size)
+    return np.repeat(means, sizes)
+
+
+def _histograms(data: ValidationSet, context: FitContext) -> tuple[Array, Array, Array]:
+    """Per class and bin of log-odds, [K,4096]: pixels, pixels of the class, sum of log-odds."""
+    size = data.num_classes * BINS
+    sums = torch.zeros(3, size, dtype=torch.float64)
+    for done, (logits, labels) in enumerate(chunks(data)):
+        context.progress("histograms", min(done / (4 * len(data)), 1.0))
+        odds = log_odds(logits).double()
+        bins = ((odds + LIMIT) * (BINS / (2 * LIMIT))).floor().clamp(0, BINS - 1).long()
+        places = (bins + torch.arange(data.num_classes) * BINS).flatten()
+        own = places.view_as(bins).gather(1, labels[:, None])[:, 0]
+        sums[0] += torch.bincount(places, minlength=size)
+        sums[1] += torch.bincount(own, minlength=size)
+        sums[2] += torch.bincount(places, odds.flatten(), minlength=size)
+    context.progress("histograms", 1.0)
+    total, right, moment = sums.view(3, data.num_classes, BINS).numpy()
+    return total, right, moment
+
+
+def _knots(total: Array, right: Array, moment: Array) -> Array:
+    """One function's log-odds at the bins' edges [4097], strictly increasing.
+
+    Linear between the centres of the pooled blocks, with slope 1 beyond the outermost.
+    """
+    edges = np.linspace(-LIMIT, LIMIT, BINS + 1)
+    total, right, moment = (part[total > 0] for part in (total, right, moment))
+    fitted = pool_adjacent_violators(right / total, total)
+    starts = np.flatnonzero(np.r_[True, np.diff(fitted) > 0])
+    mass, hits, moment = (np.add.reduceat(part, starts) for part in (total, right, moment))
+    centres = moment / mass
+    odds = np.exp(centres)  # of the uncalibrated probability p; the prior adds p and 1 - p
+    hits, misses = hits + PRIOR * odds / (1 + odds), mass - hits + PRIOR / (1 + odds)
+    values = np.maximum.accumulate(np.log(hits) - np.log(misses)).clip(-LIMIT, LIMIT)
+    inner = np.interp(edges, centres, values)
+    outer = np.minimum(edges - centres[0], 0) + np.maximum(edges - centres[-1], 0)
+    knots: Array = inner + outer + SMALLEST_SLOPE * edges
+    return knots

@@ -1,0 +1,204 @@
+"""Local temperature scaling (Ding et al. 2021): a temperature for each pixel.
+
+A tree of gates mixes four temperature fields, each a 5x5 convolution of the log-probabilities;
+`lts_image` mixes in a fifth, a convolution of the picture, by one more gate.
+Against the released code: the temperature is 1 at the start (it was 2, one added twice), gates
+start at random (equal branches never part, which makes the tree one linear convolution), and
+softplus stands for a ReLU that can die at 1e-8. Borders repeat the edge, so maps of any size do.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import conv2d, nll_loss, pad, softplus
+
+from app.calibration.base import (
+    Calibrator,
+    FitContext,
+    Invariances,
+    floored_log_softmax,
+    prepared,
+    uniform_where_broken,
+)
+from app.calibration.dataset import IGNORE, LabelledImage, ValidationSet, labelled_pixels, split
+from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.solvers import Schedule, descend
+from app.errors import ArgumentError
+
+KERNEL, DILATION = 5, 2
+REACH = DILATION * (KERNEL // 2)
+SMALLEST_TEMPERATURE = 0.05
+BRANCHES, GATES = 4, 3
+GREY, CONTRAST = 0.5, 4.0  # colours in 0..1 lie about 1 around 0 for the convolution
+GATE_SPREAD = 0.01
+CROP = 128  # pixels a side, so that one step is bounded whatever the image
+SCHEDULE = Schedule("training", rate=2e-3, rounds=30, patience=4)
+HELD_OUT_CROPS = 64
+
+
+class LocalTemperature(Calibrator):
+    """softmax(z / T(z)), T above 0.05 from a 9x9 neighbourhood; needs maps [N,K,h,w]."""
+
+    method: ClassVar[str] = "lts"
+    invariances: ClassVar[Invariances] = Invariances(
+        translation=True, argmax=True, order=True, reach=REACH
+    )
+    needs_maps: ClassVar[bool] = True
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        fields = BRANCHES + GATES
+        self.weight = Parameter(
+            torch.zeros(fields, num_classes, KERNEL, KERNEL), requires_grad=False
+        )
+        self.bias = Parameter(_fresh_bias(), requires_grad=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,h,w] to log-probabilities; raises ArgumentError for tables."""
+        if logits.ndim != 4:
+            raise ArgumentError(f"expected maps [N,K,h,w], got {list(logits.shape)}")
+        rows = prepared(logits)
+        calibrated = (rows / self.temperatures(rows)).log_softmax(dim=1)
+        return uniform_where_broken(calibrated, logits)
+
+    def temperatures(self, logits: Tensor) -> Tensor:
+        """Finite logits [N,K,h,w] to temperatures [N,1,h,w]."""
+        features = floored_log_softmax(logits.movedim(1, -1)).movedim(-1, 1)
+        return softplus(self._undecided(features)) + SMALLEST_TEMPERATURE
+
+    def _undecided(self, features: Tensor) -> Tensor:
+        """Log-probabilities [N,K,h,w] to what softplus makes a temperature of, [N,1,h,w]."""
+        fields = convolved(features, self.weight, self.bias)
+        first, second, third, fourth = (fields[:, [place]] for place in range(BRANCHES))
+        gate1, gate2, gate3 = (fields[:, [BRANCHES + gate]].sigmoid() for gate in range(GATES))
+        one = gate1 * first + (1 - gate1) * second
+        other = gate2 * third + (1 - gate2) * fourth
+        return gate3 * one + (1 - gate3) * other
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Train by Adam on crops, stopping early on held-out images; needs two classes.
+
+        The loss skips unlabelled pixels, but they are part of their neighbours' surroundings, as
+        they are when serving. Raises ArgumentError for sets of tables.
+        """
+        require_two_classes(count_classes(data))
+        if data[0].labels.ndim != 2:
+            raise ArgumentError("expected images with a grid of two dimensions, got tables")
+        both = [list(range(len(data)))] * 2
+        train, select = split(data, 0.8, context.seed) if len(data) > 1 else both
+        generator = torch.Generator().manual_seed(context.seed)
+        with torch.no_grad():
+            self._begin(generator)
+
+        def batches() -> Iterator[Tensor]:
+            for place in torch.randperm(len(train), generator=generator).tolist():
+                crop = _crop(data, train[place], generator)
+                if (crop.labels != IGNORE).any():
+                    yield self._loss(crop)
+
+        def held_out_loss() -> float:
+            fixed = torch.Generator().manual_seed(context.seed)
+            crops = (_crop(data, index, fixed) for index in select[:HELD_OUT_CROPS])
+            with torch.no_grad():
+                labelled = (crop for crop in crops if (crop.labels != IGNORE).any())
+                losses = [self._loss(crop).item() for crop in labelled]
+            return sum(losses) / max(len(losses), 1)
+
+        self.requires_grad_(True)
+        try:
+            descend(self, batches, held_out_loss, context, SCHEDULE)
+        finally:
+            self.requires_grad_(False)
+
+    def summary(self) -> dict[str, float]:
+        """Give the temperature that an undecided neighbourhood gets."""
+        undecided = torch.zeros(1, self.num_classes, 1, 1)
+        with torch.no_grad():
+            return {"temperature_where_undecided": self.temperatures(undecided).item()}
+
+    def _begin(self, generator: torch.Generator) -> None:
+        """Start over at temperature 1, with gates at random."""
+        self.weight.zero_()
+        self.weight[BRANCHES:].normal_(0, GATE_SPREAD, generator=generator)
+        self.bias.copy_(_fresh_bias())
+
+    def _loss(self, crop: LabelledImage) -> Tensor:
+        logs = self.seeing(crop.picture)(crop.logits[None])
+        return nll_loss(logs, crop.labels[None], ignore_index=IGNORE)
+
+
+class ImageTemperature(LocalTemperature):
+    """softmax(z / T(z, picture)): the image-dependent form.
+
+    It answers only when it has been shown the picture, see `seeing`; ArgumentError otherwise.
+    """
+
+    method: ClassVar[str] = "lts_image"
+    sees_picture = True
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.weight_image = Parameter(torch.zeros(1, 3, KERNEL, KERNEL), requires_grad=False)
+        self.bias_image = Parameter(_fresh_bias()[:1], requires_grad=False)
+        self.weight_gate = Parameter(
+            torch.zeros(1, num_classes, KERNEL, KERNEL), requires_grad=False
+        )
+        self.bias_gate = Parameter(torch.zeros(1), requires_grad=False)
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Train as the logits-only form does; raises ArgumentError for sets without pictures."""
+        if len(data) and data[0].picture is None:
+            raise ArgumentError(f"expected pictures with {self.method}, got logits alone")
+        super().fit(data, context)
+
+    def summary(self) -> dict[str, float]:
+        """Give the temperature that an undecided neighbourhood gets in a grey picture."""
+        shown = self.seeing(torch.full((3, 1, 1), round(255 * GREY)))
+        return super(ImageTemperature, shown).summary()
+
+    def _begin(self, generator: torch.Generator) -> None:
+        super()._begin(generator)
+        self.weight_image.zero_()
+        self.bias_image.copy_(_fresh_bias()[:1])
+        self.weight_gate.normal_(0, GATE_SPREAD, generator=generator)
+        self.bias_gate.zero_()
+
+    def _undecided(self, features: Tensor) -> Tensor:
+        if self.picture is None or self.picture.shape[1:] != features.shape[2:]:
+            raise ArgumentError(
+                f"expected the picture on the logits' grid {list(features.shape[2:])}, "
+                f"got {None if self.picture is None else list(self.picture.shape[1:])}"
+            )
+        colours = (self.picture[None].to(features) / 255 - GREY) * CONTRAST
+        seen = convolved(colours, self.weight_image, self.bias_image)
+        gate = convolved(features, self.weight_gate, self.bias_gate).sigmoid()
+        return gate * super()._undecided(features) + (1 - gate) * seen
+
+
+def convolved(planes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolve [N,C,h,w] with kernels of 5x5 in steps of 2, the border repeated."""
+    return conv2d(pad(planes, (REACH,) * 4, mode="replicate"), weight, bias, dilation=DILATION)
+
+
+def _fresh_bias() -> Tensor:
+    """Biases at which every branch says temperature 1 and every gate is open halfway."""
+    bias = torch.zeros(BRANCHES + GATES)
+    bias[:BRANCHES] = torch.tensor(1 - SMALLEST_TEMPERATURE).expm1().log()
+    return bias
+
+
+def _crop(data: ValidationSet, index: int, generator: torch.Generator) -> LabelledImage:
+    """Cut at most 128x128 pixels from an image; its labelled logits must be finite."""
+    image = data[index]
+    labelled_pixels(image)
+    height, width = image.labels.shape
+    top = int(torch.randint(max(height - CROP, 0) + 1, (), generator=generator))
+    left = int(torch.randint(max(width - CROP, 0) + 1, (), generator=generator))
+    window = (..., slice(top, top + CROP), slice(left, left + CROP))
+    picture = None if image.picture is None else image.picture[window]
+    return LabelledImage(image.logits[window], image.labels[window], picture)

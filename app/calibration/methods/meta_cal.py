@@ -1,0 +1,154 @@
+"""Meta-Cal (Ma and Blaschko 2021): scale the pixels of low entropy, give up on the others.
+
+Entropy (natural logarithm) of the uncalibrated distribution decides: below eta the pixel gets
+temperature scaling, otherwise 1/K for every class, so that its label can only come from the
+uncalibrated argmax. Eta is drawn over whole images that take no part in the temperature's fit;
+the paper's 500 samples would be one corner of one image here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.calibration.base import FitContext, Invariances, Pixelwise
+from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View, split
+from app.calibration.methods.isotonic import Array, pool_adjacent_violators
+from app.calibration.methods.temperature import fit_inverse_temperature
+from app.calibration.sampling import chunks, count_classes, require_two_classes
+from app.errors import ArgumentError
+
+ETA_SHARE = 0.2  # of the images
+ENTROPY_BINS = 16384  # over [0, log K]
+ACCURACY_BINS = 20
+
+
+class MetaCal(Pixelwise):
+    """softmax(z/T) where the entropy is below eta, else uniform.
+
+    `miscoverage` is the share of correct pixels that may be given up, in (0,1). With `accuracy`,
+    in (0,1), eta is instead set so that the accepted pixels are right that often.
+    """
+
+    method: ClassVar[str] = "metacal"
+    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=False, order=False)
+    beta: Tensor
+    eta: Tensor
+
+    def __init__(
+        self, num_classes: int, *, miscoverage: float = 0.05, accuracy: float | None = None
+    ) -> None:
+        super().__init__(num_classes)
+        for name, value in (("miscoverage", miscoverage), ("accuracy", accuracy)):
+            if value is not None and not 0 < value < 1:
+                raise ArgumentError(f"expected {name} between 0 and 1, got {value}")
+        self.miscoverage, self.accuracy = miscoverage, accuracy
+        self.register_buffer("beta", torch.ones(()))
+        self.register_buffer("eta", torch.tensor(2 * float(np.log(num_classes)) + 1))
+
+    def calibrate_rows(self, rows: Tensor) -> Tensor:
+        """Logits [...,K] to log-probabilities [...,K]."""
+        accepted = entropy(rows) < self.eta
+        return torch.where(accepted, rows * self.beta, 0.0).log_softmax(dim=-1)
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Set eta on some images and the temperature on the accepted pixels of the others.
+
+        Raises ArgumentError where fewer than two classes are labelled, or where the accuracy
+        asked for lies outside what the images show.
+        """
+        require_two_classes(count_classes(data))
+        others, chosen = data, data
+        if len(data) > 1:
+            kept, drawn = split(data, 1 - ETA_SHARE, context.seed)
+            others, chosen = Subset(data, kept), Subset(data, drawn)
+        histogram = _entropies(chosen, context)
+        eta = (
+            eta_for_miscoverage(histogram[0], self.miscoverage)
+            if self.accuracy is None
+            else eta_for_accuracy(histogram, self.accuracy)
+        )
+        eta *= float(np.log(self.num_classes)) / ENTROPY_BINS
+        accepted = Accepted(others, lambda rows: entropy(rows)[..., 0] < eta)
+        if any((accepted[index].labels != IGNORE).any() for index in range(len(accepted))):
+            self.beta.fill_(fit_inverse_temperature(accepted, context))
+        self.eta.fill_(eta)
+
+    def summary(self) -> dict[str, float]:
+        """Give the temperature and eta in nats."""
+        return {"temperature": 1 / self.beta.item(), "eta": self.eta.item()}
+
+
+@dataclass(frozen=True)
+class Accepted(View):
+    """A set with labels only where a rule on logits [...,K] holds."""
+
+    rule: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        image = self.whole[index]
+        accepted = self.rule(image.logits.float().movedim(0, -1))
+        return image._replace(labels=image.labels.where(accepted, IGNORE))
+
+
+def entropy(rows: Tensor) -> Tensor:
+    """Logits [...,K] to the entropy of their softmax in nats, [...,1] in [0, log K]."""
+    logs = rows.log_softmax(dim=-1)
+    return -(logs.exp() * logs).sum(dim=-1, keepdim=True)
+
+
+def eta_for_miscoverage(correct: Array, miscoverage: float) -> float:
+    """Find the bin edge above the (1 - miscoverage) quantile of the correct pixels' entropies.
+
+    `correct` counts pixels by entropy bin; raises ArgumentError where there are none.
+    """
+    if correct.sum() == 0:
+        raise ArgumentError("expected correctly predicted pixels to set eta on, got none")
+    reached = np.cumsum(correct) >= (1 - miscoverage) * correct.sum()
+    return float(np.flatnonzero(reached)[0] + 1)
+
+
+def eta_for_accuracy(histogram: Array, accuracy: float) -> float:
+    """Find the entropy, in bins, up to which the running accuracy is the one asked for.
+
+    `histogram` [2,bins] counts correct and wrong pixels by entropy. Twenty bins of equal mass
+    give accuracies and mean entropies; the running mean of the accuracies falls with entropy,
+    and a decreasing fit of entropy on it is read off at `accuracy`. Raises ArgumentError outside
+    the range of the running means.
+    """
+    counts = histogram.sum(0)
+    # A fine bin belongs to the coarse bin in which its last pixel falls.
+    coarse = np.ceil(np.cumsum(counts) / max(counts.sum(), 1) * ACCURACY_BINS).astype(int) - 1
+    coarse = coarse.clip(0, ACCURACY_BINS - 1)
+    mass, right, moment = (
+        np.bincount(coarse, weights, ACCURACY_BINS)
+        for weights in (counts, histogram[0], counts * (np.arange(len(counts)) + 0.5))
+    )
+    held = mass > 0
+    running = np.cumsum(right[held] / mass[held]) / np.arange(1, held.sum() + 1)
+    entropies = moment[held] / mass[held]
+    if not running.min() <= accuracy <= running.max():
+        raise ArgumentError(
+            f"expected an accuracy in {running.min():.4f}..{running.max():.4f}, got {accuracy}"
+        )
+    order = np.argsort(running, kind="stable")
+    falling = -pool_adjacent_violators(-entropies[order], np.ones(len(order)))
+    return float(np.interp(accuracy, running[order], falling))
+
+
+def _entropies(data: ValidationSet, context: FitContext) -> Array:
+    """Count correct and wrong pixels by entropy, [2,bins]."""
+    counts = torch.zeros(2, ENTROPY_BINS, dtype=torch.float64)
+    scale = ENTROPY_BINS / float(np.log(data.num_classes))
+    for done, (logits, labels) in enumerate(chunks(data)):
+        context.progress("entropies", min(done / (4 * len(data)), 1.0))
+        bins = (entropy(logits)[:, 0] * scale).floor().clamp(0, ENTROPY_BINS - 1).long()
+        correct = logits.argmax(dim=1) == labels
+        counts[0] += torch.bincount(bins[correct], minlength=ENTROPY_BINS)
+        counts[1] += torch.bincount(bins[~correct], minlength=ENTROPY_BINS)
+    context.progress("entropies", 1.0)
+    histogram: Array = counts.numpy()
+    return histogram

@@ -1,0 +1,336 @@
+"""The selector: which pixels are predicted right, and with what probability (Wang et al. 2023).
+
+A small network on each pixel's log-probabilities: normalise, ReLU, K to 2K, normalise, ReLU, 2K
+to K, normalise, ReLU, K to 1. The paper puts a K-to-K layer first, which stays the identity when
+trained, and two outputs, of which only the difference counts; both are left out. Batch
+normalisation is folded into the layers after training, so the state is plain matrices.
+
+Selective scaling (Wang et al. 2023): one temperature for trusted pixels, one for doubted ones.
+
+Both temperatures divide, both are fitted by convex negative log-likelihood on held-out images,
+and neither changes the order of the classes. Hard routing takes one of the two by the selector's
+verdict; soft mixing weighs both distributions with its probability, which throws nothing away.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, relu
+
+from app.calibration.base import (
+    Calibrator,
+    FitContext,
+    Invariances,
+    floored_log_softmax,
+    prepared,
+    uniform_where_broken,
+)
+from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View, split
+from app.calibration.methods.identity import Identity
+from app.calibration.methods.temperature import fit_inverse_temperature
+from app.calibration.sampling import Sample, count_classes, draw, require_two_classes
+from app.calibration.solvers import Schedule, descend, minimise
+from app.errors import ArgumentError
+
+BATCH_PIXELS = 4096
+MISPREDICTION_COPIES = 1  # each mispredicted pixel counts 1 + this often in training, as released
+SCHEDULE = Schedule("training the selector", rate=3e-3, rounds=30, patience=4)
+
+
+class Selector(nn.Module):
+    """Rows of logits to the log-odds that the top class is right; fresh: 0, even odds.
+
+    `forward` gives log-odds as trained, on mispredictions counted double; `probability` corrects
+    for that count.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        widths = (num_classes, 2 * num_classes, num_classes, 1)
+        self.register_buffer("scale", torch.ones(num_classes))
+        self.register_buffer("shift", torch.zeros(num_classes))
+        self.register_buffer("platt", torch.tensor([1.0, 0.0]))
+        for layer in range(3):
+            self.register_buffer(f"weight{layer}", torch.zeros(widths[layer + 1], widths[layer]))
+            self.register_buffer(f"bias{layer}", torch.zeros(widths[layer + 1]))
+
+    scale: Tensor
+    shift: Tensor
+    platt: Tensor
+    weight0: Tensor
+    bias0: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits [...,K] to log-odds [...,1] of a right prediction; above 0 routes to T_ok."""
+        hidden = relu(floored_log_softmax(rows) * self.scale + self.shift)
+        hidden = relu(linear(hidden, self.weight0, self.bias0))
+        hidden = relu(linear(hidden, self.weight1, self.bias1))
+        return linear(hidden, self.weight2, self.bias2)
+
+    def calibrated(self, odds: Tensor) -> Tensor:
+        """Trained log-odds to log-odds whose sigmoid is P(correct) on held-out pixels."""
+        return odds * self.platt[0] + self.platt[1]
+
+    def fit(self, train: Sample, select: Sample, context: FitContext) -> None:
+        """Train on one sample; stop early and calibrate the odds on the other."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            network = _network(self.num_classes)
+        inputs, correct = _examples(train)
+        held_inputs, held_correct = _examples(select)
+        _train(network, inputs, correct, (held_inputs, held_correct), context)
+        self._fold(network)
+        with torch.no_grad():
+            odds = self(held_inputs)[:, 0]
+        start = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        problem = PlattProblem(odds.double(), held_correct.double())
+        self.platt.copy_(minimise(problem, start, context, "calibrating the selector")[0])
+
+    @property
+    def num_classes(self) -> int:
+        """Count the classes."""
+        return len(self.scale)
+
+    def _fold(self, network: nn.Sequential) -> None:
+        """Take over a trained network's layers with the normalisation multiplied in."""
+        norms = [module for module in network if isinstance(module, nn.BatchNorm1d)]
+        layers = [module for module in network if isinstance(module, nn.Linear)]
+        with torch.no_grad():
+            scale, shift = _scale_and_shift(norms[0])
+            self.scale.copy_(scale)
+            self.shift.copy_(shift)
+            for place, layer in enumerate(layers):
+                weight, bias = layer.weight.detach(), layer.bias.detach()
+                if place + 1 < len(norms):
+                    scale, shift = _scale_and_shift(norms[place + 1])
+                    weight, bias = weight * scale[:, None], bias * scale + shift
+                self.get_buffer(f"weight{place}").copy_(weight)
+                self.get_buffer(f"bias{place}").copy_(bias)
+
+
+class PlattProblem:
+    """Logistic regression of right (1) on log-odds, two parameters; see `optimisation.Problem`."""
+
+    def __init__(self, odds: Tensor, correct: Tensor) -> None:
+        self.features = torch.stack([odds, torch.ones_like(odds)], dim=1)
+        self.correct = correct
+        likely = odds.sigmoid()
+        weighted = self.features * (likely * (1 - likely))[:, None]
+        hessian = weighted.T @ self.features / len(odds)
+        self.inverse = torch.linalg.inv(hessian + 1e-4 * torch.eye(2, dtype=hessian.dtype))
+        self.ridge = 1.0 / len(odds)
+
+    def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Mean negative log-likelihood [1] with a ridge of one pixel, and its gradient [1,2]."""
+        odds = self.features @ point[0]
+        difference = point - torch.tensor([1.0, 0.0], dtype=point.dtype)
+        value = binary_cross_entropy_with_logits(odds, self.correct)
+        gradient = (odds.sigmoid() - self.correct) @ self.features / len(odds)
+        ridge = self.ridge * difference.square().sum()
+        return (value + ridge)[None], gradient[None] + 2 * self.ridge * difference
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """Divide by the Hessian at the start."""
+        divided: Tensor = gradient @ self.inverse
+        return divided
+
+
+def _network(num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.BatchNorm1d(num_classes),
+        nn.ReLU(),
+        nn.Linear(num_classes, 2 * num_classes),
+        nn.BatchNorm1d(2 * num_classes),
+        nn.ReLU(),
+        nn.Linear(2 * num_classes, num_classes),
+        nn.BatchNorm1d(num_classes),
+        nn.ReLU(),
+        nn.Linear(num_classes, 1),
+    )
+
+
+def _examples(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Logits [m,K] and whether the top class is right, float32 [m]."""
+    return sample.logits, (sample.logits.argmax(dim=1) == sample.labels).float()
+
+
+def _train(
+    network: nn.Sequential,
+    inputs: Tensor,
+    correct: Tensor,
+    held_out: tuple[Tensor, Tensor],
+    context: FitContext,
+) -> None:
+    generator = torch.Generator().manual_seed(context.seed)
+
+    def loss(rows: Tensor, right: Tensor) -> Tensor:
+        weight = 1 + MISPREDICTION_COPIES * (1 - right)
+        odds = network(floored_log_softmax(rows))[:, 0]
+        total = binary_cross_entropy_with_logits(odds, right, weight, reduction="sum")
+        return total / weight.sum()
+
+    def batches() -> Iterator[Tensor]:
+        order = torch.randperm(len(inputs), generator=generator)
+        for start in range(0, len(order), BATCH_PIXELS):
+            chosen = order[start : start + BATCH_PIXELS]
+            if len(chosen) > 1:  # batch normalisation has no variance of one pixel
+                yield loss(inputs[chosen], correct[chosen])
+
+    def held_out_loss() -> float:
+        network.eval()
+        with torch.no_grad():
+            return loss(*held_out).item()
+
+    descend(network, batches, held_out_loss, context, SCHEDULE)
+    network.eval()
+
+
+def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Give what a normalisation in evaluation does, as a product and a sum."""
+    if norm.running_var is None or norm.running_mean is None:
+        raise AssertionError("batch normalisation keeps running statistics here")
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+TRAIN_SHARE = 0.7  # of the images; the rest stops training and sets the temperatures
+SELECTOR_FLOATS = 2**23  # pixels beyond some hundred an image teach the selector little
+
+
+class Selective(Calibrator):
+    """q softmax(g/T_ok) + (1-q) softmax(g/T_mis) with q = P(correct); hard: q is 0 or 1.
+
+    g is the logits, or another calibrator's log-probabilities in the `selective+<other>` forms;
+    the selector always sees the logits. `mixing` is "soft" or "hard"; `mispredicted` fixes
+    T_mis (the paper used 2 and 1e10; the latter becomes 1e4) and T_ok at 1.
+    """
+
+    method: ClassVar[str] = "selective"
+    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    base_class: ClassVar[type[Calibrator]] = Identity
+    beta_ok: Tensor
+    beta_mis: Tensor
+    soft: Tensor
+
+    def __init__(
+        self, num_classes: int, *, mixing: str = "soft", mispredicted: float | None = None
+    ) -> None:
+        super().__init__(num_classes)
+        if mixing not in ("soft", "hard"):
+            raise ArgumentError(f"expected mixing to be soft or hard, got {mixing}")
+        self.mispredicted = mispredicted
+        self.base = self.base_class(num_classes)
+        self.selector = Selector(num_classes)
+        self.register_buffer("beta_ok", torch.ones(()))
+        self.register_buffer("beta_mis", torch.ones(()))
+        self.register_buffer("soft", torch.tensor(float(mixing == "soft")))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] to log-probabilities."""
+        odds = self._odds(logits)
+        verdict = torch.where(odds > 0, 60.0, -60.0)  # log-odds of certainty in float32
+        odds = torch.where(self.soft > 0, self.selector.calibrated(odds), verdict)
+        based = self.base.seeing(self.picture)(logits)
+        trusted = (based * self.beta_ok).log_softmax(dim=1)
+        doubted = (based * self.beta_mis).log_softmax(dim=1)
+        mixed = torch.logaddexp(
+            trusted - torch.nn.functional.softplus(-odds),
+            doubted - torch.nn.functional.softplus(odds),
+        )
+        return uniform_where_broken(mixed, logits)
+
+    def suspects(self, logits: Tensor) -> Tensor:
+        """Mark the pixels that hard routing gives T_mis."""
+        return self._odds(logits)[:, 0] <= 0
+
+    def _odds(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] to the selector's log-odds [N,1,...] as trained."""
+        odds: Tensor = self.selector(prepared(logits).movedim(1, -1))
+        return odds.movedim(-1, 1)
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Fit the base and the selector on some images, both temperatures on the others.
+
+        Where no pixel is mispredicted there is nothing to select: both temperatures become the
+        one of least negative log-likelihood. Needs labels of two classes; a set of one image
+        serves as both parts.
+        """
+        require_two_classes(count_classes(data))
+        train, select = _parts(data, context)
+        self.base.fit(train, context)
+        trained, held = (draw(part, context, SELECTOR_FLOATS) for part in (train, select))
+        if (trained.logits.argmax(1) == trained.labels).all():
+            self._revert(select, context)
+            return
+        self.selector.fit(trained, held, context)
+        self.beta_ok.fill_(1.0)
+        if self.mispredicted is None:
+            self.beta_ok.fill_(self._beta(select, context, lambda odds: odds > 0))
+            self.beta_mis.fill_(self._beta(select, context, lambda odds: odds <= 0))
+        else:
+            self.beta_mis.fill_(1 / min(max(self.mispredicted, 0.05), 1e4))
+
+    def summary(self) -> dict[str, float]:
+        """Give both temperatures, which divide."""
+        return {"t_ok": 1 / self.beta_ok.item(), "t_mis": 1 / self.beta_mis.item()}
+
+    def _revert(self, select: ValidationSet, context: FitContext) -> None:
+        self.selector = Selector(self.num_classes)
+        beta = self._beta(select, context, torch.isfinite)
+        self.beta_ok.fill_(beta)
+        self.beta_mis.fill_(beta)
+
+    def _beta(
+        self, data: ValidationSet, context: FitContext, chosen: Callable[[Tensor], Tensor]
+    ) -> float:
+        """Find the inverse temperature of the chosen pixels, or of all where there are none."""
+        routed = Routed(data, self.base, self.selector, chosen)
+        if not any((routed[index].labels != IGNORE).any() for index in range(len(routed))):
+            return fit_inverse_temperature(replace(routed, chosen=torch.isfinite), context)
+        return fit_inverse_temperature(routed, context)
+
+
+@dataclass(frozen=True)
+class Routed(View):
+    """A set as the base calibrates it, labelled only where the selector's odds are chosen."""
+
+    base: Calibrator
+    selector: Selector
+    chosen: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        logits, labels, picture = self.whole[index]
+        with torch.no_grad():
+            based = self.base.seeing(picture)(logits[None])[0]
+            odds = self.selector(prepared(logits[None]).movedim(1, -1))[0, ..., 0]
+        return LabelledImage(based, labels.where(self.chosen(odds), IGNORE))
+
+
+def over(other: type[Calibrator]) -> type[Selective]:
+    """Make the class that selects on top of another method's log-probabilities."""
+    promised = other.invariances
+
+    class SelectiveOver(Selective):
+        __doc__ = f"Selective scaling of {other.method}'s log-probabilities."
+        method = f"selective+{other.method}"
+        invariances = promised
+        sees_picture = other.sees_picture
+        needs_maps = other.needs_maps
+        base_class = other
+
+    return SelectiveOver
+
+
+def _parts(data: ValidationSet, context: FitContext) -> tuple[ValidationSet, ValidationSet]:
+    """Images to train on and images to set the temperatures with."""
+    if len(data) < 2:
+        return data, data
+    train, select = split(data, TRAIN_SHARE, context.seed)
+    return Subset(data, train), Subset(data, select)

@@ -1,0 +1,127 @@
+"""Temperature scaling (Guo et al. 2017): one number that divides all logits.
+
+The mean negative log-likelihood is convex in the inverse temperature beta, so a coarse grid and a
+few guarded Newton steps, each one streaming pass, solve it to convergence. Labels never change.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.calibration.base import TEMPERATURE_RANGE, Calibrator, FitContext, Invariances, prepared
+from app.calibration.dataset import ValidationSet, pixels
+from app.calibration.sampling import require_classes
+from app.errors import ArgumentError
+from app.numerics import LOG2_E, compiled, power_of_two
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Sums = NDArray[np.float64]
+
+NEWTON_STEPS = 30
+BLOCK = 512  # pixels at a time: what is kept of them stays in the nearest cache
+BETA_RANGE = (1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0])
+
+_LOWEST, _NOTHING = np.float32(-3e38), np.float32(0)
+_FARTHEST = np.float32(-1e6)  # a class so far below the top is nothing beside it at any beta
+
+
+class Temperature(Calibrator):
+    """softmax(z / T), T in [0.05, 1e4]; kept as the multiplier beta = 1/T."""
+
+    method: ClassVar[str] = "temperature"
+    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    beta: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("beta", torch.ones(()))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [N,K,...] to log-softmax(beta z)."""
+        return (prepared(logits) * self.beta).log_softmax(dim=1)
+
+    def fit(self, data: ValidationSet, context: FitContext) -> None:
+        """Minimise the mean negative log-likelihood over all labelled pixels."""
+        self.beta.fill_(fit_inverse_temperature(data, context))
+
+    def scale(self) -> float | None:
+        """Give the inverse temperature."""
+        return self.beta.item()
+
+    def summary(self) -> dict[str, float]:
+        """Give the temperature."""
+        return {"temperature": 1 / self.beta.item()}
+
+
+def fit_inverse_temperature(data: ValidationSet, context: FitContext) -> float:
+    """Find the beta in [1e-4, 20] of least mean negative log-likelihood, to 1e-7 relative.
+
+    Newton's step is taken where it stays inside the bracket that the gradient's sign has left,
+    and the bracket is halved (in log beta) otherwise; a perfect model ends at the upper end.
+    """
+    low, high = BETA_RANGE
+    beta = 1.0
+    for step in range(NEWTON_STEPS):
+        context.progress("temperature", step / NEWTON_STEPS)
+        slope, curvature = _derivatives(data, beta)
+        low, high = (beta, high) if slope < 0 else (low, beta)
+        proposal = beta - slope / curvature if curvature > 0 else 0.0
+        if not low < proposal < high:
+            proposal = (low * high) ** 0.5
+        if abs(proposal - beta) <= 1e-7 * beta:
+            break
+        beta = proposal
+    context.progress("temperature", 1.0)
+    return beta
+
+
+def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:
+    """First and second derivative of the mean negative log-likelihood in beta, one pass."""
+    sums = np.zeros(2)
+    count = 0
+    for logits, labels in pixels(data):
+        require_classes(labels, data.num_classes)  # the loop trusts them
+        add_derivatives(np.ascontiguousarray(logits.numpy().T), labels.numpy(), beta, sums)
+        count += len(labels)
+    if count == 0:
+        raise ArgumentError("expected at least one labelled pixel to fit on, got none")
+    slope, curvature = (sums / count).tolist()
+    return slope, curvature
+
+
+@compiled
+def add_derivatives(logits: Floats, labels: Labels, beta: float, sums: Sums) -> None:
+    """Add to `sums` the derivatives of each pixel's loss: float32 logits [K,m], labels int64 [m].
+
+    The first is the mean logit less the label's, the second the logits' variance, both under
+    softmax(beta z).
+    """
+    gain, count = np.float32(beta * LOG2_E), len(labels)
+    top, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    first, second = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        top[:] = _LOWEST
+        for k in range(len(logits)):
+            row = logits[k, start : start + size]
+            for x in range(size):
+                top[x] = max(top[x], row[x])
+        total[:] = 0
+        first[:] = 0
+        second[:] = 0
+        for k in range(len(logits)):
+            row = logits[k, start : start + size]
+            for x in range(size):
+                gap = max(row[x] - top[x], _FARTHEST)
+                power = power_of_two(gap * gain)
+                total[x] += power
+                first[x] += power * gap
+                second[x] += power * gap * gap
+        for x in range(size):
+            mean = first[x] / total[x]
+            sums[0] += mean - (logits[labels[start + x], start + x] - top[x])
+            sums[1] += max(second[x] / total[x] - mean * mean, _NOTHING)

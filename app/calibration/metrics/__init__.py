@@ -1,0 +1,1 @@
+"""Calibration, ranking and segmentation metrics."""

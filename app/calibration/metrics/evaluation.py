@@ -1,0 +1,165 @@
+"""The figures a fit is judged by, gathered image by image in memory that does not grow with pixels.
+
+Conventions: top-1 confidence is the highest probability; NLL floors probabilities at 1e-12; Brier
+is the sum over classes, in [0,2] (Brier 1950). Image-wise ECE weighs images equally and, with
+equal pixel counts and bins, is never below the pooled one.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.reliability import ReliabilityBin, ReliabilityBins
+from app.calibration.metrics.segmentation import Counts, accuracy, confusion_matrix, mean_iou
+from app.errors import ArgumentError
+
+IMAGE_BINS = 10
+POOLED_BINS = 15
+LOG_FLOOR = math.log(1e-12)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A set's metrics; NaN where one is undefined, as AUROC is without errors."""
+
+    images: int  # those with a labelled pixel
+    pixels: int
+    ece_image: float  # 10 bins, plain mean over images
+    ece_pooled: float  # 15 bins, all pixels alike
+    nll: float
+    brier: float
+    auroc_misprediction: float
+    aurc: float
+    miou: float
+    accuracy: float
+
+
+class ImageFigures(NamedTuple):
+    """One image's metrics, for intervals by image; NaN (and 0 pixels) where none is labelled."""
+
+    pixels: int
+    ece: float
+    nll: float
+    brier: float
+    aurc: float
+    accuracy: float
+
+
+class Evaluation:
+    """Accumulates metrics over a set; two halves merged equal one pass.
+
+    Memory is O(K^2 + bins) and six numbers per image.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.bins = ReliabilityBins(POOLED_BINS)
+        self.ranking = Ranking()
+        self.confusion: Counts = np.zeros((num_classes, num_classes), np.int64)
+        self.images: list[ImageFigures] = []  # in the order added, so that two can be paired
+        self.nll = self.brier = 0.0  # sums over pixels
+
+    def add(
+        self, log_probabilities: Tensor, labels: Tensor, predicted: Tensor | None = None
+    ) -> Self:
+        """Count one image's labelled pixels: log-probabilities float [m,K], labels int64 [m].
+
+        `predicted` int64 [m] is the label map as emitted, the most probable class where it is
+        None. An image with m = 0 leaves NaN in `images` and changes nothing else. Raises
+        ArgumentError for other shapes, for NaN, and for labels outside 0..K-1.
+        """
+        if predicted is None:
+            predicted = log_probabilities.argmax(1) if log_probabilities.ndim == 2 else labels
+        self._check(log_probabilities, labels, predicted)
+        probabilities = log_probabilities.exp()
+        chosen = log_probabilities.gather(1, labels[:, None])[:, 0]
+        nll = -chosen.clamp(min=LOG_FLOOR).double().sum().item()
+        squares = probabilities.square().sum(1) - 2 * chosen.exp() + 1
+        brier = squares.double().sum().item()
+        # A top log-probability may exceed 0 by a rounding.
+        confidence = log_probabilities.amax(1).exp().clamp(max=1)
+        self.count(confidence, labels, predicted, nll, brier)
+        return self
+
+    def count(
+        self, confidence: Tensor, labels: Tensor, predicted: Tensor, nll: float, brier: float
+    ) -> None:
+        """Count one image whose K probabilities a pixel were never held together.
+
+        Its labelled pixels: confidence float [m] in 0..1, labels and predicted int64 [m] in
+        0..K-1; `nll` and `brier` are sums over them.
+        """
+        correct = predicted == labels
+        ranking = Ranking().add(confidence, correct)
+        confusion = confusion_matrix(labels, predicted, self.num_classes)
+        pixels = len(labels)
+        self.images.append(
+            ImageFigures(
+                pixels=pixels,
+                ece=ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece(),
+                nll=nll / pixels if pixels else np.nan,
+                brier=brier / pixels if pixels else np.nan,
+                aurc=ranking.aurc(),
+                accuracy=accuracy(confusion),
+            )
+        )
+        self.bins.add(confidence, correct)
+        self.ranking.merge(ranking)
+        self.confusion += confusion
+        self.nll += nll
+        self.brier += brier
+
+    def merge(self, other: "Evaluation") -> Self:
+        """Take over what another has counted; ArgumentError where its classes differ."""
+        if other.num_classes != self.num_classes:
+            raise ArgumentError(f"expected {self.num_classes} classes, got {other.num_classes}")
+        self.bins.merge(other.bins)
+        self.ranking.merge(other.ranking)
+        self.confusion += other.confusion
+        self.images += other.images
+        self.nll += other.nll
+        self.brier += other.brier
+        return self
+
+    def result(self) -> Figures:
+        """Compute the figures of everything counted so far."""
+        errors = [image.ece for image in self.images if image.pixels]
+        pixels = int(self.confusion.sum())
+        return Figures(
+            images=len(errors),
+            pixels=pixels,
+            ece_image=float(np.mean(errors)) if errors else np.nan,
+            ece_pooled=self.bins.ece(),
+            nll=self.nll / pixels if pixels else np.nan,
+            brier=self.brier / pixels if pixels else np.nan,
+            auroc_misprediction=self.ranking.auroc(),
+            aurc=self.ranking.aurc(),
+            miou=mean_iou(self.confusion),
+            accuracy=accuracy(self.confusion),
+        )
+
+    def reliability(self) -> list[ReliabilityBin]:
+        """List the pooled bins (lower, upper, pixels, mean confidence, accuracy)."""
+        return self.bins.curve()
+
+    def _check(self, log_probabilities: Tensor, labels: Tensor, predicted: Tensor) -> None:
+        shapes = [list(t.shape) for t in (log_probabilities, labels, predicted)]
+        m = len(labels) if labels.ndim else 0
+        if shapes != [[m, self.num_classes], [m], [m]]:
+            raise ArgumentError(
+                f"expected log-probabilities [m,{self.num_classes}], labels [m] and predicted "
+                f"[m], got {shapes}"
+            )
+        for name, classes in (("labels", labels), ("predicted classes", predicted)):
+            if m and not 0 <= classes.min() <= classes.max() < self.num_classes:
+                raise ArgumentError(
+                    f"expected {name} in 0..{self.num_classes - 1}, got "
+                    f"{classes.min().item()}..{classes.max().item()}"
+                )
+        if torch.isnan(log_probabilities).any():
+            raise ArgumentError("expected log-probabilities, got NaN among them")

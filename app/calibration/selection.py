@@ -1,0 +1,385 @@
+"""All candidates measured side by side: each image is read once, whatever their number.
+
+The fit: candidates on some images, the choice on others, and the last word on the rest.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.calibration.base import Calibrator, FitContext
+from app.calibration.certification import Certification, promise
+from app.calibration.dataset import (
+    IGNORE,
+    InMemory,
+    LabelledImage,
+    Subset,
+    ValidationSet,
+    drives_of,
+    labelled_pixels,
+)
+from app.calibration.drift import Reference
+from app.calibration.methods.class_conditional import Conditional
+from app.calibration.methods.identity import Identity
+from app.calibration.metrics.error_detection import SelectorFigures, Verdicts, suspected_pixels
+from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
+from app.calibration.metrics.intervals import Interval, bootstrap_mean
+from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.reliability import ReliabilityBins
+from app.calibration.registry import build
+from app.calibration.sampling import gather
+from app.calibration.splits import Parts, part
+from app.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A calibrator's figures on the test images."""
+
+    evaluation: Evaluation
+    labels_changed: float  # share of labelled pixels, in 0..1
+    selector: SelectorFigures | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the choice among candidates, and of thresholds to test, goes by."""
+
+    ece: float  # image-wise
+    ranking: Ranking
+    errors: tuple[float, ...] = ()  # ECE of each image
+
+
+@torch.inference_mode()
+def choose(
+    data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
+) -> list[Choice]:
+    """Measure what a choice needs; raises ArgumentError without a labelled pixel."""
+    errors: list[list[float]] = [[] for _ in calibrators]
+    rankings = [Ranking() for _ in calibrators]
+    for index in range(len(data)):
+        context.progress("choosing", index / len(data))
+        image = data[index]
+        logits, labels = labelled_pixels(image)
+        if not len(labels):
+            continue
+        plain = logits.argmax(dim=1)
+        for place, calibrator in enumerate(calibrators):
+            logs = calibrated_pixels(calibrator, image, logits)
+            decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
+            confidence, correct = logs.amax(dim=1).exp().clamp(max=1), decided == labels
+            errors[place].append(ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece())
+            rankings[place].add(confidence, correct)
+    if not errors[0]:
+        raise ArgumentError("expected labelled pixels on the held-out images, got none")
+    return [
+        Choice(float(np.mean(own)), ranking, tuple(own))
+        for own, ranking in zip(errors, rankings, strict=True)
+    ]
+
+
+def best_of(choices: Sequence[Choice]) -> int:
+    """Choose by image-wise ECE; of those that it can't tell from the best, by AURC.
+
+    Two can't be told apart where their difference is within its standard error by image. The
+    first of several equals is chosen.
+    """
+    least = min(choices, key=lambda choice: choice.ece)
+    tied = [index for index, choice in enumerate(choices) if _ties(choice, least)]
+    return min(tied, key=lambda index: choices[index].ranking.aurc())
+
+
+def _ties(choice: Choice, least: Choice) -> bool:
+    difference = np.subtract(choice.errors, least.errors)
+    error = difference.std() / max(len(difference) - 1, 1) ** 0.5
+    return bool(difference.mean() <= error)
+
+
+@torch.inference_mode()
+def measure(
+    data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
+) -> list[Measured]:
+    """Evaluate calibrators with the labels that would be emitted: their own only if they decide.
+
+    Raises ArgumentError without a labelled pixel. One that is listed twice is measured once.
+    """
+    distinct = list({id(calibrator): calibrator for calibrator in calibrators}.values())
+    evaluations = {id(calibrator): Evaluation(data.num_classes) for calibrator in distinct}
+    changed, total = dict.fromkeys(evaluations, 0), 0
+    verdicts: dict[int, Verdicts] = {}
+    for index in range(len(data)):
+        context.progress("measuring", index / len(data))
+        image = data[index]
+        logits, labels = labelled_pixels(image)
+        plain = logits.argmax(dim=1)
+        total += len(labels)
+        for calibrator in distinct:
+            logs = calibrated_pixels(calibrator, image, logits)
+            decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
+            evaluations[id(calibrator)].add(logs, labels, decided)
+            changed[id(calibrator)] += int((decided != plain).sum())
+            suspected = suspected_pixels(calibrator, image, logits)
+            if suspected is not None:
+                found = verdicts.setdefault(id(calibrator), Verdicts())
+                found.add(suspected, plain != labels)
+    if not total:
+        raise ArgumentError("expected labelled pixels on the held-out images, got none")
+    return [
+        Measured(
+            evaluations[id(one)],
+            changed[id(one)] / total,
+            verdicts[id(one)].figures() if id(one) in verdicts else None,
+        )
+        for one in calibrators
+    ]
+
+
+def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor:
+    """Give an image's labelled pixels' log-probabilities [m,K] from their logits [m,K].
+
+    A spatial calibrator reads the whole image instead.
+    """
+    if not calibrator.invariances.spatial:
+        logs: Tensor = calibrator(logits.T[None])[0].T
+        return logs
+    whole: Tensor = calibrator.seeing(image.picture)(image.logits[None].float())[0]
+    return whole[:, image.labels != IGNORE].T
+
+
+# Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
+AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective", "contextual")
+AUTO_LABEL_CHANGING = ("vector_ti", "dirichlet")
+TIED_ECE = 0.001  # a rise in image-wise ECE up to this may pass for none
+# Shares of the whole time, in the order of the stages.
+READING, FITTING, CHOOSING, TESTING = 0.05, 0.65, 0.1, 0.15
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted calibrator with what was measured on the test images."""
+
+    method: str
+    calibrator: Calibrator
+    evaluation: Evaluation
+    labels_changed: float  # share of labelled pixels, in 0..1
+    fit_seconds: float = 0.0
+    ece_select: float = math.nan  # image-wise, on the images that chose; NaN without a choice
+    selector: SelectorFigures | None = None  # of those that have one
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All candidates, the chosen one, how it stands, and what may be promised of it."""
+
+    uncalibrated: Candidate
+    current: Candidate  # what was active before the fit, the uncalibrated model where nothing was
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    ece_difference: Interval  # chosen minus current, image-wise, paired by image; below 0 is better
+    aurc_difference: Interval  # likewise, of each image's area under the risk-coverage curve
+    parts: Parts
+    certification: Certification
+    reference: Reference | None
+    seed: int
+    refused: Mapping[str, str] = field(default_factory=dict)  # reasons by method, of several
+
+    @property
+    def better(self) -> bool:
+        """Whether the intervals say that the chosen one is better than the current one.
+
+        Either the whole interval of ECE lies below 0; or ECE, not surely higher, can't tell the two
+        apart and the whole interval of AURC lies below 0: wrong pixels are then easier to find.
+        """
+        ece, aurc = self.ece_difference, self.aurc_difference
+        return ece.high < 0 or (ece.mean < TIED_ECE and ece.low <= 0 and aurc.high < 0)
+
+    @property
+    def images(self) -> int:
+        """Count all images, each once."""
+        return len({*self.parts.fit, *self.parts.select, *self.parts.test})
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibrator after its fit."""
+
+    method: str
+    calibrator: Calibrator
+    seconds: float
+
+
+def fit(
+    data: ValidationSet,
+    methods: Sequence[str],
+    context: FitContext,
+    current: Calibrator | None = None,
+) -> Outcome:
+    """Fit the methods, choose (see `best_of`), and test the chosen one on untouched images.
+
+    Images, or drives where the set names them, are parted at random under the seed (see
+    `parting`). Ties go to the method named first.
+    Of several methods, one that the set can't determine is left out, with its reason. Progress is
+    over all methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
+    """
+    drives = drives_of(data)
+    parts = part(drives, context.seed, choosing=len(methods) > 1)
+    fit_on, test = Subset(data, parts.fit), Subset(data, parts.test)
+    pixels = gather(fit_on, stage(context, "reading", 0.0, READING))
+    fitted, refused = fit_all(methods, fit_on, pixels, context)
+    wanted = [one.calibrator for one in fitted]
+    # Without a choice to make the images of the fit still tell where confidence lies.
+    known = fit_on if any(one.invariances.spatial for one in wanted) else pixels
+    tuning = Subset(data, parts.select) if parts.select else known
+    done = READING + FITTING
+    choices = choose(tuning, wanted, stage(context, "choosing", done, CHOOSING))
+    best = best_of(choices)
+    # Identity, where it was fitted, is the uncalibrated model: measured once.
+    identities = (one for one in wanted if isinstance(one, Identity))
+    uncalibrated = next(identities, Identity(data.num_classes))
+    before = uncalibrated if current is None else current
+    told = stage(context, "measuring", done + CHOOSING, TESTING)
+    measured = measure(test, [uncalibrated, before, *wanted], told)
+    candidates = tuple(
+        candidate(one.method, one.calibrator, found, one.seconds, choice, parts)
+        for one, found, choice in zip(fitted, measured[2:], choices, strict=True)
+    )
+    chosen = candidates[best]
+    promised = promise(
+        test,
+        chosen.calibrator,
+        choices[best].ranking,
+        stage(context, "certifying", done + CHOOSING + TESTING, 1 - done - CHOOSING - TESTING),
+        fresh=parts.fresh,
+    )
+    return Outcome(
+        uncalibrated=candidate("none", uncalibrated, measured[0]),
+        current=candidate("none" if current is None else "current", before, measured[1]),
+        candidates=candidates,
+        chosen=chosen,
+        ece_difference=difference("ece", chosen, measured[1], test.drives, context.seed),
+        aurc_difference=difference("aurc", chosen, measured[1], test.drives, context.seed),
+        parts=parts,
+        certification=promised.certification,
+        reference=promised.reference,
+        seed=context.seed,
+        refused=refused,
+    )
+
+
+def difference(
+    figure: str,
+    ours: Candidate | Measured,
+    theirs: Candidate | Measured,
+    drives: Sequence[int],
+    seed: int,
+) -> Interval:
+    """Interval of a figure's difference between two evaluations, paired by image.
+
+    Drives are resampled, each by its images' mean; images where each is a drive by itself.
+    """
+    a, b = (
+        np.array([getattr(image, figure) for image in measured.evaluation.images], np.float64)
+        for measured in (ours, theirs)
+    )
+    return bootstrap_mean(by_drive(a - b, drives), seed)
+
+
+def by_drive(values: NDArray[np.float64], drives: Sequence[int]) -> list[float]:
+    """Mean of each drive's images but for NaN; NaN where all are."""
+    group, known = np.asarray(drives), ~np.isnan(values)
+    return [
+        float(values[(group == drive) & known].mean()) if known[group == drive].any() else math.nan
+        for drive in np.unique(group)
+    ]
+
+
+def fit_all(
+    methods: Sequence[str], fit_on: ValidationSet, pixels: InMemory, context: FitContext
+) -> tuple[list[Fitted], dict[str, str]]:
+    """Fit all methods, spatial ones on whole images, the others on their pixels in memory.
+
+    Gives those that could be fitted, and reasons by method for the others. Raises ArgumentError
+    where that is none, or the only one asked for.
+    """
+    fitted: list[Fitted] = []
+    refused: dict[str, str] = {}
+    for done, method in enumerate(methods):
+        calibrator = build(method, pixels.num_classes)
+        source = fit_on if calibrator.invariances.spatial else pixels
+        started = time.perf_counter()
+        try:
+            if len(methods) > 1:
+                require_enough(calibrator, pixels)
+            calibrator.fit(source, part_of(context, method, done, len(methods)))
+        except ArgumentError as error:
+            if len(methods) == 1:
+                raise
+            refused[method] = str(error)
+            continue
+        fitted.append(Fitted(method, calibrator.eval(), time.perf_counter() - started))
+    if not fitted:
+        raise ArgumentError(f"expected data that one of the methods can be fitted on: {refused}")
+    return fitted, refused
+
+
+def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
+    """Raise ArgumentError for a method with an expert for each class but too few pixels for it.
+
+    Such a fit would take minutes at 150 classes to learn parameters that nothing determines.
+    """
+    if not isinstance(calibrator, Conditional):
+        return
+    needed = calibrator.theta[0].numel()
+    found = sum(len(image.labels) for image in pixels.images) // pixels.num_classes
+    if found < needed:
+        raise ArgumentError(
+            f"expected for each class at least as many pixels as its expert has parameters, "
+            f"{needed}, got {found} on average; ask for {calibrator.method} by name to fit it "
+            f"nevertheless"
+        )
+
+
+def candidate(
+    method: str,
+    calibrator: Calibrator,
+    measured: Measured,
+    seconds: float = 0.0,
+    choice: Choice | None = None,
+    parts: Parts | None = None,
+) -> Candidate:
+    """Put together what is known of a candidate."""
+    ece = choice.ece if choice is not None and parts is not None and parts.select else math.nan
+    return Candidate(
+        method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece,
+        measured.selector,
+    )  # fmt: skip
+
+
+def stage(context: FitContext, name: str, start: float, share: float) -> FitContext:
+    """Take a stage's progress as a share of the whole, under a name of ours."""
+    return replace(
+        context, progress=lambda _stage, done: context.progress(name, start + share * done)
+    )
+
+
+def part_of(context: FitContext, method: str, done: int, methods: int) -> FitContext:
+    """Take one method's progress as a part of the whole.
+
+    A method has stages it does not announce, so each new one takes half of what is left.
+    """
+    stages: list[str] = []
+
+    def progress(stage: str, share: float) -> None:
+        if stage not in stages[-1:]:
+            stages.append(stage)
+        left = 0.5 ** (len(stages) - 1)
+        fitted = 1 - left + left / 2 * share
+        context.progress(f"fitting {method}", READING + FITTING * (done + fitted) / methods)
+
+    return replace(context, progress=progress)

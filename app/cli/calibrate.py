@@ -1,0 +1,294 @@
+"""`segcal calibrate`: the same fit on this machine, or on a running service."""
+
+import json
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from app.calibration.base import FitContext
+from app.calibration.dataset import ValidationSet
+from app.cli.options import ModelOption, TokenOption, UrlOption
+from app.client import Connection
+from app.datasets.images import ENDINGS, SpooledLogits, find_pairs
+from app.datasets.uploads import DRIVES, Limits, check, open_upload, picture_drives, unpack
+from app.errors import ArgumentError, InputError
+from app.inference.model_card import ModelFolder
+from app.inference.predictor import open_predictor
+from app.main import find_model
+from app.recalibration import Activate, calibrate, candidates, require_inputs
+from app.settings import Settings, load_settings
+from app.storage.artifacts import ArtifactStore
+
+console = Console(stderr=True)
+
+OnProgress = Callable[[str, float], None]
+
+CHUNK = 1 << 20
+WAITING = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A fit as it was asked for; `paths` by the contract's field: files, or folders of pictures."""
+
+    paths: dict[str, Path]
+    method: str
+    activate: Activate
+    allow_label_changes: bool
+    weather: bool
+    ignore_index: int | None
+    seed: int
+    note: str
+
+
+class Fitted(NamedTuple):
+    """What came of a fit; the report says whether it was activated and why."""
+
+    calibrator: str
+    report: dict[str, Any]
+
+
+def fit_here(
+    wanted: Wanted, folder: ModelFolder, settings: Settings, progress: OnProgress
+) -> Fitted:
+    """Fit on this machine, with the models and calibrators of its folders."""
+    candidates(wanted.method, wanted.allow_label_changes)  # refuses before anything is read
+    with validation_set(wanted, folder, settings, progress) as data:
+        done = calibrate(
+            folder,
+            data,
+            ArtifactStore(settings.artifacts_dir),
+            FitContext(wanted.seed, progress),
+            wanted.method,
+            wanted.activate,
+            wanted.note,
+            allow_label_changes=wanted.allow_label_changes,
+        )
+    return Fitted(done.manifest.id, done.report)
+
+
+@contextmanager
+def validation_set(
+    wanted: Wanted, folder: ModelFolder, settings: Settings, progress: OnProgress
+) -> Iterator[ValidationSet]:
+    """Open what is to be fitted on."""
+    void = folder.card.output.ignore_index if wanted.ignore_index is None else wanted.ignore_index
+    if "images" in wanted.paths:
+        pairs = find_pairs(wanted.paths["images"], wanted.paths["labels"])
+        predictor = open_predictor(folder, settings.device, settings.threads)
+        drives = picture_drives(wanted.paths.get(DRIVES), len(pairs))
+        yield SpooledLogits(
+            predictor, pairs, void, settings.max_pixels, progress, drives, weather=wanted.weather
+        )
+        return
+    limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
+    with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
+        scratch = Path(name)
+        for field, path in wanted.paths.items():
+            (scratch / field).symlink_to(path.resolve())
+        unpack(scratch, limits)
+        contents = check(scratch, folder.num_classes, void, limits)
+        require_inputs(wanted.method, weather=wanted.weather, maps=contents.maps)
+        yield open_upload(
+            scratch,
+            folder.num_classes,
+            void,
+            settings.max_pixels,
+            lambda: open_predictor(folder, settings.device, settings.threads),
+            progress,
+        )
+
+
+class Service:
+    """A running service that fits."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def fit(self, wanted: Wanted, model: str | None, progress: OnProgress) -> Fitted:
+        """Upload, follow the job to its end, and give what came of it."""
+        texts = {
+            "method": wanted.method,
+            "activate": wanted.activate,
+            "allow_label_changes": str(wanted.allow_label_changes).lower(),
+            "weather": str(wanted.weather).lower(),
+            "seed": str(wanted.seed),
+            "note": wanted.note,
+        }
+        if model is not None:
+            texts["model"] = model
+        void = wanted.ignore_index
+        if void is None:  # as a fit on this machine would take it
+            void = self._connection.model(model)["ignore_index"]
+        texts["ignore_index"] = str(void)
+        with ExitStack() as stack:
+            files = {
+                field: stack.enter_context(zipped(path)) if path.is_dir() else path
+                for field, path in wanted.paths.items()
+            }
+            job = self._upload(Form(texts, files), progress)
+        while job["state"] in WAITING:
+            job = self._follow(job["id"], progress)
+        if job["state"] != "succeeded":
+            raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
+        return Fitted(job["calibrator"], job["report"])
+
+    def _upload(self, form: "Form", progress: OnProgress) -> dict[str, Any]:
+        headers = {
+            "Content-Type": f"multipart/form-data; boundary={form.boundary}",
+            "Content-Length": str(form.length),
+        }
+        with self._connection.open("/calibrate", form.pieces(progress), headers) as answer:
+            job: dict[str, Any] = json.load(answer)
+        return job
+
+    def _follow(self, job_id: str, progress: OnProgress) -> dict[str, Any]:
+        """Read a job's events until they end; gives the job as last told."""
+        with self._connection.open(f"/calibrate/{job_id}/events") as answer:
+            for line in answer:
+                if line.startswith(b"data:"):
+                    job = json.loads(line[5:])
+                    progress(job["stage"], job["progress"])
+        last: dict[str, Any] = self._connection.json(f"/calibrate/{job_id}")
+        return last
+
+
+class Form:
+    """A multipart body that is read from its files while it is sent."""
+
+    def __init__(self, texts: dict[str, str], files: dict[str, Path]) -> None:
+        self.boundary = uuid.uuid4().hex
+        self._texts = b"".join(
+            self._head(name) + text.encode() + b"\r\n" for name, text in texts.items()
+        )
+        self._files = files
+        self._end = f"--{self.boundary}--\r\n".encode()
+        sizes = (len(self._head(name, "data")) + path.stat().st_size + 2
+                 for name, path in files.items())  # fmt: skip
+        self.length = len(self._texts) + sum(sizes) + len(self._end)
+
+    def pieces(self, progress: OnProgress) -> Iterator[bytes]:
+        """Give the body piece by piece."""
+        sent = len(self._texts)
+        yield self._texts
+        for name, path in self._files.items():
+            yield self._head(name, "data")
+            with path.open("rb") as file:
+                while piece := file.read(CHUNK):
+                    sent += len(piece)
+                    progress("uploading", sent / self.length)
+                    yield piece
+            yield b"\r\n"
+        yield self._end
+
+    def _head(self, name: str, filename: str | None = None) -> bytes:
+        given = f'; filename="{filename}"' if filename else ""
+        return (
+            f'--{self.boundary}\r\nContent-Disposition: form-data; name="{name}"{given}\r\n\r\n'
+        ).encode()
+
+
+@contextmanager
+def zipped(folder: Path) -> Iterator[Path]:
+    """Pack a folder's pictures into a zip archive for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="segcal-zip-") as name:
+        target = Path(name) / "pictures.zip"
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(folder.iterdir()):
+                if path.suffix.lower() in ENDINGS:
+                    archive.write(path, path.name)
+        yield target
+
+
+def calibrate_command(
+    logits: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help=".npz, .npy or .safetensors."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Pictures, for the model.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, help="Label maps, or the logits' labels.")
+    ] = None,
+    image_index: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Of a table's rows.")
+    ] = None,
+    drive_index: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The images' drives, which stay together."),
+    ] = None,
+    model: ModelOption = None,
+    method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
+    activate: Annotated[Activate, typer.Option()] = "if_better",
+    allow_label_changes: bool = False,
+    weather: Annotated[
+        bool, typer.Option(help="Learn from copies of the pictures in bad weather as well.")
+    ] = False,
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Label of void pixels; default: the card's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    note: str = "",
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Fit a calibrator on labelled data, publish it, and activate it if it is better."""
+    given = {
+        "logits": logits, "images": images, "labels": labels, "image_index": image_index,
+        "drive_index": drive_index,
+    }  # fmt: skip
+    paths = {field: path for field, path in given.items() if path is not None}
+    check_sources(paths)
+    wanted = Wanted(paths, method, activate, allow_label_changes, weather, ignore_index, seed, note)
+    with Progress(console=console) as progress:
+        task = progress.add_task("starting", total=1.0)
+
+        def on_progress(stage: str, share: float) -> None:
+            progress.update(task, description=stage, completed=share)
+
+        if url:
+            done = Service(Connection(url, token)).fit(wanted, model, on_progress)
+        else:
+            settings = load_settings()
+            done = fit_here(wanted, find_model(settings, model), settings, on_progress)
+    print_candidates(done.report)
+    decision = done.report["decision"]
+    state = "active" if decision["activated"] else "not activated"
+    console.print(f"{done.calibrator} is {state}: {decision['why']}", markup=False)
+
+
+def check_sources(paths: dict[str, Path]) -> None:
+    """Refuse what is neither logits nor pictures with labels."""
+    with_pictures = (
+        set(paths) - {"drive_index"} == {"images", "labels"} and paths["labels"].is_dir()
+    )
+    labels_are_files = "labels" not in paths or paths["labels"].is_file()
+    with_logits = "logits" in paths and "images" not in paths and labels_are_files
+    if not (with_pictures or with_logits):
+        raise ArgumentError(
+            "expected --logits, with --labels unless inside, or the folders --images and "
+            f"--labels, got {' '.join(f'--{field}' for field in paths) or 'neither'}"
+        )
+
+
+def print_candidates(report: dict[str, object]) -> None:
+    """Show the figures of a report's candidates."""
+    rows = report["candidates"]
+    assert isinstance(rows, list)  # noqa: S101 - the report's own shape
+    columns = ("method", "ece_image", "ece_pooled", "nll", "auroc_misprediction", "aurc", "miou")
+    table = Table(*columns, title="on held-out images")
+    for row in [report["uncalibrated"], *rows]:
+        values = [row[column] for column in columns]
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
+    Console().print(table)

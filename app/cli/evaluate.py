@@ -1,0 +1,168 @@
+"""A running service as what is evaluated: its own masks and confidence, over HTTP.
+
+`segcal evaluate`: the arguments, the progress, the table and the page.
+"""
+
+import io
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote, urlencode
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from app.cli.options import ApiTokenOption, ModelOption, UrlOption
+from app.client import Connection
+from app.datasets.images import Pair, find_pairs, read_labels_for, read_picture
+from app.errors import ArgumentError
+from app.evaluation.evaluate import Answered, Comparison, Here, Options, Subject, evaluate
+from app.evaluation.formatting import figures, findings, headline, number, signed
+from app.evaluation.html_report import render
+from app.evaluation.thumbnails import Views, views
+from app.inference.model_card import Card, ModelFolder
+from app.inference.predictor import Tta, open_predictor
+from app.main import find_model
+from app.serving.segmenter import ACTIVE, NO_CALIBRATOR, find_calibrator
+from app.settings import Settings, load_settings
+from app.storage.artifacts import ArtifactStore
+from app.storage.files import replace_file, storage
+from app.storage.manifest import Manifest
+
+NPZ = "application/x-npz"
+KNOWN = ("name", "title", "license", "source", "metrics")  # of a card, to those who ask
+
+
+class There:
+    """A model that a service serves, its default one or by name, with a calibrator or none."""
+
+    def __init__(
+        self, connection: Connection, model: str | None, calibrator: str = ACTIVE, tta: Tta = "none"
+    ) -> None:
+        told = connection.model(model)
+        output = {
+            "ignore_index": told["ignore_index"],
+            "classes": [{"name": c["name"], "color": c["color"]} for c in told["classes"]],
+        }
+        known = {name: told[name] for name in KNOWN}
+        card = Card.model_validate({**known, "file": "served.onnx", "output": output})
+        self.folder = ModelFolder(card, Path(), told["sha256"])
+        self.manifest = self._manifest(connection, told["active_calibrator"], calibrator)
+        self._connection, self._tta = connection, tta
+
+    def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
+        """Have a picture answered without the calibrator, and with it."""
+        picture = pair.image.read_bytes()
+        plain = self._ask(picture, NO_CALIBRATOR)
+        return plain, None if self.manifest is None else self._ask(picture, self.manifest.id)
+
+    def _ask(self, picture: bytes, calibrator: str) -> Answered:
+        query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self._tta}
+        kinds = {"Content-Type": "image/*", "Accept": NPZ}
+        with self._connection.open(f"/segment?{urlencode(query)}", picture, kinds) as answer:
+            arrays = np.load(io.BytesIO(answer.read()), allow_pickle=False)
+        return Answered(arrays["mask"], arrays["confidence"].astype(np.float32), unknown)
+
+    @staticmethod
+    def _manifest(connection: Connection, active: str | None, wanted: str) -> Manifest | None:
+        """Read the record of a version; None where there is none to measure."""
+        version = active if wanted == ACTIVE else None if wanted == NO_CALIBRATOR else wanted
+        if version is None:
+            return None
+        told = connection.json(f"/calibrators/{quote(version, safe='')}")
+        known = {field.name: told[field.name] for field in fields(Manifest) if field.name in told}
+        return Manifest(**known)
+
+
+def unknown(_labels: Tensor) -> tuple[float, float]:
+    """NLL and Brier need every class's probability, which an answer does not hold."""
+    return math.nan, math.nan
+
+
+def evaluate_command(
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Pictures.")],
+    labels: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Label maps of the same stems.")
+    ],
+    model: ModelOption = None,
+    calibrator: Annotated[str, typer.Option(help="A version's id, active, or none.")] = ACTIVE,
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The page.")] = Path("report.html"),
+    tta: Annotated[Tta, typer.Option(help="Views of each picture that are averaged.")] = "none",
+    ignore_index: Annotated[
+        int | None, typer.Option(help="Label of void pixels; default: the card's.")
+    ] = None,
+    worst: Annotated[
+        int, typer.Option(min=0, max=50, help="Pictures to show for each reason.")
+    ] = 4,
+    url: UrlOption = None,
+    token: ApiTokenOption = None,
+) -> None:
+    """Measure a model as it is served over labelled pictures, and write a page about it."""
+    settings = load_settings()
+    if not out.resolve().parent.is_dir():  # an hour of work must not end in this
+        raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
+    pairs = find_pairs(images, labels)
+    subject: Subject
+    if url:
+        subject = There(Connection(url, token), model, calibrator, tta)
+    else:
+        subject = subject_here(settings, model, calibrator, tta)
+    card = subject.folder.card
+    void = card.output.ignore_index if ignore_index is None else ignore_index
+    options = Options(void, settings.max_pixels, tta, worst)
+    console = Console(stderr=True)
+    if subject.manifest is None and calibrator == ACTIVE:
+        console.print(f"{card.name} has no active calibrator: measured without one")
+    with Progress(console=console) as progress:
+        task = progress.add_task("evaluating", total=len(pairs))
+        done = evaluate(subject, pairs, options, lambda: progress.advance(task))
+    page = render(done, {index: picture_views(subject, done, index) for index in done.worst()})
+    with storage("the page"):
+        replace_file(out, page.encode())
+    print_figures(done)
+    console.print(f"wrote {out}", markup=False, soft_wrap=True)
+
+
+def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> Here:
+    """Open a model of this machine's folders, with one of its calibrators or none."""
+    folder = find_model(settings, model)
+    stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
+    predictor = open_predictor(folder, settings.device, settings.threads)
+    return Here(predictor, stored, settings.max_pixels, tta)
+
+
+def picture_views(subject: Subject, done: Comparison, index: int) -> Views:
+    """Have one of the set's pictures segmented again and draw it."""
+    pair, options, folder = done.pairs[index], done.options, done.folder
+    plain, ours = subject.answers(pair)
+    served = ours or plain
+    size = served.mask.shape[0], served.mask.shape[1]
+    picture = read_picture(pair.image, options.max_pixels)
+    labels = read_labels_for(
+        pair, size, folder.num_classes, options.ignore_index, options.max_pixels
+    )
+    return views(picture, served.mask, served.confidence, labels, folder.palette)
+
+
+def print_figures(done: Comparison) -> None:
+    """Show what was found, and the figures behind it."""
+    console = Console()
+    console.print(headline(done.before, done.after), style="bold", markup=False)
+    for sentence in findings(done.before, done.after, done.difference):
+        console.print(sentence, markup=False)
+    columns = ("figure", "uncalibrated") + (("calibrated", "change") if done.after else ())
+    table = Table(*columns)
+    for figure in figures(done.before, done.after):
+        cells = [figure.name, number(figure.before)]
+        if done.after:
+            cells += [number(figure.after), f"{signed(figure.change)} {figure.verdict}"]
+        table.add_row(*cells)
+    console.print(table)
+    if done.difference is not None and not math.isnan(done.difference.low):
+        low, high = signed(done.difference.low), signed(done.difference.high)
+        console.print(f"image-wise ECE, 95% interval of the change: {low} to {high}")

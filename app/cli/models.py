@@ -1,0 +1,203 @@
+"""`segcal models import` and `segcal models quantize`."""
+
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from app.conversion.import_model import (
+    card_from,
+    classes_named,
+    import_model,
+    new_model,
+    write_card,
+)
+from app.conversion.quantization_report import Price, measure
+from app.conversion.quantize import Ranges, quantize
+from app.datasets.images import Pair, find_pairs, pictures_by_stem
+from app.errors import ArgumentError, SegcalError
+from app.inference.model_card import CARD, ModelFolder, read_model_folder
+from app.inference.predictor import Predictor, open_predictor
+from app.main import find_model, model_folders
+from app.settings import load_settings
+from app.storage.files import storage, write_json
+
+PRICE = "quantization.json"
+TIMED_RUNS = 41
+
+console = Console(stderr=True)
+
+
+def import_command(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".onnx, .pt2 or .pt")],
+    name: Annotated[str, typer.Option(help="Of the new model.")],
+    card: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A whole card, in TOML.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Names by channel, with commas.")] = None,
+    taxonomy: Annotated[str | None, typer.Option(help="A known list of classes.")] = None,
+    title: str = "",
+    license_: Annotated[str, typer.Option("--license")] = "",
+    source: Annotated[str, typer.Option(help="Where weights and data came from.")] = "",
+    mean: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (0, 0, 0),
+    std: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (1, 1, 1),
+    size: Annotated[tuple[int, int] | None, typer.Option(help="H W; default: native.")] = None,
+    multiple_of: Annotated[int, typer.Option(min=1)] = 32,
+    ignore_index: Annotated[int, typer.Option(min=0)] = 255,
+) -> None:
+    """Take in a model file, after a trial; refused with the reason where it does not fit."""
+    if sum(given is not None for given in (card, classes, taxonomy)) != 1:
+        raise ArgumentError("expected one of --card, --classes and --taxonomy")
+    if card is not None:
+        values = card_from(card)
+    else:
+        policy = {"mean": mean, "std": std, "size": size or "native", "multiple_of": multiple_of}
+        output = {"ignore_index": ignore_index} | (
+            {"taxonomy": taxonomy}
+            if classes is None
+            else {"classes": classes_named([part.strip() for part in classes.split(",")])}
+        )
+        about = {"title": title, "license": license_, "source": source}
+        values = {**about, "input": policy, "output": output}
+    model = import_model(path, name, values, load_settings())
+    console.print(f"{name} can be served: {model.num_classes} classes, {model.sha256[:12]}")
+
+
+def quantize_command(
+    images: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Pictures that ranges come from.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Default: the only model.")] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="To measure on; default: every other one."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="Of the pictures measured on.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="The new model; default: NAME-int8.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Pictures that ranges come from.")] = 64,
+    ranges: Annotated[Ranges, typer.Option()] = "minmax",
+) -> None:
+    """Make an int8 form of an ONNX model, measure its price, and keep it as a model of its own."""
+    settings = load_settings()
+    folder = find_model(settings, model)
+    original = open_predictor(folder, settings.device, settings.threads)
+    chosen, measured = divide(images, held_out, labels, limit)
+    with (
+        Progress(console=console) as progress,
+        new_model(settings.models_dir, out or f"{folder.card.name}-int8") as target,
+    ):
+        task = progress.add_task(f"ranges of {len(chosen)} pictures", total=len(measured))
+        quantize(original, chosen, target / "model.onnx", ranges, settings.max_pixels)
+        progress.update(task, description="measuring")
+        write_card(target, card_of(folder, ranges, len(chosen)))
+        quantized = open_predictor(read_model_folder(target), settings.device, settings.threads)
+        price = measure(
+            original,
+            quantized,
+            measured,
+            folder.card.output.ignore_index,
+            settings.max_pixels,
+            TIMED_RUNS,
+            settings.threads,
+            lambda: progress.advance(task),
+        )
+        keep_price(target, card_of(folder, ranges, len(chosen)), price, quantized)
+        name = target.name
+    Console().print(price_table(name, price))
+    console.print(f"{name} is a model of its own: calibrate it with `segcal calibrate`")
+
+
+def divide(
+    images: Path, held_out: Path | None, labels: Path | None, limit: int
+) -> tuple[list[Path], list[Path | Pair]]:
+    """Choose pictures for the ranges, evenly spread, and others to measure on.
+
+    Raises ArgumentError where nothing would be left for either.
+    """
+    pictures = list(pictures_by_stem(images).values())
+    if len(pictures) < (1 if held_out else 2):
+        raise ArgumentError(f"--images: expected more pictures, got {len(pictures)}")
+    fitting = pictures if held_out else pictures[::2]
+    step = max(1, -(-len(fitting) // limit))
+    if labels is None:
+        others = list(pictures_by_stem(held_out).values()) if held_out else pictures[1::2]
+        return fitting[::step], list(others)
+    pairs = find_pairs(held_out or images, labels)
+    return fitting[::step], list(pairs if held_out else pairs[1::2])
+
+
+def card_of(folder: ModelFolder, ranges: Ranges, pictures: int) -> dict[str, object]:
+    """Write the int8 model's card from its original's."""
+    values = tomllib.loads((folder.path.parent / CARD).read_text("utf-8"))
+    title, source = folder.card.title or folder.card.name, folder.card.source
+    made = (
+        f"int8 (static, QDQ, per channel; {ranges} over {pictures} pictures) of "
+        f"{folder.card.name} {folder.sha256[:12]}"
+    )
+    new = {"file": "model.onnx", "title": f"{title}, int8", "metrics": {}}
+    return values | new | {"source": f"{source}; {made}" if source else made}
+
+
+def keep_price(target: Path, card: dict[str, object], price: Price, quantized: Predictor) -> None:
+    """Put the price beside the card in full, and its main figures into the card."""
+    figures: dict[str, object] = {
+        "label_agreement": round(price.label_agreement, 5),
+        "confidence_shift": round(price.confidence_shift, 5),
+        "milliseconds_before": round(price.milliseconds_before, 2),
+        "milliseconds_after": round(price.milliseconds_after, 2),
+    }
+    if price.before and price.after:
+        figures |= {
+            "miou_before": round(price.before.miou, 4),
+            "miou_after": round(price.after.miou, 4),
+            "ece_image_before": round(price.before.ece_image, 4),
+            "ece_image_after": round(price.after.ece_image, 4),
+        }
+    write_card(target, {**card, "metrics": figures})
+    with storage("the price of the int8 model"):
+        write_json(target / PRICE, {"model_sha256": quantized.folder.sha256, **asdict(price)})
+
+
+def price_table(name: str, price: Price) -> Table:
+    """Show what int8 costs and brings."""
+    table = Table("", "original", "int8", title=f"{name}, on {price.images} held-out pictures")
+    table.add_row("bytes", str(price.bytes_before), str(price.bytes_after))
+    speed = price.milliseconds_before / price.milliseconds_after
+    table.add_row(
+        f"backbone, ms, {price.threads} threads",
+        f"{price.milliseconds_before:.1f}",
+        f"{price.milliseconds_after:.1f} ({speed:.2f} times as fast)",
+    )
+    table.add_row("same label", "", f"{price.label_agreement:.4%}")
+    table.add_row("confidence, mean change", "", f"{price.confidence_shift:+.5f}")
+    table.add_row("confidence, mean absolute change", "", f"{price.confidence_shift_absolute:.5f}")
+    if price.before and price.after:
+        for label, field in (
+            ("mIoU", "miou"),
+            ("ECE image-wise, 10 bins", "ece_image"),
+            ("ECE pooled, 15 bins", "ece_pooled"),
+        ):
+            values = (f"{getattr(part, field):.4f}" for part in (price.before, price.after))
+            table.add_row(label, *values)
+    return table
+
+
+def list_command() -> None:
+    """List the models directory, with the reason where one can't be served."""
+    table = Table("model", "classes", "file", "sha256", "title")
+    for path in model_folders(load_settings().models_dir):
+        try:
+            folder = read_model_folder(path)
+        except SegcalError as error:
+            table.add_row(path.name, "", "", "", f"refused: {error}")
+            continue
+        card = folder.card
+        table.add_row(card.name, str(folder.num_classes), card.file, folder.sha256[:12], card.title)
+    Console().print(table)

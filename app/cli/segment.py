@@ -1,0 +1,169 @@
+"""`segcal segment`: many pictures, here or on a running service, into a folder."""
+
+import base64
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple, Protocol
+from urllib.parse import urlencode
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from app.cli.options import ApiTokenOption, ModelOption, UrlOption
+from app.client import Connection
+from app.errors import ArgumentError, SegcalError
+from app.imaging import encode
+from app.inference.predictor import Predictor, open_predictor
+from app.inference.threads import RowThreads
+from app.main import find_model
+from app.serving.segmenter import NO_CALIBRATOR, Segmenter, Stopwatch, Wish, abstained_fraction
+from app.settings import Settings, load_settings
+from app.storage.artifacts import ArtifactStore
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of `figures.csv`; the last two in 0..1."""
+
+    image: str
+    model: str
+    calibrator: str
+    width: int
+    height: int
+    mean_confidence: float
+    abstained_fraction: float
+
+
+class Answer(NamedTuple):
+    """One picture's mask and confidence as PNG, and its figures."""
+
+    mask: bytes
+    confidence: bytes
+    row: Row
+
+
+class Source(Protocol):
+    """Where pictures are segmented."""
+
+    def __call__(self, path: Path) -> Answer:
+        """Segment one file; raises SegcalError."""
+
+
+class Local:
+    """This process, with the models on disk."""
+
+    def __init__(self, settings: Settings, predictor: Predictor) -> None:
+        torch.set_num_threads(settings.threads)
+        name = predictor.folder.card.name
+        store = ArtifactStore(settings.artifacts_dir)
+        self._segmenter = Segmenter(
+            {name: predictor}, name, store, settings.max_pixels, RowThreads(settings.threads)
+        )
+
+    def __call__(self, path: Path) -> Answer:
+        """Segment one file."""
+        done = self._segmenter.segment(path.read_bytes(), Wish(), Stopwatch())
+        row = Row(
+            image=str(path),
+            model=done.predictor.folder.card.name,
+            calibrator=done.calibrator.manifest.id if done.calibrator else NO_CALIBRATOR,
+            width=done.mask.shape[1],
+            height=done.mask.shape[0],
+            mean_confidence=done.mean_confidence,
+            abstained_fraction=abstained_fraction(done),
+        )
+        palette = done.predictor.folder.palette
+        return Answer(
+            encode.mask_png(done.mask, palette), encode.confidence_png(done.confidence), row
+        )
+
+
+class Remote:
+    """A running service."""
+
+    def __init__(self, connection: Connection, model: str | None) -> None:
+        query = {"include": "mask,confidence"} | ({"model": model} if model else {})
+        self._connection, self._path = connection, f"/segment?{urlencode(query)}"
+
+    def __call__(self, path: Path) -> Answer:
+        """Send one file."""
+        kinds = {"Content-Type": "image/*", "Accept": "application/json"}
+        body = self._connection.json(self._path, path.read_bytes(), kinds)
+        row = Row(
+            image=str(path),
+            model=body["model"],
+            calibrator=body["calibration"]["calibrator"],
+            width=body["width"],
+            height=body["height"],
+            mean_confidence=body["mean_confidence"],
+            abstained_fraction=body["abstained_fraction"],
+        )
+        mask, confidence = (base64.b64decode(body[part]["data"]) for part in ("mask", "confidence"))
+        return Answer(mask, confidence, row)
+
+
+def segment_all(
+    images: Sequence[Path], out: Path, source: Source, advance: Callable[[], object]
+) -> dict[Path, str]:
+    """Write `<stem>.mask.png`, `<stem>.confidence.png` and `figures.csv`; return what failed.
+
+    A picture that fails does not stop the others. Raises ArgumentError where two pictures would
+    write the same file.
+    """
+    stems: dict[str, Path] = {}
+    for path in images:
+        if stems.setdefault(path.stem, path) != path:
+            raise ArgumentError(
+                f"expected pictures of different names, got {stems[path.stem]} and {path}"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    failed: dict[Path, str] = {}
+    with (out / "figures.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(Row.__dataclass_fields__))
+        table.writeheader()
+        for path in images:
+            try:
+                answer = source(path)
+            except SegcalError as error:
+                failed[path] = str(error)
+            else:
+                (out / f"{path.stem}.mask.png").write_bytes(answer.mask)
+                (out / f"{path.stem}.confidence.png").write_bytes(answer.confidence)
+                table.writerow(asdict(answer.row))
+            advance()
+    return failed
+
+
+def segment_command(
+    images: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
+    url: UrlOption = None,
+    model: ModelOption = None,
+    token: ApiTokenOption = None,
+) -> None:
+    """Write masks, confidence maps and a CSV of per-image figures."""
+    settings = load_settings()
+    source: Source = (
+        Remote(Connection(url, token), model)
+        if url
+        else Local(settings, predictor_named(settings, model))
+    )
+    with Progress(console=console) as progress:
+        task = progress.add_task("segmenting", total=len(images))
+        failed = segment_all(images, out, source, lambda: progress.advance(task))
+    for path, reason in failed.items():
+        console.print(f"{path}: {reason}", style="red", markup=False, soft_wrap=True)
+    console.print(f"{len(images) - len(failed)} of {len(images)} images, results in {out}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def predictor_named(settings: Settings, name: str | None) -> Predictor:
+    """Open one model by name."""
+    return open_predictor(find_model(settings, name), settings.device, settings.threads)

@@ -1,0 +1,129 @@
+"""An int8 form of an ONNX model, by ONNX Runtime's own tools: static, QDQ, per channel.
+
+Ranges of activations are taken from pictures that go through the model's own preprocessing. What
+lies between the last convolution and the logits stays in float: eight bits of logits would be
+eight bits of confidence.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.datasets.images import read_picture
+from app.errors import ModelError, SetupError
+from app.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    import onnx
+
+Ranges = Literal["minmax", "entropy", "percentile"]
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+INPUT_SIDE = 1024  # pixels; what is larger gives its first window
+
+
+class Inputs:
+    """The network's inputs for a list of pictures, one at a time; a calibration data reader."""
+
+    def __init__(
+        self, predictor: Predictor, input_name: str, pictures: Sequence[Path], max_pixels: int
+    ) -> None:
+        self._predictor, self._name = predictor, input_name
+        self._pictures, self._max_pixels = pictures, max_pixels
+        self.set_range(0, len(pictures))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Begin anew with some of the pictures, as the tools ask for."""
+        self._left = list(self._pictures[start_index:end_index])
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """Give the next input, None behind the last."""
+        if not self._left:
+            return None
+        picture = read_picture(self._left.pop(0), self._max_pixels)
+        return {self._name: self._predictor.lay(picture).windows.cut(0, 0).numpy()}
+
+
+def quantize(
+    predictor: Predictor, pictures: Sequence[Path], target: Path, ranges: Ranges, max_pixels: int
+) -> None:
+    """Write the int8 form of a model's file; raises SetupError, ModelError."""
+    onnx, tools, preprocessed = import_tools()
+    source = predictor.folder.path
+    if source.suffix != ".onnx":
+        raise ModelError(f"{predictor.folder.card.name}: expected an ONNX file, got {source.name}")
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        try:
+            preprocessed(source, prepared, skip_symbolic_shape=True)
+            network = onnx.load(prepared)
+            tools.quantize_static(
+                prepared,
+                target,
+                Inputs(predictor, network.graph.input[0].name, pictures, max_pixels),
+                quant_format=tools.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+                calibrate_method=methods(tools)[ranges],
+                nodes_to_exclude=last_nodes(network.graph),
+                extra_options={"CalibStridedMinMax": 1},  # one picture's activations at a time
+            )
+        except Exception as error:  # the tools raise whatever their parts raise
+            raise ModelError(
+                f"{predictor.folder.card.name}: expected a model that can be quantized, "
+                f"got: {error}"
+            ) from error
+        quantized = anonymous(onnx.load(target))
+    onnx.save(quantized, target)
+
+
+def import_tools() -> tuple[Any, Any, Any]:
+    """Load onnx, ONNX Runtime's quantization and its preprocessing; raises SetupError."""
+    try:
+        import onnx  # noqa: PLC0415 - an optional extra
+        from onnxruntime import quantization  # noqa: PLC0415
+        from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+    except ImportError as error:
+        raise SetupError(
+            f"expected the extra packages of `pip install segcal[quantize]`, got: {error}"
+        ) from error
+    return onnx, quantization, quant_pre_process
+
+
+def methods(tools: Any) -> dict[str, Any]:  # noqa: ANN401 - the tools have no types
+    """Name the ways to find ranges."""
+    kinds = tools.CalibrationMethod
+    return {"minmax": kinds.MinMax, "entropy": kinds.Entropy, "percentile": kinds.Percentile}
+
+
+def last_nodes(graph: "onnx.GraphProto") -> list[str]:
+    """Name the nodes from the logits back to the last that has weights, itself included."""
+    makers = {output: node for node in graph.node for output in node.output}
+    ahead, found = [graph.output[0].name], []
+    while ahead:
+        node = makers.get(ahead.pop())
+        if node is None or node.name in found:
+            continue
+        found.append(node.name)
+        if node.op_type not in WEIGHTED:
+            ahead += node.input
+    return found
+
+
+def anonymous(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Drop what exporters and tools note of the machine they ran on."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graph = model.graph
+    parts = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in (graph, *parts):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model

@@ -1,0 +1,1 @@
+"""Anything labelled as a validation dataset."""

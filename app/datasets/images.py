@@ -1,0 +1,224 @@
+"""Folders of pictures with labels, turned into a validation set by running the model over them."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from app.calibration.base import Calibrator
+from app.calibration.dataset import IGNORE, LabelledImage
+from app.calibration.predictions import Emitted
+from app.errors import ArgumentError, InputError
+from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
+from app.imaging.decode import check_size, decode_image
+from app.inference.predictor import Predictor
+from app.inference.preprocess import Geometry, Size
+from app.inference.sliding_window import Strip
+from app.serving.pipeline import answer_labelled
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture's file and its label map's."""
+
+    image: Path
+    labels: Path
+
+
+def find_pairs(images: Path, labels: Path) -> list[Pair]:
+    """Match pictures and label maps by file stem; raises ArgumentError unless all match."""
+    pictures, maps = pictures_by_stem(images), pictures_by_stem(labels)
+    alone = sorted(set(pictures) ^ set(maps))
+    if not pictures or alone:
+        raise ArgumentError(
+            f"expected a label map for each picture, by file stem, got {len(pictures)} pictures, "
+            f"{len(maps)} label maps, and {len(alone)} without a partner, such as {alone[:3]}"
+        )
+    return [Pair(pictures[stem], maps[stem]) for stem in sorted(pictures)]
+
+
+class SpooledLogits:
+    """A validation set whose logits, once computed, lie in files until asked for.
+
+    Labels at the pictures' size and the pictures on the logits' grid lie there too. With
+    `weather` it also has copies of its images, for those calibrators that learn from them.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        pairs: Sequence[Pair],
+        ignore_index: int,
+        max_pixels: int,
+        progress: Callable[[str, float], None],
+        drives: Sequence[int] | None = None,
+        *,
+        weather: bool = False,
+    ) -> None:
+        self._predictor, self._pairs, self._max_pixels = predictor, pairs, max_pixels
+        self._weather = weather
+        self.drives = range(len(pairs)) if drives is None else drives
+        self.num_classes = predictor.folder.num_classes
+        self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._labels: list[NDArray[np.int32]] = []  # on the logits' grid
+        self._geometries: list[Geometry] = []
+        for index, pair in enumerate(pairs):
+            progress("logits", index / len(pairs))
+            prepared = predictor.lay(read_picture(pair.image, max_pixels))
+            labels = read_labels_for(
+                pair, prepared.geometry.image, self.num_classes, ignore_index, max_pixels
+            )
+            grid = spool(predictor.strips(prepared), self._path("logits", index))
+            np.save(self._path("picture", index), prepared.glance(grid, range(grid[0])).numpy())
+            self._labels.append(to_grid(labels, prepared.geometry, grid))
+            self._geometries.append(prepared.geometry)
+            narrow = np.min_scalar_type(-self.num_classes)
+            np.save(self._path("labels", index), labels.astype(narrow))
+        progress("logits", 1.0)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        labels = torch.from_numpy(self._labels[index]).long()
+        return LabelledImage(self._stored("logits", index), labels, self._stored("picture", index))
+
+    def copies(self, index: int) -> Sequence[LabelledImage]:
+        """Run the model over one image's copies, one of each kind of weather."""
+        if not self._weather:
+            return ()
+        picture = read_picture(self._pairs[index].image, self._max_pixels)
+        labels = self[index].labels
+        made = []
+        for number, kind in enumerate(KINDS):
+            strength = STRENGTHS[(2 * index + number) % len(STRENGTHS)]
+            laid = self._predictor.lay(corrupt(picture, kind, strength, index))
+            logits = self._predictor.grid(laid)[0]
+            seen = laid.glance((logits.shape[1], logits.shape[2]), range(logits.shape[1]))
+            made.append(LabelledImage(logits, labels, seen))
+        return made
+
+    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
+        """Answer one picture at its own size."""
+        labels = np.load(self._path("labels", index), allow_pickle=False)
+        seeing = calibrator.seeing(self._stored("picture", index))
+        return answer_labelled(
+            self._stored("logits", index), labels, self._geometries[index], seeing
+        )
+
+    def _stored(self, kind: str, index: int) -> Tensor:
+        return torch.from_numpy(np.load(self._path(kind, index), allow_pickle=False))
+
+    def _path(self, kind: str, index: int) -> Path:
+        return self._folder / f"{kind}{index}.npy"
+
+
+def spool(strips: Iterable[Strip], path: Path) -> Size:
+    """Write a picture's logits float32 [K,h,w] to a .npy file, strip by strip; return (h, w)."""
+    file: NDArray[np.float32] | None = None
+    size = 0, 0
+    for (logits,), band in strips:
+        size = band.height, logits.shape[2]
+        if file is None:
+            shape = logits.shape[0], *size
+            file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        first = band.cells.start - band.top
+        file[:, band.cells.start : band.cells.stop] = logits[:, first : first + len(band.cells)]
+    return size
+
+
+def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a picture to uint8 RGB [H,W,3]; a refusal names the file."""
+    try:
+        return decode_image(path.read_bytes(), max_pixels)
+    except InputError as error:
+        raise type(error)(f"{path.name}: {error}") from error
+
+
+def read_labels_for(
+    pair: Pair, size: tuple[int, int], num_classes: int, ignore_index: int, max_pixels: int
+) -> NDArray[np.int32]:
+    """Read a picture's label map [H,W] with IGNORE for void.
+
+    Raises ArgumentError where it is not of the picture's size (H, W) or holds other labels.
+    """
+    labels = read_labels(pair.labels, max_pixels)
+    if labels.shape != size:
+        raise ArgumentError(
+            f"{pair.labels.name}: expected labels of {size} (height, width), got {labels.shape}"
+        )
+    return checked(labels, num_classes, ignore_index, pair.labels.name)
+
+
+def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
+    """Read a label map [H,W]: an indexed or grey picture, value = class id."""
+    try:
+        with Image.open(path) as picture:
+            check_size(picture.size, max_pixels)
+            _check_grey(picture.mode, path.name)
+            return np.asarray(picture).astype(np.int32)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders answer damaged files with many kinds
+        raise ArgumentError(f"{path.name}: expected a label map, got: {error}") from error
+
+
+def _check_grey(mode: str, name: str) -> None:
+    if mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+        raise ArgumentError(f"{name}: expected an indexed or grey label map, got mode {mode}")
+
+
+def checked(
+    labels: NDArray[np.int32], num_classes: int, ignore_index: int, name: str
+) -> NDArray[np.int32]:
+    """Turn the source's void value into IGNORE; raises ArgumentError for labels out of range."""
+    labels = np.where(labels == ignore_index, IGNORE, labels)
+    if labels.min() < IGNORE or labels.max() >= num_classes:
+        raise ArgumentError(
+            f"{name}: expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
+            f"got {labels.min()}..{labels.max()}"
+        )
+    return labels
+
+
+def to_grid(
+    labels: NDArray[np.int32], geometry: Geometry, grid: tuple[int, int]
+) -> NDArray[np.int32]:
+    """Take labels [H,W] to the logits' grid [h,w]: at each cell's centre, IGNORE in the padding."""
+    rows, columns = (
+        (np.arange(grid[axis]) + 0.5)
+        / grid[axis] * geometry.padded[axis]
+        / geometry.resized[axis] * geometry.image[axis]
+        for axis in (0, 1)
+    )  # fmt: skip
+    inside = (rows < geometry.image[0])[:, None] & (columns < geometry.image[1])[None, :]
+    y = np.minimum(rows.astype(int), geometry.image[0] - 1)
+    x = np.minimum(columns.astype(int), geometry.image[1] - 1)
+    return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
+
+
+def pictures_by_stem(folder: Path) -> dict[str, Path]:
+    """Find a folder's pictures, sorted; raises ArgumentError where two have one stem."""
+    if not folder.is_dir():
+        raise ArgumentError(f"expected a folder, got {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in ENDINGS:
+            continue
+        if path.stem in found:
+            raise ArgumentError(
+                f"expected one file for each stem, got {found[path.stem].name} and {path.name}"
+            )
+        found[path.stem] = path
+    return found

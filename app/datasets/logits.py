@@ -1,0 +1,330 @@
+"""What must hold of uploaded arrays before a fit may read them.
+
+A validation set of maps whose logits stay in their file.
+
+A validation set of a table of pixels whose logits stay in their file.
+
+Arrays that came become the validation set they describe: dense maps, or a table of pixels.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.calibration.base import Calibrator
+from app.calibration.dataset import IGNORE, LabelledImage
+from app.calibration.predictions import Emitted
+from app.datasets.arrays import ArrayFile
+from app.errors import ArgumentError
+from app.inference.preprocess import Geometry
+from app.serving.pipeline import answer_labelled
+
+MAX_STRETCH = 1.5  # by which the two axes' strides may differ
+PROBED = 4096  # pixels that are looked at to tell probabilities from logits
+SUM_TOLERANCE = 4e-3  # within which probabilities in float16 add up to 1
+
+
+class Contents(NamedTuple):
+    """What a set holds that a fit can use."""
+
+    images: int
+    pixels: int
+    maps: bool  # or a table of pixels
+
+
+def check_classes(logits: ArrayFile, num_classes: int) -> None:
+    """Raise ArgumentError unless the logits are of the model's classes."""
+    if logits.shape[1] != num_classes:
+        raise ArgumentError(f"expected logits of the model's {num_classes} classes, got {logits}")
+
+
+def check_integers(array: ArrayFile) -> None:
+    """Raise ArgumentError for any other type."""
+    if array.dtype.kind not in "iu":
+        raise ArgumentError(f"expected {array.name} of integers, got {array}")
+
+
+def check_grids(logits: ArrayFile, labels: ArrayFile) -> None:
+    """Refuse labels coarser than the logits, or of another form, transposed ones above all."""
+    strides = [
+        pixels / cells for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
+    ]
+    if min(strides) < 1 or max(strides) > MAX_STRETCH * min(strides):
+        raise ArgumentError(
+            f"expected labels on the logits' grid or at the pictures' size, got {logits}, {labels}"
+        )
+
+
+def require_images(count: int) -> None:
+    """Raise ArgumentError unless there are images for both parts of a fit."""
+    if count < 2:
+        raise ArgumentError(
+            f"expected at least 2 images with labels, to fit on some and hold some out, got {count}"
+        )
+
+
+def checked_labels(
+    labels: NDArray[Any], num_classes: int, ignore_index: int, where: str
+) -> NDArray[np.int64]:
+    """Copy labels of any integer type, the void value turned into IGNORE."""
+    void = labels == ignore_index
+    wrong = ((labels < 0) | (labels >= num_classes)) & ~void
+    if wrong.any():
+        raise ArgumentError(
+            f"expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
+            f"got {labels[wrong].flat[0]} in {where}"
+        )
+    return np.where(void, IGNORE, labels.astype(np.int64))
+
+
+def check_logits(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Raise ArgumentError unless [K,*grid] are logits wherever the grid is labelled."""
+    _check_finite(logits, labelled, where)
+    _refuse_probabilities(logits, labelled, where)
+
+
+def _check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Refuse logits [K,*grid] that are NaN or infinite at a labelled place of the grid."""
+    wrong = ~np.isfinite(logits).all(axis=0) & labelled
+    if wrong.any():
+        raise ArgumentError(
+            f"expected finite logits at every labelled pixel, got NaN or infinity at "
+            f"{int(wrong.sum())} in {where}"
+        )
+
+
+def _refuse_probabilities(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Refuse what is softmax's answer rather than its question: [K,*grid], finite where labelled.
+
+    A fit would take it for a network that is hardly sure of anything.
+    """
+    places = np.flatnonzero(labelled)[:PROBED]
+    seen = logits.reshape(len(logits), -1)[:, places].astype(np.float32)
+    strictly_between = ((seen > 0) & (seen < 1)).any() and (seen >= 0).all()
+    if strictly_between and (abs(seen.sum(axis=0) - 1) < SUM_TOLERANCE).all():
+        raise ArgumentError(
+            f"expected logits, got probabilities, which add up to 1 at each pixel of {where}; "
+            f"their logarithms will do"
+        )
+
+
+def copied(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy out of a file, into this machine's byte order."""
+    return np.array(values, values.dtype.newbyteorder("="), order="C")
+
+
+class DenseLogits:
+    """Maps: logits [N,K,h,w] with labels [N,H,W], taken to the grid at its cells' centres.
+
+    The logits' grid must cover the labelled picture and nothing beyond it.
+    """
+
+    def __init__(
+        self,
+        logits: ArrayFile,
+        labels: ArrayFile,
+        drive_index: ArrayFile | None,
+        num_classes: int,
+        ignore_index: int,
+    ) -> None:
+        check_classes(logits, num_classes)
+        if len(labels.shape) != 3 or labels.shape[0] != logits.shape[0]:
+            raise ArgumentError(f"expected labels [N,H,W] of the {logits}, got {labels}")
+        check_grids(logits, labels)
+        require_images(logits.shape[0])
+        self.drives: Sequence[int] = range(logits.shape[0])
+        if drive_index is not None:
+            if drive_index.shape != logits.shape[:1]:
+                raise ArgumentError(f"expected drive_index [N] of the {logits}, got {drive_index}")
+            self.drives = drive_index.map().tolist()
+        self.num_classes = num_classes
+        self._logits, self._labels, self._ignore = logits, labels, ignore_index
+        # nearest-exact: the pixel below the cell's centre
+        self._rows, self._columns = (
+            ((np.arange(cells) + 0.5) * pixels / cells).astype(np.int64)
+            for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
+        )
+
+    def __len__(self) -> int:
+        return self._logits.shape[0]
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        labels = self._labels_of(index)[np.ix_(self._rows, self._columns)]
+        return LabelledImage(self._logits_of(index), torch.from_numpy(labels))
+
+    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
+        """Answer one image at its labels' size."""
+        labels = self._labels_of(index)
+        size = (labels.shape[0], labels.shape[1])
+        return answer_labelled(
+            self._logits_of(index), labels, Geometry(size, size, size), calibrator
+        )
+
+    def check(self) -> Contents:
+        """Read everything once; raises ArgumentError for labels or logits that can't be used."""
+        images = pixels = 0
+        for index in range(len(self)):
+            image = self[index]
+            logits, labels = image.logits.numpy(), image.labels.numpy()
+            labelled = labels != IGNORE
+            check_logits(logits, labelled, f"image {index}")
+            images += bool(labelled.any())
+            pixels += int(labelled.sum())
+        require_images(images)
+        return Contents(images, pixels, maps=True)
+
+    def _logits_of(self, index: int) -> Tensor:
+        return torch.from_numpy(copied(self._logits.map()[index]))
+
+    def _labels_of(self, index: int) -> NDArray[np.int64]:
+        """Read one image's labels [H,W]."""
+        where = f"image {index}"
+        return checked_labels(self._labels.map()[index], self.num_classes, self._ignore, where)
+
+
+CHUNK_BYTES = 8 << 20  # of a table, read at a time
+CHECK_BYTES = 32  # that checking a row takes beside its logits
+
+
+class TableLogits:
+    """A table: logits [M,K], labels [M], and image_index [M], which image each row came from.
+
+    drive_index [M], if any, says which drive that image came from.
+
+    The rows may be in any order. Where they are not sorted by image, their order is worked out
+    when first needed and kept in a file, which takes 16 bytes a row of memory while it is made.
+    """
+
+    def __init__(
+        self,
+        logits: ArrayFile,
+        labels: ArrayFile,
+        image_index: ArrayFile,
+        drive_index: ArrayFile | None,
+        num_classes: int,
+        ignore_index: int,
+    ) -> None:
+        check_classes(logits, num_classes)
+        for column in (labels, image_index, *([] if drive_index is None else [drive_index])):
+            if column.shape != logits.shape[:1]:
+                raise ArgumentError(
+                    f"expected {column.name} [M] for the rows of {logits}, got {column}"
+                )
+        self.num_classes = num_classes
+        self._logits, self._labels, self._ignore = logits, labels, ignore_index
+        self._image_index = image_index
+        self._sorted, images = self._count_images()
+        self._ids = np.fromiter(sorted(images), image_index.dtype.newbyteorder("="), len(images))
+        require_images(len(images))
+        self._order: NDArray[np.int64] | None = None
+        self._starts: NDArray[np.int64] | None = None
+        self.drives: Sequence[int] = range(len(self._ids))
+        if drive_index is not None:
+            self.drives = self._find_drives(drive_index)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        if self._starts is None:
+            self._arrange()
+        assert self._starts is not None  # noqa: S101 - just arranged
+        bounds = slice(*self._starts[index : index + 2].tolist())
+        rows = bounds if self._order is None else self._order[bounds]
+        logits = copied(self._logits.map()[rows])
+        labels = checked_labels(self._labels.map()[rows], self.num_classes, self._ignore, "a row")
+        return LabelledImage(torch.from_numpy(logits).T, torch.from_numpy(labels))
+
+    def check(self) -> Contents:
+        """Read everything once; raises ArgumentError for labels or logits that can't be used."""
+        images: set[int] = set()
+        pixels = 0
+        for rows in self._chunks():
+            where = f"rows {rows.start} to {rows.stop - 1}"
+            labels = checked_labels(self._labels.map()[rows], self.num_classes, self._ignore, where)
+            labelled = labels != IGNORE
+            check_logits(self._logits.map()[rows].T, labelled, where)
+            images.update(np.unique(self._image_index.map()[rows][labelled]).tolist())
+            pixels += int(labelled.sum())
+        require_images(len(images))
+        return Contents(len(images), pixels, maps=False)
+
+    def _chunks(self) -> Iterator[slice]:
+        total = self._logits.shape[0]
+        row = self.num_classes * self._logits.dtype.itemsize + CHECK_BYTES
+        size = max(CHUNK_BYTES // row, 1)
+        for start in range(0, total, size):
+            yield slice(start, min(start + size, total))
+
+    def _count_images(self) -> tuple[bool, set[int]]:
+        """Tell whether the rows are sorted by image, and which images there are."""
+        check_integers(self._image_index)
+        images: set[int] = set()
+        ordered, last = True, None
+        for rows in self._chunks():
+            ids = self._image_index.map()[rows]
+            ordered = ordered and bool((ids[1:] >= ids[:-1]).all())
+            ordered = ordered and (last is None or bool(ids[0] >= last))
+            last = ids[-1]
+            images.update(np.unique(ids).tolist())
+        return ordered, images
+
+    def _find_drives(self, drive_index: ArrayFile) -> list[int]:
+        """Find each image's drive; raises ArgumentError for an image of several."""
+        drives: dict[int, int] = {}
+        for rows in self._chunks():
+            pairs = np.stack([self._image_index.map()[rows], drive_index.map()[rows]], axis=1)
+            for image, drive in np.unique(pairs.astype(np.int64), axis=0).tolist():
+                if drives.setdefault(image, drive) != drive:
+                    raise ArgumentError(
+                        f"expected the rows of an image to be of one drive, got image {image} in "
+                        f"drives {drives[image]} and {drive}"
+                    )
+        return [drives[int(image)] for image in self._ids]
+
+    def _arrange(self) -> None:
+        """Find each image's rows."""
+        ids = self._image_index.map()
+        if not self._sorted:
+            order = np.argsort(ids, kind="stable")
+            ids = ids[order]
+            # A deleted file of its own: it goes with this process, however that ends.
+            with tempfile.TemporaryFile() as file:
+                order.tofile(file)
+                file.flush()
+                self._order = np.memmap(file, np.int64, "r", shape=order.shape)
+        self._starts = np.append(np.searchsorted(ids, self._ids), len(ids))
+
+
+def open_logits(
+    arrays: Mapping[str, ArrayFile], num_classes: int, ignore_index: int
+) -> DenseLogits | TableLogits:
+    """Make a validation set of the arrays that came; raises ArgumentError unless they fit."""
+    missing = sorted({"logits", "labels"} - set(arrays))
+    if missing:
+        raise ArgumentError(f"expected logits and labels, got no {' and no '.join(missing)}")
+    logits, labels = arrays["logits"], arrays["labels"]
+    if (logits.dtype.kind, logits.dtype.itemsize) not in (("f", 2), ("f", 4)):
+        raise ArgumentError(f"expected logits of float16 or float32, got {logits}")
+    check_integers(labels)
+    drives = arrays.get("drive_index")
+    if drives is not None:
+        check_integers(drives)
+    if len(logits.shape) == 4:
+        if "image_index" in arrays:
+            raise ArgumentError(
+                f"expected image_index with a table [M,K] only, got it with {logits}"
+            )
+        return DenseLogits(logits, labels, drives, num_classes, ignore_index)
+    if len(logits.shape) != 2:
+        raise ArgumentError(f"expected logits [N,K,h,w] or [M,K], got {logits}")
+    if "image_index" not in arrays:
+        raise ArgumentError(
+            f"expected image_index [M] with a table, to part it by image, got only {logits}"
+        )
+    return TableLogits(logits, labels, arrays["image_index"], drives, num_classes, ignore_index)

@@ -1,0 +1,1 @@
+"""Evaluation of a served model on labelled images, and its report."""

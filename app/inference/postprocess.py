@@ -1,0 +1,259 @@
+"""From logits on the backbone's grid to a mask and its confidence at the picture's size.
+
+Both come from one sweep over the classes, so that K full-size planes never exist.
+
+Whole class distributions at the picture's size, in strips of rows, for whoever measures them.
+
+Serving reads one class's probability a pixel (`app.inference.postprocess`); NLL and Brier need all.
+
+How many pixels each class got, and how sure it was of them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.inference.kernels import Confidence, Floats, Mask, Taps, emit_rows, shift_rows
+from app.inference.preprocess import Band, Geometry, Size
+from app.inference.threads import RowThreads
+from app.numerics import LOG2_E, compiled
+
+STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
+MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
+
+ALONE = RowThreads(1)
+
+
+def emit(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    *,
+    scale: float = 1.0,
+    threads: RowThreads = ALONE,
+) -> tuple[Mask, Confidence]:
+    """Upsample bilinearly, label, and read the label's calibrated probability.
+
+    `logits` and `calibrated` are finite float32 [K,h,w]; labels come from the former (lowest
+    class on ties), probabilities from the softmax of `scale` times the latter. Pass the same
+    tensor twice where a calibrator decides for itself, is a mere scale above 0, or there is none.
+    Returns uint8 (uint16 from 256 classes on) [H,W] and float32 [H,W] in 0..1, which is right to
+    2e-6 plus 3e-7 of the largest difference of logits.
+    """
+    mask, confidence = blank(geometry, logits.shape[0])
+    whole = Band.whole(logits.shape[1])
+    emit_band(logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads)
+    return mask, confidence
+
+
+def emit_band(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    band: Band,
+    mask: Mask,
+    confidence: Confidence,
+    *,
+    scale: float = 1.0,
+    threads: RowThreads = ALONE,
+) -> None:
+    """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
+
+    As `emit` otherwise; the grids [K,n,w] begin at the band's `top`. Bands that divide the grid
+    divide the picture.
+    """
+    size = geometry.image[0], geometry.resized[0], geometry.padded[0]
+    top, bottom, down = taps(*size, band.height)
+    first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
+    rows = top - band.top, bottom - band.top, down
+    part = range(first, end)
+    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
+
+
+def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
+    """Make room for a picture's mask and confidence, as `emit` returns them."""
+    mask = np.empty(geometry.image, np.uint8 if classes < 256 else np.uint16)
+    return mask, np.empty(geometry.image, np.float32)
+
+
+def emit_part(
+    logits: Tensor,
+    calibrated: Tensor,
+    geometry: Geometry,
+    rows: Taps,
+    part: range,
+    mask: Mask,
+    confidence: Confidence,
+    scale: float,
+    threads: RowThreads,
+) -> None:
+    """Write some rows of `mask` and `confidence` [H,W], as `emit` otherwise.
+
+    The taps of all the picture's `rows` count from the first row of `logits`; those outside of
+    `part` are not read.
+    """
+    width = geometry.image[1]
+    columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
+    if logits.is_cuda:
+        _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
+        return
+    two = calibrated is not logits
+    labelling = logits.contiguous().numpy()
+    rating = calibrated.contiguous().numpy() if two else labelling
+    gain = np.float32(LOG2_E * scale)
+    phases = whole_phases(width, geometry, logits.shape[2])
+
+    def work(start: int, stop: int) -> None:
+        emit_rows(
+            labelling, rating, two, gain, rows, columns, phases, mask, confidence, start, stop
+        )
+
+    threads.share(work, part, logits.shape[0] * width)
+
+
+def shift_confidence(
+    confidence: Confidence,
+    shift: Floats,
+    grid: Size,
+    step: int,
+    geometry: Geometry,
+    threads: RowThreads = ALONE,
+) -> None:
+    """Add `shift`, interpolated, to the log-odds of a picture's confidence [H,W].
+
+    It is float32 [n,m], given at every `step` rows and columns of a grid (h, w).
+    """
+    rows, columns = (
+        taps(geometry.image[axis], geometry.resized[axis], geometry.padded[axis], grid[axis], step)
+        for axis in (0, 1)
+    )
+    height, width = geometry.image
+    threads.share(
+        lambda start, stop: shift_rows(confidence, shift, rows, columns, start, stop),
+        range(height),
+        8 * width,
+    )
+
+
+def taps(count: int, resized: int, padded: int, cells: int, step: int = 1) -> Taps:
+    """Bilinear taps of one axis: for each output pixel two cells and the second one's weight.
+
+    Pixel centres map to the resized picture, that to the padded one, that to the grid. Of its
+    cells every `step`-th one is there, from the first on.
+    """
+    last = (cells - 1) // step
+    share = resized / count * cells / padded
+    position = (((np.arange(count) + 0.5) * share - 0.5) / step).clip(0, last)
+    first = position.astype(np.int64)
+    return first, np.minimum(first + 1, last), (position - first).astype(np.float32)
+
+
+def whole_phases(width: int, geometry: Geometry, cells: int) -> int:
+    """Count the columns a cell, where that is a whole number of at most MAX_PHASES; else 0."""
+    phases, rest = divmod(width * geometry.padded[1], geometry.resized[1] * cells)
+    return phases if rest == 0 and 1 <= phases <= MAX_PHASES else 0
+
+
+@torch.inference_mode()
+def _emit_on_device(
+    logits: Tensor,
+    calibrated: Tensor,
+    scale: float,
+    rows: Taps,
+    columns: Taps,
+    part: range,
+    mask: Mask,
+    confidence: Confidence,
+) -> None:
+    """Do the same where the logits are, in strips of rows."""
+    top, bottom, down = (torch.from_numpy(part).to(logits.device) for part in rows)
+    left, right, across = (torch.from_numpy(part).to(logits.device) for part in columns)
+    count = max(1, STRIP_BYTES // (4 * logits.shape[0] * mask.shape[1]))
+
+    def upsample(grid: Tensor, strip: slice) -> Tensor:
+        tall = torch.lerp(grid[:, top[strip]], grid[:, bottom[strip]], down[strip, None])
+        return torch.lerp(tall[:, :, left], tall[:, :, right], across)
+
+    for start in range(part.start, part.stop, count):
+        strip = slice(start, min(start + count, part.stop))
+        fine = upsample(logits, strip)
+        labels = fine.argmax(dim=0)
+        if calibrated is not logits:
+            fine = upsample(calibrated, strip)
+        fine = fine * scale
+        certain = (fine.gather(0, labels[None])[0] - fine.logsumexp(dim=0)).exp().clamp_(0, 1)
+        confidence[strip] = certain.cpu().numpy()
+        mask[strip] = labels.cpu().numpy()
+
+
+STRIP_BYTES = 16 << 20  # of upsampled logits at a time
+
+
+def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
+    """Upsample logits float32 [K,h,w] bilinearly, as emission does, and normalise them.
+
+    Gives slices of the picture's rows, from the top, with log-probabilities float32 [K,rows,W].
+    """
+    height, width = geometry.image
+    sizes = zip(geometry.image, geometry.resized, geometry.padded, grid.shape[1:], strict=True)
+    rows_taps, columns = ([torch.from_numpy(part) for part in taps(*size)] for size in sizes)
+    rows = max(1, STRIP_BYTES // (4 * grid.shape[0] * width))
+    for start in range(0, height, rows):
+        strip = slice(start, min(start + rows, height))
+        top, bottom, down = (part[strip] for part in rows_taps)
+        left, right, across = columns
+        tall = torch.lerp(grid[:, top], grid[:, bottom], down[:, None])  # [K,rows,w]
+        yield strip, torch.lerp(tall[:, :, left], tall[:, :, right], across).log_softmax(0)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Pixels int64 [V] and sums of confidence float64 [V] by value of the mask.
+
+    V is 256 or 65536; the last value is that of abstained pixels.
+    """
+
+    pixels: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean over all pixels, in 0..1."""
+        return float(self.confidence.sum() / self.pixels.sum())
+
+    @property
+    def abstained_fraction(self) -> float:
+        """Share of pixels without a label, in 0..1."""
+        return float(self.pixels[-1] / self.pixels.sum())
+
+
+def tally(mask: Mask, confidence: Confidence) -> Tally:
+    """Count a mask [H,W] and add up its confidence [H,W]."""
+    values = np.iinfo(mask.dtype).max + 1
+    pixels, sums = np.zeros(values, np.int64), np.zeros(values, np.float64)
+    _add_up(mask.ravel(), confidence.ravel(), pixels, sums)
+    return Tally(pixels, sums)
+
+
+@compiled
+def _add_up(
+    labels: Mask,
+    confidence: Confidence,
+    pixels: NDArray[np.int64],
+    sums: NDArray[np.float64],
+) -> None:
+    # Neighbours mostly share a label, so a run is summed before it is stored.
+    start, total = 0, 0.0
+    for place in range(len(labels)):
+        if labels[place] != labels[start]:
+            pixels[labels[start]] += place - start
+            sums[labels[start]] += total
+            start, total = place, 0.0
+        total += confidence[place]
+    if len(labels):
+        pixels[labels[start]] += len(labels) - start
+        sums[labels[start]] += total

@@ -1,0 +1,1 @@
+"""Background fits: queue, records on disk, and the process of each fit."""

@@ -1,0 +1,274 @@
+"""Who activated what, when and why: a file of JSON lines that is only ever added to.
+
+Calibrators on disk: immutable versions, one atomic pointer to the active one, and its history.
+
+    <root>/<model>/<id>/manifest.json, calibrator.safetensors, report.json, reference.safetensors
+    <root>/<model>/active            the active version's id
+    <root>/<model>/history.jsonl     who activated what, when and why
+    <root>/<model>/.lock             held by whoever changes any of these
+
+A version is written beside its place, synced, and renamed; `active` is replaced the same way. A
+crash at any instant leaves the old state or the new one, and what it leaves half-done goes with
+the next change or start. Readers need no lock. Ids and model names that come from outside are
+looked up among what is there, never joined to a path.
+"""
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from app.calibration.base import Calibrator
+from app.calibration.drift import Reference
+from app.errors import ArtifactError, ConflictError, NotFoundError
+from app.storage.files import locked, replace_file, storage, sync_folder
+from app.storage.manifest import (
+    FILES,
+    REFERENCE,
+    Manifest,
+    StoredCalibrator,
+    read_manifest,
+    read_version,
+    timestamp,
+    write_version,
+)
+
+TAIL_BYTES = 64 << 10  # in which the last line is looked for; a line takes some 300 bytes
+
+
+class History:
+    """One model's activations; whoever writes holds the model's lock."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, at: str, calibrator: str, by: str, reason: str) -> int:
+        """Add a line that is on the disk when this returns; gives the length before it.
+
+        What a crash or a full disk has left of an earlier line stays, on a line of its own.
+        """
+        line = json.dumps({"at": at, "calibrator": calibrator, "by": by, "reason": reason})
+        # Without a buffer, which closing would write once more after a failure.
+        with self._path.open("a+b", buffering=0) as file:
+            length = file.seek(0, os.SEEK_END)
+            try:
+                data = _line_after(file, line)
+                while data:  # a disk that fills up takes a part
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except BaseException:
+                os.ftruncate(file.fileno(), length)
+                raise
+        return length
+
+    def withdraw(self, length: int) -> None:
+        """Take back the last line, whose activation failed; `length` is as `append` gave it."""
+        os.truncate(self._path, length)
+
+    def last(self) -> str | None:
+        """Give the calibrator of the last whole line, None where there is none."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+                lines = file.read().splitlines()
+        except FileNotFoundError:
+            return None
+        for line in reversed(lines):
+            try:
+                return str(json.loads(line)["calibrator"])
+            except (ValueError, TypeError, KeyError):  # torn by a crash
+                continue
+        return None
+
+
+def _line_after(file: IO[bytes], text: str) -> bytes:
+    """Make a line to append; where a crash has torn the last one, it starts on a new one."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return f"{text}\n".encode()
+    file.seek(-1, os.SEEK_END)
+    return (text if file.read(1) == b"\n" else f"\n{text}").encode() + b"\n"
+
+
+log = logging.getLogger(__name__)
+
+LEFTOVERS = (".*.tmp", ".*.deleted")  # of a change that a crash has cut short
+# Older versions may have a plus, which a query must write as %2B.
+ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
+
+
+class ArtifactStore:
+    """All versions of all models below one folder; any number of processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._loaded: dict[str, StoredCalibrator] = {}
+        self._unusable: set[str] = set()  # complained of once each
+
+    def versions(self, model: str) -> list[Manifest]:
+        """List a model's versions, newest first; damaged ones are left out."""
+        found = []
+        for folder in self._folder(model).glob("*"):
+            if folder.is_dir() and ID_PATTERN.fullmatch(folder.name):
+                try:
+                    found.append(read_manifest(folder))
+                except ArtifactError:
+                    continue
+        return sorted(found, key=lambda manifest: manifest.id, reverse=True)
+
+    def active_id(self, model: str) -> str | None:
+        """Read the pointer; None where nothing was ever activated."""
+        try:
+            return (self._folder(model) / "active").read_text("ascii").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def active(self, model: str, model_sha256: str) -> StoredCalibrator | None:
+        """Load the active version; None where there is none that a model of this hash can use.
+
+        A replaced model file or a damaged artefact must not take the service down: answers then
+        say that they are uncalibrated.
+        """
+        version = self.active_id(model)
+        if version is None:
+            return None
+        try:
+            return self.load(model, version, model_sha256)
+        except (ArtifactError, ConflictError, NotFoundError) as error:
+            if version not in self._unusable:
+                log.error("the active calibrator of %s can't be used: %s", model, error)  # noqa: TRY400
+                self._unusable.add(version)
+            return None
+
+    def load(self, model: str, version: str, model_sha256: str) -> StoredCalibrator:
+        """Load one version for a model of this hash; loaded versions are remembered.
+
+        Raises NotFoundError, ConflictError for a calibrator of another model's logits, and
+        ArtifactError for damage.
+        """
+        folder = self._version_folder(model, version)
+        stored = self._loaded.get(version)
+        if stored is None:
+            stored = self._loaded[version] = read_version(folder)
+        if stored.manifest.model_sha256 != model_sha256:
+            raise ConflictError(
+                f"expected a calibrator of the model with hash {model_sha256[:12]}, "
+                f"got one fitted for {stored.manifest.model_sha256[:12]}"
+            )
+        return stored
+
+    def find(self, version: str) -> Manifest:
+        """Find a version of whatever model; raises NotFoundError, or ArtifactError for damage."""
+        if ID_PATTERN.fullmatch(version):
+            for folder in self._root.glob(f"*/{version}"):
+                return read_manifest(folder)
+        raise NotFoundError(f"expected the id of a calibrator, got {version[:80]!r}")
+
+    def report(self, model: str, version: str) -> dict[str, object]:
+        """Read a version's report."""
+        path = self._version_folder(model, version) / "report.json"
+        return json.loads(path.read_text("utf-8"))  # type: ignore[no-any-return]
+
+    def publish(
+        self,
+        manifest: Manifest,
+        calibrator: Calibrator,
+        report: dict[str, object],
+        reference: Reference | None = None,
+    ) -> None:
+        """Store a new version; it is there whole or not at all."""
+        folder = self._folder(manifest.model)
+        staging = folder / f".{manifest.id}.tmp"
+        with storage("a calibrator"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._changing(manifest.model):
+                staging.mkdir()
+                try:
+                    write_version(staging, manifest, calibrator, report, reference)
+                    staging.rename(folder / manifest.id)
+                    sync_folder(folder)
+                except BaseException:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    raise
+
+    def archive(self, model: str, version: str) -> bytes:
+        """Pack a version's files into a zip archive."""
+        folder = self._version_folder(model, version)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in (*FILES, *([REFERENCE] if (folder / REFERENCE).exists() else [])):
+                archive.write(folder / name, f"{version}/{name}")
+        return buffer.getvalue()
+
+    def delete(self, model: str, version: str) -> None:
+        """Remove a version in one step; raises ConflictError for the active one."""
+        self._version_folder(model, version)
+        with storage("a calibrator"), self._changing(model):
+            folder = self._version_folder(model, version)
+            if version == self.active_id(model):
+                raise ConflictError(f"expected a calibrator that is not active, got {version}")
+            doomed = folder.with_name(f".{version}.deleted")
+            folder.rename(doomed)
+            sync_folder(folder.parent)
+            self._loaded.pop(version, None)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def activate(self, model: str, version: str, reason: str, by: str) -> None:
+        """Point a model at a version, in one atomic step, and note it in the history."""
+        self._version_folder(model, version)
+        with storage("a calibrator"), self._changing(model) as history:
+            folder = self._version_folder(model, version).parent
+            # The note comes first: if it can't be kept, nothing is switched without one.
+            length = history.append(timestamp(), version, by, reason)
+            try:
+                replace_file(folder / "active", f"{version}\n".encode("ascii"))
+            except BaseException:
+                history.withdraw(length)
+                raise
+            sync_folder(folder)
+
+    def recover(self) -> None:
+        """Clear away what changes that were cut short have left behind, of every model."""
+        for folder in self._root.glob("[!.]*/"):
+            try:
+                with self._changing(folder.name):
+                    pass
+            except OSError as error:  # such as a folder that is only to be read
+                log.warning("the calibrators of %s can't be cleared up: %s", folder.name, error)
+
+    @contextmanager
+    def _changing(self, model: str) -> Iterator[History]:
+        """Hold the lock of a model's folder, having cleared away what a crash left there."""
+        folder = self._folder(model)
+        history = History(folder / "history.jsonl")
+        with locked(folder / ".lock"):
+            for path in (path for pattern in LEFTOVERS for path in folder.glob(pattern)):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            active = self.active_id(model)
+            if active is not None and history.last() != active:
+                history.append(timestamp(), active, "recovery", "found active after a crash")
+            yield history
+
+    def _folder(self, model: str) -> Path:
+        return self._root / model
+
+    def _version_folder(self, model: str, version: str) -> Path:
+        """Find a version's folder; the id must have our form before it meets a path."""
+        folder = self._folder(model) / version
+        if ID_PATTERN.fullmatch(version):
+            if folder.is_dir():
+                return folder
+            for other in self._root.glob(f"*/{version}"):
+                raise ConflictError(
+                    f"expected a calibrator of {model}, got one of {other.parent.name}"
+                )
+        raise NotFoundError(f"expected the id of a calibrator of {model}, got {version[:80]!r}")

@@ -1,0 +1,153 @@
+"""One calibrator on disk: what its manifest says, how its files are written, read and checked."""
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from app.calibration.base import Calibrator
+from app.calibration.certification import CertifiedThreshold
+from app.calibration.drift import CONFIDENCE_BINS, Reference
+from app.calibration.registry import build
+from app.errors import ArgumentError, ArtifactError, ConflictError
+from app.storage.files import sync_folder, write_synced
+
+FORMAT = "segcal-calibrator"
+FORMAT_VERSION = 1
+FILES = ("manifest.json", "calibrator.safetensors", "report.json")
+REFERENCE = "reference.safetensors"  # how answers looked at the fit; not every version has one
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stored calibrator is, what it was fitted for, and how good it was measured to be.
+
+    ECE is image-wise with 10 bins, on images held out from the fit.
+    """
+
+    id: str
+    model: str
+    model_sha256: str
+    method: str
+    num_classes: int
+    fitted_at: str
+    images: int
+    pixels: int
+    ece_before: float
+    ece_after: float
+    seed: int = 0
+    note: str = ""
+    summary: dict[str, float] = field(default_factory=dict)
+    thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error; older ones have none
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class StoredCalibrator:
+    """A version that was loaded and checked; without a reference there is no telling of drift."""
+
+    manifest: Manifest
+    calibrator: Calibrator
+    reference: Reference | None = None
+
+
+def new_id(method: str) -> str:
+    """Make a version id that sorts by time, of characters that mean themselves in a query."""
+    named = method.replace("+", "_on_")
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{named}-{secrets.token_hex(3)}"
+
+
+def timestamp() -> str:
+    """Give the time now as RFC 3339, to the second, in UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def write_version(
+    folder: Path,
+    manifest: Manifest,
+    calibrator: Calibrator,
+    report: dict[str, object],
+    reference: Reference | None,
+) -> None:
+    """Write a version's files into an empty folder; the manifest comes last."""
+    tensors = {name: tensor.contiguous() for name, tensor in calibrator.state_dict().items()}
+    write_synced(folder / "calibrator.safetensors", safetensors.torch.save(tensors))
+    if reference is not None:
+        images = {"images": reference.images.contiguous()}
+        write_synced(folder / REFERENCE, safetensors.torch.save(images))
+    write_synced(folder / "report.json", _json(report))
+    write_synced(folder / "manifest.json", _json(asdict(manifest)))
+    sync_folder(folder)
+
+
+def read_version(folder: Path) -> StoredCalibrator:
+    """Read a version whole.
+
+    Raises ArtifactError for damage, and ConflictError for the parameters of an earlier form.
+    """
+    manifest = read_manifest(folder)
+    return StoredCalibrator(
+        manifest, _read_calibrator(folder, manifest), _read_reference(folder, manifest)
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a version says of itself; raises ArtifactError."""
+    try:
+        manifest = TypeAdapter(Manifest).validate_json((folder / "manifest.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ArtifactError(f"{folder.name}: expected a manifest, got: {error}") from error
+    if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
+        raise ArtifactError(
+            f"{folder.name}: expected {FORMAT} version {FORMAT_VERSION}, "
+            f"got {manifest.format} version {manifest.format_version}"
+        )
+    if manifest.id != folder.name:
+        raise ArtifactError(f"{folder.name}: expected its own id inside, got {manifest.id}")
+    return manifest
+
+
+def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
+    try:
+        calibrator = build(manifest.method, manifest.num_classes)
+        state = safetensors.torch.load_file(folder / "calibrator.safetensors")
+        if set(state) != set(calibrator.state_dict()):
+            raise ConflictError(
+                f"expected the parameters that the method {manifest.method} has now, got those of "
+                f"an earlier form of it in {folder.name}: fit anew"
+            )
+        calibrator.load_state_dict(state)
+    except (ArgumentError, OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder.name}: expected a calibrator's state, got: {error}"
+        ) from error
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise ArtifactError(f"{folder.name}: expected finite parameters, got NaN or infinity")
+    return calibrator.eval()
+
+
+def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
+    """Read what drift is measured against; None where a version has none."""
+    path = folder / REFERENCE
+    if not path.exists():
+        return None
+    try:
+        images = safetensors.torch.load_file(path)["images"]
+    except (KeyError, OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"{folder.name}: expected a reference, got: {error}") from error
+    wanted = CONFIDENCE_BINS + manifest.num_classes
+    if images.ndim != 2 or images.shape[1] != wanted or not torch.isfinite(images).all():
+        raise ArtifactError(
+            f"{folder.name}: expected finite histograms [n,{wanted}], got {list(images.shape)}"
+        )
+    return Reference(images)
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("utf-8")

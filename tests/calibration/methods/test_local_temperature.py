@@ -1,0 +1,116 @@
+import pytest
+import torch
+
+from app.calibration.base import FitContext
+from app.calibration.dataset import InMemory, LabelledImage
+from app.calibration.methods.local_temperature import LocalTemperature
+from app.calibration.registry import build
+from app.errors import ArgumentError
+from tests.factories.logits import nll
+
+
+def test_fresh_temperature_is_one():
+    assert torch.allclose(
+        LocalTemperature(3).temperatures(torch.randn(1, 3, 5, 5)), torch.ones(1, 1, 5, 5)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
+def test_maps_smaller_than_the_kernel(size):
+    assert LocalTemperature(3)(torch.randn(1, 3, *size)).shape == (1, 3, *size)
+
+
+def test_tables_are_refused():
+    with pytest.raises(ArgumentError, match="maps"):
+        LocalTemperature(3)(torch.randn(5, 3))
+    data = InMemory(3, [LabelledImage(torch.randn(3, 9), torch.arange(9) % 3)])
+    with pytest.raises(ArgumentError, match="two dimensions"):
+        LocalTemperature(3).fit(data, FitContext())
+
+
+def test_temperature_rises_where_the_surroundings_disagree():
+    # Left halves are uniform and right; right halves flicker, and are right as a coin falls.
+    rng = torch.Generator().manual_seed(0)
+    images = []
+    for _ in range(10):
+        said = torch.zeros(16, 32, dtype=torch.int64)
+        said[:, 16:] = torch.randint(2, (16, 16), generator=rng)
+        labels = said.clone()
+        labels[:, 16:] = torch.randint(2, (16, 16), generator=rng)
+        logits = 5.0 * torch.stack([said == 0, said == 1]).float()
+        images.append(LabelledImage(logits, labels))
+    data = InMemory(2, images)
+    calibrator = LocalTemperature(2)
+    before = nll(calibrator, data)
+    calibrator.fit(data, FitContext())
+    assert nll(calibrator, data) < before - 0.1
+    temperatures = calibrator.temperatures(images[0].logits[None])[0, 0].detach()
+    assert temperatures[:, 22:].mean() > 1.5 * temperatures[:, :10].mean()
+
+
+@pytest.mark.parametrize("method", ["lts", "selective+lts"])
+def test_reach_is_how_far_a_pixel_is_felt(method):
+    torch.manual_seed(0)
+    calibrator = build(method, 3)
+    for value in calibrator.state_dict().values():
+        value.add_(0.1 * torch.randn(value.shape))
+    reach = calibrator.invariances.reach
+    assert reach > 0
+    logits = torch.randn(1, 3, 31, 31)
+    changed = logits.clone()
+    changed[0, 0, 15, 15] += 9
+    with torch.inference_mode():
+        felt = (calibrator(changed) != calibrator(logits)).any(1)[0]
+    rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
+    assert (min(rows), max(rows)) == (min(columns), max(columns)) == (15 - reach, 15 + reach)
+
+
+def half_telling(telling, images=10, side=16):
+    """Two classes said alike everywhere; where the picture is red the label is a coin's fall."""
+    rng = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(images):
+        said = torch.randint(2, (side, side), generator=rng)
+        red = torch.zeros(side, side, dtype=torch.bool)
+        red[:, : side // 2] = True
+        red = red if torch.rand((), generator=rng) < 0.5 else ~red
+        labels = torch.where(red, torch.randint(2, (side, side), generator=rng), said)
+        picture = torch.full((3, side, side), 128, dtype=torch.uint8)
+        picture[0] = torch.where(red, 220, 40) if telling else 128
+        logits = 4.0 * torch.stack([said == 0, said == 1]).float()
+        made.append(LabelledImage(logits, labels, picture))
+    return InMemory(2, made)
+
+
+@pytest.mark.parametrize("method", ["lts_image", "selective+lts_image"])
+def test_picture_tells_where_to_doubt(method):
+    losses = {}
+    for telling in (False, True):
+        calibrator = build(method, 2)
+        calibrator.fit(half_telling(telling), FitContext())
+        losses[telling] = nll(calibrator.eval(), half_telling(telling))
+    assert losses[True] < losses[False] - 0.1
+
+
+def test_seeing_leaves_the_calibrator_of_other_pictures_alone():
+    calibrator = build("lts_image", 3)
+    picture = torch.zeros(3, 5, 4, dtype=torch.uint8)
+    seeing = calibrator.seeing(picture)
+    assert calibrator.picture is None
+    assert seeing.picture is picture
+    assert seeing.weight is calibrator.weight
+    assert build("lts", 3).seeing(picture).picture is None
+
+
+@pytest.mark.parametrize("picture", [None, torch.zeros(3, 4, 5, dtype=torch.uint8)])
+def test_image_form_answers_only_with_the_picture_of_its_grid(picture):
+    calibrator = build("lts_image", 3).seeing(picture)
+    with pytest.raises(ArgumentError, match=r"picture on the logits' grid \[5, 4\]"):
+        calibrator(torch.zeros(1, 3, 5, 4))
+
+
+def test_image_form_is_not_fitted_without_pictures():
+    logits = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = InMemory(3, [LabelledImage(logits, logits.argmax(0))])
+    with pytest.raises(ArgumentError, match="expected pictures with lts_image, got logits alone"):
+        build("lts_image", 3).fit(data, FitContext())

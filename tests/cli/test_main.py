@@ -1,0 +1,479 @@
+"""`segcal` as it is typed: what it prints, what it writes, and how it ends."""
+
+import csv
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.cli import main as cli
+from app.storage.artifacts import ArtifactStore
+from tests.conftest import MakeServer
+from tests.factories.models import write_card, write_onnx_model
+from tests.factories.service import (
+    RED,
+    THIRDS_MASK,
+    decoded,
+    encoded,
+    publish_temperature,
+    solid,
+    thirds,
+)
+from tests.factories.validation_data import VOID, npz, overconfident
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, models_dir: Path, artifacts_dir: Path) -> Run:
+    """Run `segcal` with arguments in this process, over the test's own folders."""
+    monkeypatch.setenv("SEGCAL_MODELS_DIR", str(models_dir))
+    monkeypatch.setenv("SEGCAL_ARTIFACTS_DIR", str(artifacts_dir))
+    monkeypatch.setenv("SEGCAL_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["segcal", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            sys.exit(cli.main())  # type: ignore[func-returns-value]
+        captured = capsys.readouterr()
+        return Ended(int(stop.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """`thirds.png` and `red.jpg`."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "thirds.png").write_bytes(encoded(thirds()))
+    (folder / "red.jpg").write_bytes(encoded(solid(RED, 16, 16), "JPEG"))
+    return [folder / "thirds.png", folder / "red.jpg"]
+
+
+def figures(out: Path) -> list[dict[str, str]]:
+    with (out / "figures.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_help_names_the_commands(run: Run):
+    ended = run("--help")
+
+    assert ended.code == 0
+    for command in ("serve", "segment", "calibrate", "models", "calibrators"):
+        assert command in ended.out
+
+
+def test_module_runs_like_the_script():
+    command = [sys.executable, "-m", "app", "segment", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert "--out" in done.stdout
+
+
+def test_segment_writes_masks_confidences_and_figures(run: Run, pictures, tmp_path, artifacts_dir):
+    active = publish_temperature(artifacts_dir, artifacts_dir.parent / "models" / "tiny", 2)
+    out = tmp_path / "out"
+    ended = run("segment", *pictures, "--out", out)
+    rows = figures(out)
+
+    assert ended.code == 0
+    assert "2 of 2 images" in ended.err
+    assert sorted(path.name for path in out.iterdir()) == [
+        "figures.csv", "red.confidence.png", "red.mask.png",
+        "thirds.confidence.png", "thirds.mask.png",
+    ]  # fmt: skip
+    mask = decoded((out / "thirds.mask.png").read_bytes())
+    confidence = decoded((out / "thirds.confidence.png").read_bytes())
+    assert mask.mode == "P"
+    assert (np.asarray(mask) == THIRDS_MASK).all()
+    assert confidence.mode == "L"
+    assert confidence.size == (12, 8)
+    assert [row["image"] for row in rows] == [str(path) for path in pictures]
+    assert {(row["model"], row["calibrator"]) for row in rows} == {("tiny", active)}
+    assert (rows[0]["width"], rows[0]["height"]) == ("12", "8")
+    assert (rows[1]["width"], rows[1]["height"]) == ("16", "16")
+    assert all(0 < float(row["mean_confidence"]) < 1 for row in rows)
+    assert all(float(row["abstained_fraction"]) == 0 for row in rows)
+
+
+def test_segment_over_http_writes_what_it_writes_here(
+    run: Run, pictures, tmp_path, make_server: MakeServer
+):
+    url = make_server(api_tokens="alpha")
+    here, there = tmp_path / "here", tmp_path / "there"
+
+    assert run("segment", *pictures, "--out", here).code == 0
+    assert run("segment", *pictures, "--out", there, "--url", url, "--token", "alpha").code == 0
+    for path in here.glob("*.png"):
+        assert path.read_bytes() == (there / path.name).read_bytes()
+    for ours, theirs in zip(figures(here), figures(there), strict=True):
+        assert float(ours.pop("mean_confidence")) == pytest.approx(
+            float(theirs.pop("mean_confidence"))
+        )
+        assert ours == theirs
+
+
+def test_segment_over_http_passes_a_refusal_on(run: Run, pictures, tmp_path, make_server):
+    url = make_server(api_tokens="alpha")
+    ended = run("segment", *pictures, "--out", tmp_path / "out", "--url", url, "--token", "beta")
+
+    assert ended.code == 1
+    assert "expected a bearer token" in ended.err
+
+
+def test_segment_without_a_service_says_so(run: Run, pictures, tmp_path):
+    url = "http://127.0.0.1:9"
+    ended = run("segment", pictures[0], "--out", tmp_path / "out", "--url", url)
+
+    assert ended.code == 1
+    assert f"expected a service at {url}" in ended.err
+
+
+def test_segment_goes_on_after_a_bad_picture_and_fails_at_the_end(run: Run, pictures, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    out = tmp_path / "out"
+    ended = run("segment", bad, *pictures, "--out", out)
+
+    assert ended.code == 1
+    assert f"{bad}: expected a JPEG, PNG, WebP, TIFF or BMP image" in ended.err
+    assert "2 of 3 images" in ended.err
+    assert [row["image"] for row in figures(out)] == [str(path) for path in pictures]
+
+
+def test_segment_refuses_two_pictures_that_would_write_one_file(run: Run, pictures, tmp_path):
+    twin = tmp_path / "thirds.jpg"
+    twin.write_bytes(encoded(thirds(), "JPEG"))
+    ended = run("segment", pictures[0], twin, "--out", tmp_path / "out")
+
+    assert ended.code == 2
+    assert "different names" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{picture}"], "--out"),
+        (["nowhere.png", "--out", "{out}"], "nowhere.png"),
+        (["{picture}", "--out", "{picture}"], "is a file"),
+        (["{picture}", "--out", "{out}", "--model", "street"], "expected one of ['tiny']"),
+        (["{picture}", "--out", "{out}", "--url", "ftp://x"], "expected http:// or https://"),
+    ],
+)
+def test_segment_refuses_wrong_arguments_in_a_sentence(
+    run: Run, pictures, tmp_path, arguments, words
+):
+    filled = [a.format(picture=pictures[0], out=tmp_path / "out") for a in arguments]
+    ended = run("segment", *filled)
+
+    assert ended.code == 2
+    assert words in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", [["models", "list"], ["calibrators", "list"], ["serve"]])
+def test_wrong_setting_ends_a_command_with_a_sentence_that_names_it(run: Run, monkeypatch, command):
+    monkeypatch.setenv("SEGCAL_THREADS", "none")
+    ended = run(*command)
+
+    assert ended.code == 2
+    assert ended.err.startswith("error: SEGCAL_THREADS: ")
+    assert ended.err.endswith("got 'none'\n")
+
+
+def test_models_are_listed_with_the_reason_where_one_is_refused(run: Run, models_dir):
+    (models_dir / "broken").mkdir()
+    ended = run("models", "list")
+
+    assert ended.code == 0
+    assert "tiny" in ended.out
+    assert "Tiny tiny" in ended.out
+    assert "refused: broken: expected a card.toml" in ended.out
+
+
+def test_calibrators_are_listed_and_the_active_one_is_marked(run: Run, models_dir, artifacts_dir):
+    first = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    second = publish_temperature(
+        artifacts_dir, models_dir / "tiny", 3, activate=False, sha256="0" * 64
+    )
+    rows = {
+        line.split("│")[2].strip(): line for line in run("calibrators", "list").out.splitlines()
+        if line.count("│") > 2
+    }  # fmt: skip
+
+    assert rows.keys() == {first, second}
+    assert "*" in rows[first]
+    assert "0.2500" in rows[first]
+    assert "this" in rows[first]
+    assert "*" not in rows[second]
+    assert "other (000000000000)" in rows[second]
+
+
+def test_activate_rolls_back_and_notes_the_reason(run: Run, models_dir, artifacts_dir):
+    first = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    publish_temperature(artifacts_dir, models_dir / "tiny", 3)
+    ended = run("calibrators", "activate", first, "--reason", "the new one drifts")
+
+    assert ended.code == 0
+    assert f"{first} is active for tiny" in ended.err
+    assert ArtifactStore(artifacts_dir).active_id("tiny") == first
+    assert "the new one drifts" in (artifacts_dir / "tiny" / "history.jsonl").read_text()
+
+
+def test_calibrators_of_a_running_service(
+    run: Run, models_dir, artifacts_dir, tmp_path, make_server: MakeServer
+):
+    first = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    second = publish_temperature(artifacts_dir, models_dir / "tiny", 3)
+    publish_temperature(artifacts_dir, models_dir / "tiny", 4, activate=False, sha256="0" * 64)
+    there = ["--url", make_server(admin_token="a token for tests")]
+    token = ["--token", "a token for tests"]
+
+    assert run("calibrators", "list", *there).out == run("calibrators", "list").out
+    assert run("calibrators", "list", *there, "--model", "tiny").code == 0
+    assert "got 'street'" in run("calibrators", "list", *there, "--model", "street").err
+
+    back = run("calibrators", "activate", first, *there, *token, "--reason", "the new one drifts")
+    assert back.code == 0, back.err
+    assert f"{first} is active for tiny" in back.err
+    assert ArtifactStore(artifacts_dir).active_id("tiny") == first
+    assert "the new one drifts" in (artifacts_dir / "tiny" / "history.jsonl").read_text()
+    refused = run("calibrators", "activate", second, *there, "--token", "wrong")
+    assert "expected a bearer token" in refused.err
+    assert ArtifactStore(artifacts_dir).active_id("tiny") == first
+
+    packed = tmp_path / "packed.zip"
+    assert run("calibrators", "archive", second, "--out", packed, *there).code == 0
+    assert f"{second}/manifest.json" in zipfile.ZipFile(packed).namelist()
+    assert (
+        "expected the id"
+        in run("calibrators", "archive", f"{first[:-1]}g", "--out", packed, *there).err
+    )
+
+
+def test_activate_refuses_what_the_model_can_not_use(run: Run, models_dir, artifacts_dir):
+    other = publish_temperature(
+        artifacts_dir, models_dir / "tiny", 2, activate=False, sha256="0" * 64
+    )
+
+    assert "hash" in run("calibrators", "activate", other).err
+    assert "expected the id" in run("calibrators", "activate", "../tiny").err
+    assert ArtifactStore(artifacts_dir).active_id("tiny") is None
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[Path, Path]:
+    """Eight red pictures, a quarter of whose pixels are labelled otherwise, and a row not at all.
+
+    The model trusts each pixel with 0.965 and is right with three of four: it is over-confident.
+    """
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for index in range(8):
+        Image.fromarray(solid(RED, 16, 16)).save(images / f"{index}.png")
+        truth = np.zeros((16, 16), np.uint8)
+        truth[:, 12:] = 1 + index % 2
+        truth[0] = 255
+        Image.fromarray(truth).save(labels / f"{index}.png")
+    return images, labels
+
+
+def test_calibrate_fits_publishes_and_activates(run: Run, labelled, artifacts_dir):
+    images, labels = labelled
+    ended = run("calibrate", "--images", images, "--labels", labels, "--method", "temperature")
+    store = ArtifactStore(artifacts_dir)
+    (manifest,) = store.versions("tiny")
+
+    assert ended.code == 0, ended.err
+    assert f"{manifest.id} is active: better: " in ended.err
+    assert store.active_id("tiny") == manifest.id
+    assert manifest.images == 8
+    # Right with 3/4, e^(4/T) / (e^(4/T) + 2) = 3/4 at T = 4 / ln 6.
+    assert manifest.summary["temperature"] == pytest.approx(4 / np.log(6), rel=1e-3)
+    assert manifest.ece_before == pytest.approx(0.964664 - 0.75, abs=1e-4)
+    assert manifest.ece_after == pytest.approx(0, abs=1e-4)
+    assert "temperature" in ended.out
+
+
+def test_calibrate_may_leave_the_active_one_alone(run: Run, labelled, artifacts_dir):
+    images, labels = labelled
+    arguments = ["--images", images, "--labels", labels, "--method", "temperature"]
+    ended = run("calibrate", *arguments, "--activate", "never", "--note", "a trial")
+    store = ArtifactStore(artifacts_dir)
+
+    assert ended.code == 0
+    assert "is not activated: asked never to activate" in ended.err
+    assert store.active_id("tiny") is None
+    assert store.versions("tiny")[0].note == "a trial"
+
+
+def test_calibrate_refuses_a_picture_without_labels(run: Run, labelled):
+    images, labels = labelled
+    (labels / "3.png").unlink()
+    ended = run("calibrate", "--images", images, "--labels", labels)
+
+    assert ended.code == 2
+    assert "without a partner, such as ['3']" in ended.err
+
+
+def test_calibrate_refuses_an_unknown_method(run: Run, labelled, artifacts_dir):
+    images, labels = labelled
+    ended = run("calibrate", "--images", images, "--labels", labels, "--method", "magic")
+
+    assert ended.code == 2
+    assert "magic" in ended.err
+    assert ArtifactStore(artifacts_dir).versions("tiny") == []
+
+
+@pytest.fixture
+def logits(tmp_path: Path) -> Path:
+    """An .npz of logits three times too sure of themselves, with labels."""
+    values, labels = overconfident(16, 16, 16)
+    (tmp_path / "val.npz").write_bytes(npz(logits=values, labels=labels))
+    return tmp_path / "val.npz"
+
+
+def test_calibrate_fits_on_logits(run: Run, logits, artifacts_dir):
+    ended = run("calibrate", "--logits", logits, "--method", "temperature")
+    (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
+
+    assert ended.code == 0, ended.err
+    assert f"{manifest.id} is active: better: " in ended.err
+    assert manifest.summary["temperature"] == pytest.approx(3, rel=0.1)
+    assert logits.is_file()
+
+
+def test_calibrate_over_http_takes_the_void_of_the_default_models_card(
+    run: Run, models_dir, tmp_path, artifacts_dir, make_server: MakeServer
+):
+    write_card(models_dir / "tiny", ignore_index=9)
+    write_onnx_model(models_dir, "another")
+    values, labels = overconfident(16, 16, 16)
+    labels[labels == VOID] = 9
+    (tmp_path / "val.npz").write_bytes(npz(logits=values, labels=labels))
+    url = make_server(admin_token="a token for tests", default_model="tiny")
+    ended = run(
+        "calibrate", "--logits", tmp_path / "val.npz", "--method", "temperature",
+        "--url", url, "--token", "a token for tests",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert len(ArtifactStore(artifacts_dir).versions("tiny")) == 1
+
+
+def test_calibrate_over_http_asks_for_a_model_where_none_is_the_default(
+    run: Run, models_dir, logits, make_server: MakeServer
+):
+    write_onnx_model(models_dir, "another")
+    url = make_server(admin_token="a token for tests")
+    ended = run("calibrate", "--logits", logits, "--url", url, "--token", "a token for tests")
+    assert ended.code == 2
+    assert "expected one of the models ['another', 'tiny'], got none by name" in ended.err
+
+
+def test_calibrate_over_http_fits_what_it_fits_here(
+    run: Run, logits, artifacts_dir, make_server: MakeServer
+):
+    url = make_server(admin_token="a token for tests")
+    arguments = ["calibrate", "--logits", logits, "--method", "temperature", "--seed", 4]
+    here = run(*arguments, "--activate", "never")
+    there = run(*arguments, "--url", url, "--token", "a token for tests")
+    store = ArtifactStore(artifacts_dir)
+    newest, oldest = store.versions("tiny")
+
+    assert (here.code, there.code) == (0, 0), there.err
+    assert newest.summary == pytest.approx(oldest.summary)
+    assert f"{newest.id} is active: better: " in there.err
+    assert store.active_id("tiny") == newest.id
+
+
+def test_calibrate_over_http_sends_folders_as_archives(
+    run: Run, labelled, artifacts_dir, make_server: MakeServer
+):
+    images, labels = labelled
+    url = make_server(admin_token="a token for tests")
+    sources = ["--images", images, "--labels", labels]
+    refused = run("calibrate", *sources, "--url", url, "--token", "wrong")
+    magic = run(
+        "calibrate", *sources, "--method", "magic", "--url", url, "--token", "a token for tests"
+    )
+
+    assert refused.code == magic.code == 2
+    assert "got another one" in refused.err
+    assert "expected auto or one of" in magic.err
+    assert "got magic" in magic.err
+
+
+def test_calibrate_needs_logits_or_pictures(run: Run, labelled, logits):
+    images, labels = labelled
+    for arguments in (
+        [],
+        ["--images", images],
+        ["--labels", labels],
+        ["--images", images, "--labels", labels, "--logits", logits],
+        ["--logits", logits, "--labels", labels],
+    ):
+        ended = run("calibrate", *arguments)
+        assert ended.code == 2
+        assert "expected --logits" in ended.err
+
+
+def test_calibrate_changes_labels_only_where_that_is_allowed(run: Run, logits, artifacts_dir):
+    arguments = ["calibrate", "--logits", logits, "--method", "vector_ti"]
+
+    assert "expected allow_label_changes with the method vector_ti" in run(*arguments).err
+    assert run(*arguments, "--allow-label-changes").code == 0
+    assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
+
+
+def test_calibrate_learns_from_copies_of_pictures_only(run: Run, labelled, logits, artifacts_dir):
+    images, labels = labelled
+    pictures = ["--images", images, "--labels", labels, "--method", "contextual", "--weather"]
+
+    assert "expected pictures with weather" in run("calibrate", "--logits", logits, "--weather").err
+    assert run("calibrate", *pictures).code == 0
+    assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "contextual"
+
+
+def test_calibrate_reads_pictures_where_the_method_looks_at_them(
+    run: Run, labelled, logits, artifacts_dir
+):
+    images, labels = labelled
+    pictures = ["--images", images, "--labels", labels]
+
+    ended = run("calibrate", "--logits", logits, "--method", "lts_image")
+    assert "expected pictures with the method lts_image, got logits alone" in ended.err
+    ended = run("calibrate", *pictures, "--method", "lts_image", "--activate", "always")
+    assert ended.code == 0, ended.err
+    active = ArtifactStore(artifacts_dir).versions("tiny")[0]
+    assert active.method == "lts_image"
+    assert run("segment", *images.iterdir(), "--out", images.parent / "out").code == 0
+    ended = run("calibrate", "--logits", logits, "--method", "temperature")
+    assert f"expected pictures, which the active calibrator {active.id} looks at" in ended.err
+    ended = run("calibrate", "--logits", logits, "--method", "magic")
+    assert "expected auto or one of identity" in ended.err
+
+
+def test_two_models_need_a_name(run: Run, models_dir):
+    write_onnx_model(models_dir, "wide", num_classes=5)
+
+    assert "--model: expected one of ['tiny', 'wide'], got None" in run("calibrators", "list").err
+    assert run("calibrators", "list", "--model", "wide").code == 0

@@ -1,0 +1,280 @@
+"""`segcal models import` and `segcal models quantize`: what becomes a model, and what does not."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from app.cli import main as cli
+from app.cli.models import divide
+from app.datasets.images import Pair
+from app.errors import ArgumentError
+from app.inference.model_card import read_model_folder
+from app.inference.predictor import open_predictor
+from tests.factories.models import onnx_network, write_card, write_torch_model
+
+SIZE = (40, 56)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, models_dir):
+    """Run `segcal models` in this process; give its exit code and all it printed, in one line."""
+    monkeypatch.setenv("SEGCAL_MODELS_DIR", str(models_dir))
+    monkeypatch.setenv("SEGCAL_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["segcal", "models", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            sys.exit(cli.main())  # type: ignore[func-returns-value]
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out + captured.err
+
+    return call
+
+
+def names(models_dir: Path) -> list[str]:
+    return sorted(path.name for path in models_dir.iterdir())
+
+
+# Import
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx_network(), path)
+    return path
+
+
+def test_imported_model_is_served_under_its_card(run, source, models_dir):
+    policy = ("--mean", 0.5, 0.25, 0, "--std", 1, 2, 0.5, "--multiple-of", 8)
+    code, said = run("import", source, "--name", "new", "--classes", "sky, road,tree", *policy)
+    assert code == 0, said
+    model = read_model_folder(models_dir / "new")
+    assert [entry.name for entry in model.card.output.classes] == ["sky", "road", "tree"]
+    assert len(set(model.palette)) == 3
+    assert (model.card.input.mean, model.card.input.std) == ((0.5, 0.25, 0), (1, 2, 0.5))
+    assert (model.card.input.multiple_of, model.card.file) == (8, "net.onnx")
+    assert model.path.read_bytes() == source.read_bytes()
+    assert "new" in run("list")[1]
+
+
+def test_imported_torchscript_is_served(run, tmp_path, models_dir):
+    made = write_torch_model(tmp_path, "made", "pt")
+    code, said = run("import", made / "model.pt", "--name", "new", "--card", made / "card.toml")
+    assert code == 0, said
+    assert read_model_folder(models_dir / "new").card.title == "Tiny made"
+
+
+def test_card_may_say_anything_a_card_can(run, source, tmp_path, models_dir):
+    (tmp_path / "made").mkdir()
+    title = 'A "title" \\ of\ttext, größer'
+    write_card(
+        tmp_path / "made", title=title, mode="slide", crop=[16, 32], window_stride=[8, 8],
+        size={"short_side": 64},
+    )  # fmt: skip
+    card = tmp_path / "made" / "card.toml"
+    assert run("import", source, "--name", "new", "--card", card)[0] == 0
+    model = read_model_folder(models_dir / "new")
+    assert (model.card.title, model.card.name) == (title, "new")
+    assert (model.card.input.mode, model.card.input.crop) == ("slide", (16, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--name", "new", "--taxonomy", "camvid"), "expected logits [1,11,h,w], got [1, 3, 128"),
+        (("--name", "new", "--taxonomy", "zoo"), "expected one of ['camvid', 'cityscapes'] as"),
+        (("--name", "new"), "expected one of --card, --classes and --taxonomy"),
+        (("--name", "tiny", "--classes", "a,b,c"), "got tiny, which is a model already"),
+        (("--name", "../new", "--classes", "a,b,c"), "expected a plain word as the model's name"),
+        (("--name", "a b", "--classes", "a,b,c"), "name: String should match pattern"),
+        (("--name", "new", "--classes", "a,b,c", "--std", 0, 1, 1), "expected std above 0, got"),
+    ],
+)
+def test_refused_model_leaves_nothing(run, source, models_dir, arguments, reason):
+    before = names(models_dir), names(models_dir / "tiny")
+    code, said = run("import", source, *arguments)
+    assert code == 2
+    assert reason in said
+    assert (names(models_dir), names(models_dir / "tiny")) == before
+    assert names(models_dir.parent) == ["models", "net.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no model", "expected a model that loads, got: "),
+        ("Log(image)", "expected finite logits, got NaN or infinite ones"),
+        ("Sub(image, image)", "expected logits, got the same for every class"),
+    ],
+)
+def test_file_that_does_not_segment_is_refused(run, tmp_path, models_dir, content, reason):
+    path = tmp_path / "net.onnx"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        graph = f"g (float[n,3,h,w] image) => (float[n,3,h,w] logits) {{ logits = {content} }}"
+        header = '<ir_version: 8, opset_import: ["": 17]>\n'
+        onnx.save(onnx.parser.parse_model(header + graph), path)
+    arguments = ("--classes", "a,b,c", "--mean", 0.5, 0.5, 0.5)
+    code, said = run("import", path, "--name", "new", *arguments)
+    assert code == 2
+    assert reason in said
+    assert names(models_dir) == ["tiny"]
+
+
+def test_network_of_one_size_is_refused_as_native_and_taken_at_its_size(run, tmp_path, models_dir):
+    text = "g (float[1,3,64,64] image) => (float[1,3,64,64] logits) { logits = Neg(image) }"
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text), path)
+    arguments = ("import", path, "--name", "new", "--classes", "a,b,c")
+    code, said = run(*arguments)
+    assert code == 2
+    assert "expected a model that takes [1,3,256,320], got: " in said
+    assert run(*arguments, "--size", 64, 64)[0] == 0
+    assert read_model_folder(models_dir / "new").card.input.size == (64, 64)
+
+
+# Quantize
+
+
+def deep_network() -> onnx.ModelProto:
+    """Three convolutions at stride 2, of random weights, height and width free."""
+    rng = np.random.default_rng(0)
+    kernels = [
+        rng.normal(0, (channels * side * side) ** -0.5, (out, channels, side, side))
+        for out, channels, side in ((16, 3, 3), (16, 16, 3), (3, 16, 1))
+    ]
+    nodes = [
+        helper.make_node("Conv", ["image", "k0"], ["a"], "first", pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Conv", ["b", "k1"], ["c"], "middle", pads=[1] * 4),
+        helper.make_node("Relu", ["c"], ["d"], "relu2"),
+        helper.make_node("Conv", ["d", "k2"], ["e"], "last"),
+        helper.make_node("Identity", ["e"], ["logits"], "end"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "deep",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3, "y", "x"])],
+        [numpy_helper.from_array(8 * k.astype(np.float32), f"k{i}") for i, k in enumerate(kernels)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.doc_string = "made on /some/machine"
+    return model
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eight pictures of soft colours and the original's labels for them."""
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        patches = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+        patches.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(images / f"{index}.png")
+        truth = rng.integers(0, 3, SIZE, dtype=np.uint8)
+        Image.fromarray(truth).save(labels / f"{index}.png")
+    return images, labels
+
+
+@pytest.fixture
+def deep(models_dir):
+    folder = models_dir / "deep"
+    folder.mkdir()
+    onnx.save(deep_network(), folder / "model.onnx")
+    write_card(folder, title="Deep", mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25], source="here")
+    return folder
+
+
+@pytest.mark.parametrize("ranges", ["minmax", "entropy", "percentile"])
+def test_int8_form_is_a_model_of_its_own(run, deep, pictures, models_dir, ranges):
+    images, labels = pictures
+    paths = ("--images", images, "--labels", labels)
+    code, said = run("quantize", "--model", "deep", *paths, "--ranges", ranges)
+    assert code == 0, said
+    original, int8 = read_model_folder(deep), read_model_folder(models_dir / "deep-int8")
+    assert int8.sha256 != original.sha256
+    assert (int8.card.input, int8.card.output) == (original.card.input, original.card.output)
+    assert int8.card.title == "Deep, int8"
+    assert f"here; int8 (static, QDQ, per channel; {ranges} over 4 pictures)" in int8.card.source
+    assert original.sha256[:12] in int8.card.source
+    price = json.loads((models_dir / "deep-int8" / "quantization.json").read_text())
+    assert price["model_sha256"] == int8.sha256
+    assert price["images"] == 4
+    assert 0.9 < price["label_agreement"] <= 1
+    assert abs(price["confidence_shift"]) <= price["confidence_shift_absolute"] < 0.05
+    assert price["before"]["miou"] == pytest.approx(price["after"]["miou"], abs=0.05)
+    assert price["milliseconds_before"] > 0
+    assert int8.card.metrics["label_agreement"] == pytest.approx(price["label_agreement"], abs=1e-5)
+
+
+def test_int8_form_takes_pictures_of_any_size_and_comes_close(run, deep, pictures, models_dir):
+    assert run("quantize", "--model", "deep", "--images", pictures[0], "--out", "small")[0] == 0
+    models = [
+        open_predictor(read_model_folder(models_dir / n), "cpu", 1) for n in ("deep", "small")
+    ]
+    for side in (8, 64):
+        image = Image.open(pictures[0] / "0.png").convert("RGB").resize((side, side))
+        original, int8 = (m.logits(m.prepare(np.asarray(image))[0]) for m in models)
+        assert int8.shape == original.shape == (1, 3, side // 2, side // 2)
+        assert 0 < (int8 - original).abs().mean() < 0.05 * original.abs().mean() + 0.05
+
+
+def test_int8_file_has_int8_weights_float_logits_and_no_trace_of_the_machine(
+    run, deep, pictures, models_dir
+):
+    assert run("quantize", "--model", "deep", "--images", pictures[0])[0] == 0
+    path = models_dir / "deep-int8" / "model.onnx"
+    graph = onnx.load(path).graph
+    kinds = [weight.data_type for weight in graph.initializer if len(weight.dims) == 4]
+    assert sorted(kinds) == sorted([TensorProto.INT8, TensorProto.INT8, TensorProto.FLOAT])
+    scales = {len(w.dims) and w.dims[0] for w in graph.initializer if w.name.endswith("_scale")}
+    assert 16 in scales  # one for each output channel
+    (last,) = (node for node in graph.node if node.name == "last")
+    assert not last.input[1].endswith("DequantizeLinear_Output")
+    content = path.read_bytes()
+    for trace in (str(models_dir.parent), "/some/machine", "/tmp", str(Path.home())):
+        assert trace.encode() not in content
+
+
+def test_pictures_for_ranges_and_for_measuring_are_different(pictures):
+    chosen, measured = divide(pictures[0], None, None, 2)
+    odd = [f"{index}.png" for index in (1, 3, 5, 7)]
+    assert chosen == [pictures[0] / "0.png", pictures[0] / "4.png"]
+    assert measured == [pictures[0] / name for name in odd]
+    _, pairs = divide(pictures[0], None, pictures[1], 99)
+    assert pairs == [Pair(pictures[0] / name, pictures[1] / name) for name in odd]
+    chosen, measured = divide(pictures[0], pictures[1], None, 8)
+    assert (len(chosen), len(measured)) == (8, 8)
+
+
+def test_single_picture_is_not_enough_without_others_to_measure_on(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ArgumentError, match="--images: expected more pictures, got 1"):
+        divide(tmp_path, None, None, 8)
+
+
+def test_without_the_extra_packages_one_sentence_says_so(run, deep, pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    code, said = run("quantize", "--model", "deep", "--images", pictures[0])
+    assert code == 2
+    assert "expected the extra packages of `pip install segcal[quantize]`" in said
+    assert names(deep.parent) == ["deep", "tiny"]
+
+
+def test_only_onnx_is_quantized(run, tmp_path, models_dir, pictures):
+    write_torch_model(models_dir, "script", "pt")
+    code, said = run("quantize", "--model", "script", "--images", pictures[0])
+    assert code == 2
+    assert "script: expected an ONNX file, got model.pt" in said
+    assert names(models_dir) == ["script", "tiny"]

@@ -1,0 +1,202 @@
+"""Helpers around the service: pictures to send, ways to send them, and what answers must hold.
+
+The model `tiny` (see `tiny_models`) gives a saturated red pixel the logits (4, 0, 0), and so on
+for green and blue; a saturated colour's confidence is e^4 / (e^4 + 2).
+"""
+
+import io
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import httpx2
+import numpy as np
+import torch
+import uvicorn
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.api.server import DrainingServer, ProblemProtocol
+from app.calibration.certification import CertifiedThreshold
+from app.calibration.drift import Reference
+from app.calibration.methods.temperature import Temperature
+from app.inference.model_card import read_model_folder
+from app.main import create_app
+from app.settings import Settings
+from app.storage.artifacts import ArtifactStore
+from app.storage.manifest import Manifest, new_id
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+SATURATED = math.exp(4) / (math.exp(4) + 2)  # 0.9647
+SATURATED_AT_2 = math.exp(2) / (math.exp(2) + 2)  # 0.7870, at temperature 2
+READY_S = 30
+
+Picture = NDArray[np.uint8]
+
+
+class Response(Protocol):
+    """What httpx's and the test client's answers have in common."""
+
+    @property
+    def status_code(self) -> int: ...
+    @property
+    def headers(self) -> httpx2.Headers: ...
+    @property
+    def text(self) -> str: ...
+    def json(self) -> dict[str, object]: ...
+
+
+def solid(color: tuple[int, int, int], height: int = 8, width: int = 12) -> Picture:
+    """One colour, uint8 RGB [height,width,3]."""
+    return np.full((height, width, 3), color, np.uint8)
+
+
+def thirds() -> Picture:
+    """Red, green and blue side by side, uint8 RGB [8,12,3]; the classes 0, 1 and 2."""
+    return np.concatenate([solid(color, 8, 4) for color in (RED, GREEN, BLUE)], axis=1)
+
+
+THIRDS_MASK = np.repeat(np.array([[0, 1, 2]], np.uint8), 4, axis=1).repeat(8, axis=0)
+
+
+def encoded(picture: Picture | Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Encode a picture."""
+    buffer = io.BytesIO()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> Image.Image:
+    """Decode an answer's picture."""
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+def post(
+    client: TestClient | httpx2.Client,
+    picture: Picture | bytes,
+    headers: dict[str, str] | None = None,
+    /,
+    **query: str | float,
+) -> httpx2.Response:
+    """Send a picture as a raw body."""
+    body = picture if isinstance(picture, bytes) else encoded(picture)
+    return client.post(
+        "/segment",
+        content=body,
+        params=query,
+        headers={"Content-Type": "image/png"} | (headers or {}),
+    )
+
+
+def assert_problem(response: Response, status: int, *words: str) -> dict[str, object]:
+    """Hold an answer to RFC 9457 and our own rules; `words` must occur in its detail."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    expected = {"type", "title", "status", "detail"} | ({"errors"} if status == 422 else set())
+    assert body.keys() == expected
+    assert body["status"] == status
+    for key in ("type", "title", "detail"):
+        assert isinstance(body[key], str)
+        assert body[key]
+    detail = str(body["detail"])
+    assert "got" in detail or status >= 500, detail
+    for word in words:
+        assert word in detail, detail
+    for trace in ("Traceback", 'File "', "line ", ".py"):
+        assert trace not in response.text, response.text
+    if status == 422:
+        errors = body["errors"]
+        assert isinstance(errors, list)
+        assert errors
+    if status in (429, 503):
+        assert int(response.headers["retry-after"]) >= 1
+    return body
+
+
+def assert_serves(client: TestClient | httpx2.Client) -> None:
+    """The service is unharmed: a good request gets its good answer."""
+    response = post(client, thirds(), {"Accept": "image/png"})
+    assert response.status_code == 200, response.text
+    assert (np.asarray(decoded(response.content)) == THIRDS_MASK).all()
+
+
+@contextmanager
+def open_client(settings: Settings) -> Iterator[TestClient]:
+    """The application in this process, ready."""
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        wait_until_ready(client)
+        yield client
+
+
+@contextmanager
+def open_server(settings: Settings) -> Iterator[str]:
+    """The application behind a socket of its own, in a thread, ready; gives its address."""
+    app = create_app(settings)
+    config = uvicorn.Config(app, port=0, http=ProblemProtocol, log_level="warning")
+    server = DrainingServer(config, app.state.segcal)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + READY_S
+        while not server.started:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        with httpx2.Client(base_url=url) as client:
+            wait_until_ready(client)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def wait_until_ready(client: TestClient | httpx2.Client) -> None:
+    """Ask /readyz until it says so."""
+    deadline = time.monotonic() + READY_S
+    while (answer := client.get("/readyz")).status_code != 200:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.02)
+
+
+def publish_temperature(
+    artifacts_dir: Path,
+    model_folder: Path,
+    temperature: float,
+    *,
+    activate: bool = True,
+    sha256: str | None = None,
+    thresholds: tuple[CertifiedThreshold, ...] = (),
+    reference: Reference | None = None,
+) -> str:
+    """Store a calibrator of a known temperature for a model and give its id."""
+    folder = read_model_folder(model_folder)
+    calibrator = Temperature(folder.num_classes)
+    calibrator.beta.copy_(torch.tensor(1 / temperature))
+    manifest = Manifest(
+        id=new_id("temperature"),
+        model=folder.card.name,
+        model_sha256=sha256 or folder.sha256,
+        method="temperature",
+        num_classes=folder.num_classes,
+        fitted_at="2026-01-02T03:04:05Z",
+        images=4,
+        pixels=400,
+        ece_before=0.25,
+        ece_after=0.125,
+        thresholds=thresholds,
+    )
+    store = ArtifactStore(artifacts_dir)
+    store.publish(manifest, calibrator, {"chosen": "temperature"}, reference)
+    if activate:
+        store.activate(folder.card.name, manifest.id, "for a test", by="a test")
+    return manifest.id

@@ -1,0 +1,214 @@
+"""Jobs: bounded, one at a time, stoppable, and not lost with the process that runs them.
+
+Fits are real processes; where one is only to be stopped, it is stopped while it starts.
+"""
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.errors import BusyError, ConflictError, NotFoundError
+from app.inference.model_card import read_model_folder
+from app.jobs.queue import Jobs
+from app.jobs.store import KEPT, UPLOAD, FitRequest, Job, State
+from app.settings import Settings
+from app.storage.artifacts import ArtifactStore
+from tests.factories.jobs import wait_for, worker_pid
+from tests.factories.validation_data import npy, overconfident
+
+MakeJobs = Callable[..., Jobs]
+
+
+@pytest.fixture
+def make_jobs(make_settings: Callable[..., Settings]) -> Iterator[MakeJobs]:
+    """Servers' jobs over the test's own folders, started."""
+    made = []
+
+    def make(**settings: object) -> Jobs:
+        jobs = Jobs(make_settings(**settings))
+        jobs.start()
+        made.append(jobs)
+        return jobs
+
+    yield make
+    for jobs in made:
+        jobs.stop()
+
+
+@pytest.fixture
+def request_for(models_dir: Path) -> Callable[..., FitRequest]:
+    """A fit of one temperature for the model `tiny`."""
+    folder = read_model_folder(models_dir / "tiny")
+
+    def make(**fields: object) -> FitRequest:
+        asked = {"model": "tiny", "model_sha256": folder.sha256, "method": "temperature", **fields}
+        return FitRequest(**asked)  # type: ignore[arg-type]
+
+    return make
+
+
+def submit(jobs: Jobs, request: FitRequest, images: int = 10, side: int = 8) -> Job:
+    incoming = jobs.reserve()
+    logits, labels = overconfident(images, side, side)
+    (incoming / UPLOAD / "logits.npy").write_bytes(npy(logits))
+    (incoming / UPLOAD / "labels.npy").write_bytes(npy(labels))
+    return jobs.submit(incoming, request)
+
+
+def state_of(jobs: Jobs, job: Job) -> State:
+    return jobs.files.read(job.id).state
+
+
+def wait_for_state(jobs: Jobs, job: Job, state: State) -> None:
+    wait_for(lambda: state_of(jobs, job) == state, f"a job {state}")
+
+
+def has_upload(jobs: Jobs, job: Job) -> bool:
+    return (jobs.files.folder(job.id) / UPLOAD).exists()
+
+
+def wait_for_process(jobs: Jobs, job: Job) -> int:
+    wait_for(lambda: worker_pid(jobs.files.folder(job.id)) is not None, "the fit's process")
+    pid = worker_pid(jobs.files.folder(job.id))
+    assert pid is not None
+    return pid
+
+
+def test_queue_is_bounded_by_what_comes_in_and_what_waits(make_jobs, request_for):
+    jobs = make_jobs(job_limit=2)
+    first, second = jobs.reserve(), jobs.reserve()
+
+    with pytest.raises(BusyError, match="fewer than 2 calibration jobs waiting, got 2"):
+        jobs.reserve()
+    jobs.release(first)
+    jobs.release(second)
+    assert jobs.files.incoming() == []
+    jobs.release(jobs.reserve())
+
+
+def test_jobs_run_one_at_a_time_and_stop_when_asked(make_jobs, request_for):
+    jobs = make_jobs()
+    running, queued = (submit(jobs, request_for()) for _ in range(2))
+    pid = wait_for_process(jobs, running)
+
+    assert state_of(jobs, running) == "running"
+    assert state_of(jobs, queued) == "queued"
+    assert worker_pid(jobs.files.folder(queued.id)) is None
+    for job in (queued, running):
+        jobs.cancel(job.id)
+        wait_for_state(jobs, job, "cancelled")
+        assert not has_upload(jobs, job)
+        with pytest.raises(ConflictError, match="expected a job that has not ended"):
+            jobs.cancel(job.id)
+        with pytest.raises(ConflictError, match="failed or interrupted"):
+            jobs.retry(job.id)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the process to be gone")
+    assert [job.state for job in jobs.files.all()] == ["cancelled", "cancelled"]
+
+
+def test_killed_fit_has_failed_and_can_be_given_up(make_jobs, request_for):
+    jobs = make_jobs()
+    job = submit(jobs, request_for())
+    os.kill(wait_for_process(jobs, job), signal.SIGKILL)
+    wait_for_state(jobs, job, "failed")
+
+    assert "SIGKILL" in str(jobs.files.read(job.id).error)
+    assert has_upload(jobs, job)
+    assert jobs.cancel(job.id).state == "cancelled"
+    assert not has_upload(jobs, job)
+
+
+def test_fit_that_can_not_be_made_says_why(make_jobs, request_for, artifacts_dir):
+    jobs = make_jobs()
+    job = submit(jobs, request_for(model_sha256="0" * 64))
+    wait_for_state(jobs, job, "failed")
+
+    assert str(jobs.files.read(job.id).error).startswith("expected the model with hash 000000")
+    assert ArtifactStore(artifacts_dir).versions("tiny") == []
+
+
+def test_stopped_server_leaves_jobs_interrupted_to_be_run_again(
+    make_jobs, request_for, artifacts_dir
+):
+    first = make_jobs()
+    running, queued = (submit(first, request_for(note="a trial")) for _ in range(2))
+    wait_for_process(first, running)
+    first.stop()
+    second = make_jobs(fit_threads=1)
+
+    assert [job.state for job in second.files.all()] == ["interrupted", "interrupted"]
+    assert "stopped" in str(second.files.read(running.id).error)
+    assert worker_pid(second.files.folder(running.id)) is None
+    second.retry(running.id)
+    pid = wait_for_process(second, running)
+    assert b"OMP_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    wait_for_state(second, running, "succeeded")
+    done = second.files.read(running.id)
+    (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
+    assert (done.calibrator, done.activated, done.progress) == (manifest.id, True, 1)
+    assert done.error is None
+    assert manifest.note == "a trial"
+    report = second.files.report(running.id)
+    assert report is not None
+    assert report["chosen"] == "temperature"
+    assert not has_upload(second, running)
+    assert has_upload(second, queued)
+
+
+def test_job_of_a_living_server_is_left_alone(make_jobs, make_settings, request_for):
+    living, started = Jobs(make_settings()), make_jobs()
+    living.files.open()  # alive, but not at work
+    job = submit(living, request_for())
+    coming = living.reserve()
+    started.recover()
+
+    assert state_of(started, job) == "queued"
+    assert coming.exists()
+    # Its lock goes with the process; here, by hand.
+    assert living.files.owner_lock is not None
+    fcntl.flock(living.files.owner_lock, fcntl.LOCK_UN)
+    started.recover()
+    assert state_of(started, job) == "interrupted"
+    assert not coming.exists()
+    living.files.close()
+
+
+def test_fit_that_published_before_its_server_died_has_succeeded(
+    make_jobs, make_settings, request_for
+):
+    dead, started = Jobs(make_settings()), make_jobs()
+    dead.files.open()
+    job = submit(dead, request_for())
+    dead.files.write(replace(job, state="running"))
+    result = '{"calibrator": "20260101T000000Z-temperature-abcdef", "activated": true}'
+    (dead.files.folder(job.id) / "result.json").write_text(result)
+    dead.files.close()
+    started.recover()
+
+    assert state_of(started, job) == "succeeded"
+    assert started.files.read(job.id).activated
+
+
+def test_records_are_kept_up_to_a_number(make_jobs, request_for):
+    jobs = make_jobs(job_limit=KEPT + 10)
+    made = []
+    for _ in range(KEPT + 3):
+        incoming = jobs.reserve()
+        made.append(jobs.files.take_in(incoming, request_for()))
+        jobs.files.write(replace(made[-1], state="succeeded"))
+    jobs.files.prune()
+
+    assert jobs.files.ids() == [job.id for job in made[:2:-1]]
+
+
+@pytest.mark.parametrize(
+    "name", ["../tiny", "", ".lock", "20260101T000000000000Z-abcdef", "a" * 999]
+)
+def test_what_is_no_id_of_a_job_is_not_found(make_jobs, name):
+    with pytest.raises(NotFoundError, match="expected the id of a calibration job"):
+        make_jobs().files.read(name)

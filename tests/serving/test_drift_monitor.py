@@ -1,0 +1,202 @@
+"""The drift monitor: quiet where answers are as at the fit, `stale` where they are not."""
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.calibration.drift import Reference, histogram
+from app.calibration.methods.identity import Identity
+from app.imaging.corruptions import corrupt
+from app.inference.model_card import read_model_folder
+from app.inference.postprocess import emit
+from app.inference.predictor import Predictor, open_predictor
+from app.serving.drift_monitor import DriftMonitor, Watch
+from app.storage.manifest import Manifest, StoredCalibrator
+from tests.conftest import MakeClient
+from tests.factories.service import post, publish_temperature, solid
+
+CLASSES = 3
+MODELS = Path(__file__).parents[2] / "models"
+
+Answer = tuple[NDArray[np.unsignedinteger], NDArray[np.float32]]
+
+
+def stored(reference: Reference | None, version: str = "a", classes: int = CLASSES):
+    manifest = Manifest(
+        id=version, model="street", model_sha256="0" * 64, method="identity", num_classes=classes,
+        fitted_at="2026-01-02T03:04:05Z", images=4, pixels=400, ece_before=0.1, ece_after=0.1,
+    )  # fmt: skip
+    return StoredCalibrator(manifest, Identity(classes), reference)
+
+
+def answer(rng: np.random.Generator, sureness: float = 8.0) -> Answer:
+    """An image whose confidence is beta(sureness, 1), more or less."""
+    confidence = rng.beta(sureness * rng.uniform(0.8, 1.25), 1, (20, 30)).astype(np.float32)
+    return rng.choice(CLASSES, (20, 30), p=rng.dirichlet((8, 4, 2))).astype(np.uint8), confidence
+
+
+def reference_to(answers: list[Answer], classes: int = CLASSES) -> Reference:
+    rows = [
+        torch.from_numpy(histogram(confidence, mask, classes)).float()
+        for mask, confidence in answers
+    ]
+    return Reference(torch.stack(rows))
+
+
+def feed(monitor: DriftMonitor, version: StoredCalibrator, answers: list[Answer]) -> list[bool]:
+    return [monitor.observe("street", version, *one).stale for one in answers]
+
+
+def test_monitor_is_quiet_then_stale_then_fresh_again():
+    rng = np.random.default_rng(0)
+    version = stored(reference_to([answer(rng) for _ in range(40)]))
+    monitor = DriftMonitor(Watch(window=16, patience=8))
+
+    assert not any(feed(monitor, version, [answer(rng) for _ in range(200)]))
+    drifted = feed(monitor, version, [answer(rng, sureness=2.0) for _ in range(40)])
+    assert not any(drifted[:7])  # patience
+    assert all(drifted[24:])  # a window full of them, and patience
+    assert monitor.is_stale("street", "a")
+    recovering = feed(monitor, version, [answer(rng) for _ in range(40)])
+    assert recovering[0]
+    assert not any(recovering[-8:])
+    assert not monitor.is_stale("street", "a")
+
+
+def test_window_that_is_not_full_says_nothing():
+    rng = np.random.default_rng(0)
+    version = stored(reference_to([answer(rng) for _ in range(40)]))
+    monitor = DriftMonitor(Watch(window=16, patience=1))
+
+    assert not any(feed(monitor, version, [answer(rng, sureness=1.0) for _ in range(15)]))
+    assert np.isnan(monitor.states()["street"].divergence.confidence)
+    assert feed(monitor, version, [answer(rng, sureness=1.0)]) == [True]
+
+
+def test_another_version_starts_anew():
+    rng = np.random.default_rng(0)
+    reference = reference_to([answer(rng) for _ in range(40)])
+    monitor = DriftMonitor(Watch(window=8, patience=1))
+
+    assert feed(monitor, stored(reference), [answer(rng, sureness=1.0) for _ in range(8)])[-1]
+    assert feed(monitor, stored(reference, "b"), [answer(rng, sureness=1.0)]) == [False]
+    assert not monitor.is_stale("street", "a")
+    assert monitor.states()["street"].calibrator == "b"
+
+
+@pytest.mark.parametrize("images", [0, 7])
+def test_without_a_reference_worth_the_name_nothing_is_stale(images):
+    rng = np.random.default_rng(0)
+    reference = reference_to([answer(rng) for _ in range(images)]) if images else None
+    monitor = DriftMonitor(Watch(window=8, patience=1))
+
+    assert not any(feed(monitor, stored(reference), [answer(rng, 1.0) for _ in range(30)]))
+
+
+def test_threads_may_observe_at_once():
+    rng = np.random.default_rng(0)
+    version = stored(reference_to([answer(rng) for _ in range(40)]))
+    monitor, one = DriftMonitor(Watch(window=8, patience=1)), answer(rng)
+    threads = [
+        threading.Thread(target=feed, args=(monitor, version, [one] * 100)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lone = DriftMonitor(Watch(window=8, patience=1))
+    feed(lone, version, [one] * 8)
+
+    assert monitor.states()["street"].divergence == pytest.approx(
+        lone.states()["street"].divergence
+    )
+
+
+# Through the service
+
+
+GREY = (128, 128, 128)
+COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+def test_stale_shows_in_answers_calibrators_and_metrics(
+    make_client: MakeClient, models_dir: Path, artifacts_dir: Path
+) -> None:
+    saturated = np.float32(np.exp(2) / (np.exp(2) + 2))
+    known = [(np.full((8, 12), i % 3, np.uint8), np.full((8, 12), saturated)) for i in range(24)]
+    version = publish_temperature(
+        artifacts_dir, models_dir / "tiny", 2, reference=reference_to(known)
+    )
+    client = make_client(drift_window=12, drift_patience=2)
+
+    def stale_after(colors: list[tuple[int, int, int]], **query: str | float) -> bool:
+        last = [post(client, solid(color), **query).json() for color in colors][-1]
+        return bool(last["calibration"]["stale"])
+
+    def gauge() -> str:
+        text = client.get("/metrics").text
+        return str(re.findall(r'segcal_calibrator_stale\{model="tiny"\} (\S+)', text)[0])
+
+    assert not stale_after([*COLORS] * 8)
+    assert gauge() == "0.0"
+    assert not stale_after([GREY] * 20, calibrator="none")
+    assert not stale_after([GREY] * 20, tta="flip")
+    assert not stale_after([GREY] * 20, calibrator=version)
+    assert stale_after([GREY] * 20, min_confidence=0.99)
+    assert client.get(f"/calibrators/{version}").json()["stale"]
+    assert gauge() == "1.0"
+    assert (
+        'segcal_drift_divergence{histogram="classes",model="tiny"}' in client.get("/metrics").text
+    )
+    assert not stale_after([GREY], calibrator="none")
+    assert not stale_after([*COLORS] * 8)
+    assert gauge() == "0.0"
+
+
+# On streets
+
+
+@pytest.fixture(scope="module")
+def street() -> Predictor:
+    return open_predictor(read_model_folder(MODELS / "camvid-street"), "cpu", 1)
+
+
+def answered(predictor: Predictor, pictures: list[NDArray[np.uint8]]) -> list[Answer]:
+    answers: list[Answer] = []
+    for picture in pictures:
+        planes, geometry = predictor.prepare(picture)
+        logits = predictor.logits(planes)[0]
+        answers.append(emit(logits, logits, geometry))
+    return answers
+
+
+def turned_stale(reference: list[Answer], live: list[Answer], watch: Watch) -> bool:
+    version = stored(reference_to(reference, 11), classes=11)
+    return any(feed(DriftMonitor(watch), version, live))
+
+
+@pytest.mark.skipif(not os.environ.get("CAMVID_DIR"), reason="CAMVID_DIR names no CamVid folder")
+def test_dusk_and_fog_are_noticed_and_held_out_day_frames_are_not(street: Predictor) -> None:
+    folder = Path(os.environ["CAMVID_DIR"])
+
+    def read(names: list[Path]) -> list[NDArray[np.uint8]]:
+        return [np.asarray(Image.open(name).convert("RGB")) for name in names]
+
+    frames = sorted((folder / "val").glob("*.png"))
+    places = np.random.default_rng(0).permutation(len(frames))
+    reference = answered(street, read([frames[i] for i in sorted(places[:45])]))
+    days = read([frames[i] for i in sorted(places[45:])])
+    watch = Watch(window=32, patience=16)
+
+    assert not turned_stale(reference, answered(street, days), watch)
+    fog = [corrupt(picture, "fog", 4, index) for index, picture in enumerate(days)]
+    assert turned_stale(reference, answered(street, fog), watch)
+    dusk = read(sorted((folder / "train").glob("0001TP*.png"))[:56])
+    assert turned_stale(reference, answered(street, dusk), watch)

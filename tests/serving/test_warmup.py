@@ -1,0 +1,59 @@
+"""What is compiled is compiled before the first request."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# A service of its own, so that no other test has compiled anything: what its first answers compile.
+FIRST_ANSWERS = """
+import gc, time
+from numba.core.registry import CPUDispatcher
+from starlette.testclient import TestClient
+from app.main import create_app
+from app.settings import load_settings
+
+def compiled():
+    found = [each for each in gc.get_objects() if isinstance(each, CPUDispatcher)]
+    return {each.__name__: len(each.signatures) for each in found}
+
+with TestClient(create_app(load_settings())) as client:
+    while client.get("/readyz").status_code != 200:
+        time.sleep(0.05)
+    before = compiled()
+    assert before["settle"] and before["opine"] and before["emit_rows"], before
+    picture = open("examples/street.jpg", "rb").read()
+    for wanted in ("active", "none"):
+        answer = client.post(
+            "/segment",
+            params={"calibrator": wanted, "include": "mask,confidence"},
+            files={"image": picture},
+        )
+        assert answer.status_code == 200, answer.text
+    new = {name for name, count in compiled().items() if count > before.get(name, 0)}
+    assert not new, new
+"""
+
+
+def test_first_answers_compile_nothing():
+    settings = {"SEGCAL_ARTIFACTS_DIR": "calibration_artifacts", "SEGCAL_ADMIN_TOKEN": "x" * 20}
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_ANSWERS],
+        cwd=ROOT, env={**os.environ, **settings}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_image_keeps_the_machine_code_of_an_answer(tmp_path):
+    """The Dockerfile's command, which leaves what a calibrated answer needs."""
+    command = "-m app.serving.warmup"
+    assert command in (ROOT / "Dockerfile").read_text()
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, env={**os.environ, **settings}, check=True
+    )
+    kept = {path.name.split("-")[0].rpartition(".")[2] for path in tmp_path.rglob("*.nbc")}
+    assert {"emit_rows", "look", "look_along", "opine", "settle", "shift_rows"} <= kept
+    assert {"_count", "_add_up", "_round", "_average"} <= kept

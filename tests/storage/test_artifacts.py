@@ -1,0 +1,394 @@
+"""Calibrators on disk: what is published is whole, what is active is loadable, at any instant."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+import safetensors.torch
+import torch
+
+from app.calibration.certification import CertifiedThreshold
+from app.calibration.drift import Reference
+from app.calibration.methods.temperature import Temperature
+from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
+from app.storage.artifacts import ArtifactStore
+from app.storage.manifest import Manifest, new_id
+
+SHA = "a" * 64
+LOGITS = torch.tensor([[4.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+
+
+def manifest(**changes: object) -> Manifest:
+    plain = Manifest(
+        id=new_id("temperature"),
+        model="tiny",
+        model_sha256=SHA,
+        method="temperature",
+        num_classes=3,
+        fitted_at="2026-01-02T03:04:05Z",
+        images=4,
+        pixels=400,
+        ece_before=0.25,
+        ece_after=0.125,
+        seed=7,
+        note="by a test",
+        summary={"temperature": 2.0},
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def halving() -> Temperature:
+    calibrator = Temperature(3)
+    calibrator.beta.fill_(0.5)
+    return calibrator
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path)
+
+
+def publish(store: ArtifactStore, **changes: object) -> str:
+    described = manifest(**changes)
+    store.publish(described, halving(), {"chosen": "temperature"})
+    return described.id
+
+
+def test_published_version_loads_as_it_was(store, tmp_path):
+    described = manifest()
+    store.publish(described, halving(), {"chosen": "temperature"})
+    stored = ArtifactStore(tmp_path).load("tiny", described.id, SHA)
+
+    assert stored.manifest == described
+    assert torch.equal(stored.calibrator(LOGITS), (LOGITS / 2).log_softmax(1))
+    assert store.report("tiny", described.id) == {"chosen": "temperature"}
+    assert sorted(path.name for path in (tmp_path / "tiny" / described.id).iterdir()) == [
+        "calibrator.safetensors", "manifest.json", "report.json",
+    ]  # fmt: skip
+
+
+def test_id_is_found_as_it_stands_in_a_query(store):
+    version = publish(store, id=new_id("selective+temperature"))
+
+    assert parse_qs(f"calibrator={version}") == {"calibrator": [version]}
+    assert store.find(version).id == version
+
+
+def test_thresholds_and_reference_are_stored_with_a_version(store, tmp_path):
+    level = CertifiedThreshold(0.1, 0.75, 0.1, 0.9, 0.06, 40)
+    described = manifest(thresholds=(level,))
+    reference = Reference(torch.full((5, 64 + 3), 1 / 64))
+    store.publish(described, halving(), {"chosen": "temperature"}, reference)
+    stored = ArtifactStore(tmp_path).load("tiny", described.id, SHA)
+
+    assert stored.manifest.thresholds == (level,)
+    assert stored.reference is not None
+    assert torch.equal(stored.reference.images, reference.images)
+    with zipfile.ZipFile(io.BytesIO(store.archive("tiny", described.id))) as archive:
+        assert f"{described.id}/reference.safetensors" in archive.namelist()
+
+
+def test_manifest_from_before_thresholds_is_read(store, tmp_path):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "manifest.json"
+    older = json.loads(path.read_text())
+    del older["thresholds"]
+    path.write_text(json.dumps(older))
+    stored = ArtifactStore(tmp_path).load("tiny", version, SHA)
+
+    assert stored.manifest.thresholds == ()
+    assert stored.reference is None
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(5, 3), torch.zeros(67), torch.full((5, 67), math.nan), None],
+    ids=["too narrow", "one row", "NaN", "not a file of ours"],
+)
+def test_damaged_reference_is_refused(store, tmp_path, images):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "reference.safetensors"
+    path.write_bytes(b"{" if images is None else safetensors.torch.save({"images": images}))
+    with pytest.raises(ArtifactError, match=f"{version}: expected"):
+        store.load("tiny", version, SHA)
+
+
+def test_version_is_loaded_once_and_then_remembered(store):
+    version = publish(store)
+
+    assert store.load("tiny", version, SHA) is store.load("tiny", version, SHA)
+
+
+def test_versions_are_listed_newest_first(store):
+    ids = [f"2026010{day}T000000Z-temperature-abcdef" for day in (2, 1, 3)]
+    for name in ids:
+        publish(store, id=name)
+
+    assert [m.id for m in store.versions("tiny")] == sorted(ids, reverse=True)
+
+
+def test_model_without_versions_has_none_and_nothing_active(store):
+    assert store.versions("tiny") == []
+    assert store.active_id("tiny") is None
+
+
+def test_activation_moves_the_pointer_and_is_noted(store, tmp_path):
+    first, second = publish(store), publish(store)
+    store.activate("tiny", first, "better", by="a test")
+    store.activate("tiny", second, "better still", by="a test")
+    store.activate("tiny", first, "rolled back", by="a test")
+    lines = (tmp_path / "tiny" / "history.jsonl").read_text().splitlines()
+
+    assert store.active_id("tiny") == first
+    assert (tmp_path / "tiny" / "active").read_text() == f"{first}\n"
+    assert [json.loads(line)["calibrator"] for line in lines] == [first, second, first]
+    assert [json.loads(line)["reason"] for line in lines] == [
+        "better", "better still", "rolled back",
+    ]  # fmt: skip
+    assert all(json.loads(line)["at"].endswith("Z") for line in lines)
+    assert {json.loads(line)["by"] for line in lines} == {"a test"}
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "", ".", "..", "../tiny", "/etc/passwd", "active", "history.jsonl", "*", "\x00",
+        "20260101T000000Z-temperature-abcdef", "20260101T000000Z-temperature-abcdef/..",
+        "20260101T000000Z-../../../tmp-abcdef", "20260101T000000Z-temperature-abcdef\n",
+    ],
+)  # fmt: skip
+def test_id_that_is_not_there_is_not_found_whatever_its_form(store, version):
+    publish(store)
+    uses: list[Callable[[], object]] = [
+        lambda: store.load("tiny", version, SHA),
+        lambda: store.report("tiny", version),
+        lambda: store.activate("tiny", version, "try", by="a test"),
+    ]
+    for use in uses:
+        with pytest.raises(NotFoundError, match="expected the id of a calibrator of tiny"):
+            use()
+    assert store.active_id("tiny") is None
+
+
+def test_calibrator_of_another_hash_is_a_conflict(store):
+    version = publish(store)
+
+    with pytest.raises(ConflictError, match="hash bbbbbbbbbbbb, got one fitted for aaaaaaaaaaaa"):
+        store.load("tiny", version, "b" * 64)
+    assert store.load("tiny", version, SHA).manifest.id == version
+
+
+def test_calibrator_of_another_model_is_a_conflict(store):
+    version = publish(store, model="wide")
+
+    with pytest.raises(ConflictError, match="calibrator of tiny, got one of wide"):
+        store.load("tiny", version, SHA)
+
+
+def change(path: Path, **entries: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:50]),
+        lambda path: path.write_text("[]"),
+        lambda path: path.unlink(),
+        lambda path: change(path, format="another"),
+        lambda path: change(path, format_version=2),
+        lambda path: change(path, id=new_id("temperature")),
+        lambda path: change(path, num_classes="three"),
+    ],
+    ids=["empty", "cut", "list", "gone", "format", "version", "id", "type"],
+)
+def test_damaged_manifest_is_refused_and_left_out_of_the_list(store, tmp_path, damage):
+    whole, damaged = publish(store), publish(store)
+    damage(tmp_path / "tiny" / damaged / "manifest.json")
+
+    with pytest.raises(ArtifactError, match=damaged):
+        store.load("tiny", damaged, SHA)
+    assert [m.id for m in store.versions("tiny")] == [whole]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-2]),
+        lambda path: path.write_bytes(b"\xff" * 100),
+        lambda path: path.unlink(),
+    ],
+    ids=["empty", "cut", "noise", "gone"],
+)
+def test_damaged_state_is_refused(store, tmp_path, damage):
+    version = publish(store)
+    damage(tmp_path / "tiny" / version / "calibrator.safetensors")
+
+    with pytest.raises(ArtifactError, match=f"{version}: expected a calibrator's state"):
+        store.load("tiny", version, SHA)
+
+
+def test_parameters_of_an_earlier_form_are_told_from_damage(store, tmp_path):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "calibrator.safetensors"
+    safetensors.torch.save_file({"temperature": torch.ones(())}, path)
+
+    with pytest.raises(ConflictError, match=f"an earlier form of it in {version}: fit anew"):
+        store.load("tiny", version, SHA)
+
+
+def test_state_with_nan_is_refused(store):
+    calibrator = Temperature(3)
+    calibrator.beta.fill_(torch.nan)
+    described = manifest()
+    store.publish(described, calibrator, {})
+
+    with pytest.raises(ArtifactError, match="finite"):
+        store.load("tiny", described.id, SHA)
+
+
+def test_unknown_method_is_refused(store, tmp_path):
+    version = publish(store)
+    change(tmp_path / "tiny" / version / "manifest.json", method="magic")
+
+    with pytest.raises(ArtifactError, match="magic"):
+        store.load("tiny", version, SHA)
+
+
+def test_leftovers_of_a_crash_are_ignored(store, tmp_path):
+    version = publish(store)
+    store.activate("tiny", version, "better", by="a test")
+    folder = tmp_path / "tiny"
+    (folder / f".{new_id('temperature')}.tmp").mkdir()
+    (folder / f".{new_id('temperature')}.tmp" / "manifest.json").mkdir(parents=True)
+    (folder / ".active.0badcafe.tmp").write_text("half a na")
+    (folder / "history.jsonl").write_text('{"at": "20')
+
+    assert [m.id for m in store.versions("tiny")] == [version]
+    assert store.active_id("tiny") == version
+    another = publish(store)
+    store.activate("tiny", another, "goes on", by="a test")
+    assert store.active_id("tiny") == another
+
+
+def test_version_is_never_overwritten(store, tmp_path):
+    version = publish(store)
+    before = (tmp_path / "tiny" / version / "manifest.json").read_bytes()
+
+    with pytest.raises(StorageError):
+        publish(store, id=version, note="another")
+    assert (tmp_path / "tiny" / version / "manifest.json").read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == [".lock", version]
+
+
+def test_report_with_nan_is_refused_and_leaves_nothing(store, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        store.publish(manifest(), halving(), {"ece": float("nan")})
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
+
+
+def test_failing_disk_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("where a folder should be")
+
+    with pytest.raises(StorageError, match="expected to store a calibrator"):
+        publish(ArtifactStore(tmp_path / "file"))
+
+
+def test_reader_beside_a_writer_always_sees_a_whole_active_version(store, tmp_path):
+    versions = [publish(store), publish(store)]
+    store.activate("tiny", versions[0], "first", by="a test")
+    done = threading.Event()
+
+    def switch() -> None:
+        for turn in range(40):
+            store.activate("tiny", versions[turn % 2], "back and forth", by="a test")
+        done.set()
+
+    writer = threading.Thread(target=switch)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        active = ArtifactStore(tmp_path).active_id("tiny")
+        assert active in versions
+        seen.add(active)
+    writer.join()
+    assert seen
+
+
+# Forks a child that publishes and activates without end, for as often as it is told to.
+ENDLESS = """
+import os, sys
+from pathlib import Path
+from app.storage.artifacts import ArtifactStore
+from tests.storage.test_artifacts import publish
+
+store = ArtifactStore(Path(sys.argv[1]))
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        while True:
+            store.activate("tiny", publish(store), "again", by="a test")
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
+"""
+
+
+def test_kill_at_any_instant_leaves_a_whole_active_version(tmp_path):
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path)]
+    published = 0
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for kill in range(10):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            before = ArtifactStore(tmp_path).active_id("tiny")
+            while ArtifactStore(tmp_path).active_id("tiny") == before:
+                pass  # until it is at work
+            threading.Event().wait(0.003 * kill)
+            os.kill(child, signal.SIGKILL)
+            assert process.stdout.readline() == "gone\n"
+
+            store = ArtifactStore(tmp_path)
+            active = store.active_id("tiny")
+            assert active is not None
+            assert torch.equal(
+                store.load("tiny", active, SHA).calibrator.state_dict()["beta"], torch.tensor(0.5)
+            )
+            for version in store.versions("tiny"):
+                store.load("tiny", version.id, SHA)
+                store.report("tiny", version.id)
+            whole = [path for path in (tmp_path / "tiny").glob("2*") if path.is_dir()]
+            assert len(store.versions("tiny")) == len(whole) > published
+            published = len(whole)
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_history_goes_on_after_a_line_that_a_crash_has_torn(store, tmp_path):
+    version = publish(store)
+    history = tmp_path / "tiny" / "history.jsonl"
+    store.activate("tiny", version, "first", by="test")
+    history.write_bytes(history.read_bytes() + b'{"at": "2026-')
+    store.activate("tiny", version, "second", by="test")
+
+    first, torn, second = history.read_text().splitlines()
+    assert (json.loads(first)["reason"], json.loads(second)["reason"]) == ("first", "second")
+    assert torn == '{"at": "2026-'

@@ -1,0 +1,449 @@
+"""The fit: parted by image, judged on held-out images, published and activated only if better."""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from app.calibration.base import FitContext
+from app.calibration.certification import LEVELS
+from app.calibration.dataset import IGNORE, InMemory, LabelledImage
+from app.calibration.methods.temperature import Temperature
+from app.calibration.metrics.intervals import Interval, bootstrap_mean
+from app.calibration.registry import METHODS as METHODS_BY_NAME
+from app.calibration.report import report
+from app.calibration.selection import AUTO, fit
+from app.calibration.splits import part
+from app.errors import ArgumentError
+from app.inference.model_card import read_model_folder
+from app.recalibration import calibrate, candidates, decide
+from app.storage.artifacts import ArtifactStore
+from tests.factories.models import write_onnx_model
+from tests.factories.service import publish_temperature
+
+METHODS = ("identity", "temperature")
+SEEDED = FitContext(seed=3)
+
+
+def labelled(temperature: float, images: int = 12, side: int = 24, seed: int = 0) -> InMemory:
+    """Maps of 3 classes whose labels are drawn from softmax(logits / temperature).
+
+    So the best temperature is known: above 1 the logits are over-confident.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(images):
+        honest = 2 * torch.randn(3, side, side, generator=generator)
+        rows = honest.softmax(0).flatten(1).T
+        labels = rows.multinomial(1, generator=generator)[:, 0].reshape(side, side)
+        made.append(LabelledImage(honest * temperature, labels))
+    return InMemory(3, made)
+
+
+def changed(data: InMemory, index: int, image: LabelledImage) -> InMemory:
+    return InMemory(3, [image if i == index else old for i, old in enumerate(data.images)])
+
+
+def test_overconfident_logits_get_their_temperature_back():
+    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+
+    assert outcome.chosen.method == "temperature"
+    assert outcome.chosen.calibrator.summary()["temperature"] == pytest.approx(3, rel=0.05)
+    before = outcome.uncalibrated.evaluation.result().ece_image
+    assert outcome.chosen.evaluation.result().ece_image < before / 2
+    assert outcome.ece_difference.high < 0
+    assert outcome.better
+
+
+def test_calibrated_logits_are_not_surely_bettered():
+    outcome = fit(labelled(temperature=1), METHODS, SEEDED)
+    temperature = outcome.candidates[1].calibrator.summary()["temperature"]
+
+    assert temperature == pytest.approx(1, rel=0.05)
+    assert outcome.ece_difference.mean == pytest.approx(0, abs=0.01)
+
+
+def test_tie_goes_to_the_method_named_first():
+    data = labelled(temperature=1)
+    outcome = fit(data, ("identity", "identity"), SEEDED)
+
+    assert outcome.chosen is outcome.candidates[0]
+    assert outcome.ece_difference == (0, 0, 0)
+    assert not outcome.better
+
+
+def test_figures_are_of_the_test_images():
+    outcome = fit(labelled(temperature=2, images=15), METHODS, SEEDED)
+    parts = outcome.parts
+
+    assert (len(parts.fit), len(parts.select), len(parts.test)) == (6, 2, 7)
+    assert outcome.images == 15
+    assert outcome.uncalibrated.evaluation.result().images == 7
+    assert outcome.uncalibrated.evaluation.result().pixels == 7 * 24 * 24
+
+
+def test_choice_does_not_see_the_test_images():
+    data, worst = labelled(temperature=3, images=20), labelled(temperature=1 / 3, images=20, seed=1)
+    parts = part(range(20), SEEDED.seed, choosing=True)
+    mixed = InMemory(3, [(worst if i in parts.test else data).images[i] for i in range(20)])
+    outcome = fit(mixed, METHODS, SEEDED)
+    by_method = {one.method: one for one in outcome.candidates}
+    tested = {name: one.evaluation.result().ece_image for name, one in by_method.items()}
+
+    assert outcome.chosen.method == "temperature"
+    assert by_method["temperature"].ece_select < by_method["identity"].ece_select
+    assert tested["temperature"] > tested["identity"]
+    assert not outcome.better  # and so the gate, which does see them, stays shut
+
+
+def test_gate_and_choice_share_images_where_there_are_few_and_nothing_is_certified():
+    outcome = fit(labelled(temperature=3, images=9), METHODS, SEEDED)
+    document = report(outcome, False, "")
+
+    assert outcome.parts.select == outcome.parts.test
+    assert not outcome.parts.fresh
+    assert outcome.certification.thresholds == ()
+    assert "too few" in set(outcome.certification.refused.values()).pop()
+    assert document["images"]["held_out_took_part_in_the_choice"]  # type: ignore[index]
+
+
+def test_thresholds_are_certified_on_the_test_images():
+    outcome = fit(labelled(temperature=3, images=120, side=8), METHODS, SEEDED)
+    found, refused = outcome.certification.thresholds, outcome.certification.refused
+
+    assert {level.images for level in found} == {54}
+    assert [level.max_error for level in found] == sorted(level.max_error for level in found)
+    assert found[-1].max_error == 0.3
+    assert all(level.error <= level.max_error for level in found)
+    assert {*refused, *(level.max_error for level in found)} == set(LEVELS)
+
+
+def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
+    data = labelled(temperature=3, images=30)
+    rows = [LabelledImage(image.logits.flatten(1), image.labels.flatten()) for image in data.images]
+    as_map, as_table = fit(data, METHODS, SEEDED), fit(InMemory(3, rows), METHODS, SEEDED)
+
+    assert as_map.certification == as_table.certification
+    assert as_map.reference is not None
+    assert as_table.reference is None  # rows need not make up a whole picture
+
+
+@pytest.mark.parametrize("methods", [("lts",), ("identity", "lts")])
+def test_spatial_method_is_fitted_and_measured_on_whole_images(methods):
+    outcome = fit(labelled(temperature=3, images=10, side=12), methods, SEEDED)
+
+    assert outcome.candidates[-1].method == "lts"
+    assert outcome.candidates[-1].evaluation.result().pixels == len(outcome.parts.test) * 144
+    assert outcome.reference is not None
+
+
+def test_experts_without_enough_pixels_are_left_out_of_several_methods():
+    small = labelled(temperature=2, images=12, side=1)
+    outcome = fit(small, ("identity", "cmsap"), SEEDED)
+
+    assert "as many pixels as its expert has parameters, 6, got 1" in outcome.refused["cmsap"]
+
+
+def test_fit_repeats_under_its_seed_and_parts_otherwise_under_another():
+    data = labelled(temperature=3)
+    first, again = (fit(data, ("temperature",), FitContext(seed=5)) for _ in range(2))
+    other = fit(data, ("temperature",), FitContext(seed=6))
+
+    assert first.chosen.calibrator.summary() == again.chosen.calibrator.summary()
+    assert first.chosen.calibrator.summary() != other.chosen.calibrator.summary()
+    assert first.seed == 5
+
+
+def test_candidate_is_compared_with_what_was_active():
+    data = labelled(temperature=3)
+    active = Temperature(3)
+    active.beta.fill_(1 / 3)
+    outcome = fit(data, METHODS, SEEDED, active)
+
+    assert outcome.current.calibrator is active
+    assert outcome.ece_difference.mean == pytest.approx(0, abs=0.01)
+    assert outcome.uncalibrated.evaluation.result().ece_image > 0.1
+
+
+def test_void_pixels_take_no_part():
+    data = labelled(temperature=3)
+    image = data.images[0]
+    holes = image.labels.clone()
+    holes[:12] = IGNORE
+    wild = image.logits.clone()
+    wild[:, :12] = torch.nan
+    voided = fit(changed(data, 0, LabelledImage(wild, holes)), METHODS, SEEDED)
+    cut = LabelledImage(image.logits[:, 12:], image.labels[12:])
+    without = fit(changed(data, 0, cut), METHODS, SEEDED)
+
+    assert voided.chosen.calibrator.summary() == without.chosen.calibrator.summary()
+
+
+def test_table_is_fitted_like_a_map():
+    data = labelled(temperature=3)
+    rows = [LabelledImage(image.logits.flatten(1), image.labels.flatten()) for image in data.images]
+    as_map, as_table = fit(data, METHODS, SEEDED), fit(InMemory(3, rows), METHODS, SEEDED)
+
+    assert as_table.chosen.calibrator.summary() == as_map.chosen.calibrator.summary()
+
+
+def test_label_keeping_method_changes_no_label():
+    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+
+    assert [candidate.labels_changed for candidate in outcome.candidates] == [0.0, 0.0]
+    assert {c.evaluation.result().miou for c in outcome.candidates} == {
+        outcome.uncalibrated.evaluation.result().miou
+    }
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(ArgumentError, match="at least 2 images"):
+        fit(labelled(temperature=2, images=1), METHODS, SEEDED)
+
+
+def test_unknown_method_is_refused_by_name():
+    with pytest.raises(ArgumentError, match="magic"):
+        fit(labelled(temperature=2), ("magic",), SEEDED)
+
+
+def test_set_whose_held_out_images_are_void_is_refused():
+    image = labelled(temperature=2, images=1).images[0]
+    void = LabelledImage(image.logits, torch.full_like(image.labels, IGNORE))
+
+    for images in ([image, void], [void, image], [void, void]):
+        with pytest.raises(ArgumentError, match="labelled pixel"):
+            fit(InMemory(3, images), METHODS, SEEDED)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logit_that_is_no_number_is_refused(value):
+    data = labelled(temperature=2)
+    broken = data.images[0].logits.clone()
+    broken[1, 2, 3] = value
+
+    with pytest.raises(ArgumentError, match="finite logits"):
+        fit(changed(data, 0, LabelledImage(broken, data.images[0].labels)), METHODS, SEEDED)
+
+
+def test_unknown_method_among_others_is_refused_all_the_same():
+    with pytest.raises(ArgumentError, match="magic"):
+        fit(labelled(temperature=2), ("identity", "magic"), SEEDED)  # unknown is not undetermined
+    assert fit(labelled(temperature=2), METHODS, SEEDED).refused == {}
+
+
+def test_fit_tells_its_progress_and_stops_where_that_raises():
+    told: list[tuple[str, float]] = []
+    fit(labelled(temperature=2), METHODS, FitContext(0, lambda *now: told.append(now)))
+
+    shares = [share for _, share in told]
+
+    assert any("temperature" in stage for stage, _ in told)
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] <= 1
+
+    def cancel(_stage: str, _share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(labelled(temperature=2), METHODS, FitContext(0, cancel))
+
+
+def test_report_holds_the_figures_of_every_candidate():
+    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+    document = report(outcome, activated=True, why="better")
+    figures = {
+        "method", "images", "pixels", "ece_image", "ece_pooled", "nll", "brier",
+        "auroc_misprediction", "aurc", "miou", "accuracy", "labels_changed", "fit_seconds",
+    }  # fmt: skip
+    rows = [document["uncalibrated"], *document["candidates"]]  # type: ignore[misc]
+
+    assert [row["method"] for row in rows] == ["none", "identity", "temperature"]
+    assert all(figures <= row.keys() for row in rows)
+    assert document["images"] == {
+        "fit": 5, "select": 2, "held_out": 5, "held_out_took_part_in_the_choice": False,
+    }  # fmt: skip
+    assert document["certification"]["images"] == 5  # type: ignore[index]
+    assert document["certification"]["resolution"] == "logits"  # type: ignore[index]
+    assert document["chosen"] == "temperature"
+    assert document["seed"] == 3
+    assert document["decision"] == {"activated": True, "why": "better"}
+    assert document["ece_difference"].keys() == {"mean", "low", "high"}  # type: ignore[attr-defined]
+
+
+def test_report_tells_how_good_the_selector_is():
+    document = report(fit(labelled(temperature=3), ("selective",), SEEDED), True, "")
+    told = document["selector"]
+    assert isinstance(told, dict)
+    assert told.keys() == {"accuracy", "recall", "precision"}
+    assert all(0 <= told[name] <= 1 for name in ("accuracy", "recall"))
+    assert document["candidates"][0]["selector"] == told  # type: ignore[index]
+    assert document["uncalibrated"]["selector"] is None  # type: ignore[index]
+    assert report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["selector"] is None
+
+
+def test_drives_are_never_parted_and_are_what_is_counted():
+    whole = labelled(temperature=3, images=60, side=8)
+
+    @dataclass(frozen=True)
+    class Drives(InMemory):
+        drives: tuple[int, ...] = ()
+
+    drives = tuple(image // 6 for image in range(60))
+    outcome = fit(Drives(3, whole.images, drives), METHODS, SEEDED)
+    parts = outcome.parts
+    of_parts = [{drives[i] for i in images} for images in (parts.fit, parts.select, parts.test)]
+
+    assert [len(part) for part in of_parts] == [4, 1, 5]
+    assert outcome.certification.images == 5
+    pairs = zip(outcome.chosen.evaluation.images, outcome.current.evaluation.images, strict=True)
+    values = [after.ece - before.ece for after, before in pairs]
+    means = np.reshape(values, (5, 6)).mean(axis=1)
+    assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), SEEDED.seed))
+
+
+def test_report_draws_reliability_before_and_after():
+    curves = report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["reliability"]
+    assert isinstance(curves, dict)
+
+    def gap(curve: list[dict[str, float]]) -> float:
+        weighed = [b["pixels"] * abs(b["confidence"] - b["accuracy"]) for b in curve]
+        return sum(weighed) / sum(b["pixels"] for b in curve)
+
+    assert gap(curves["after"]) < gap(curves["before"]) / 2
+
+
+def test_report_draws_risk_against_coverage():
+    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+    curves = report(outcome, True, "")["risk_coverage"]
+    assert isinstance(curves, dict)
+    assert curves.keys() == {"before", "after"}
+    for curve in curves.values():
+        coverage = [step["coverage"] for step in curve]
+        assert coverage == sorted(coverage)
+        assert coverage[-1] == 1
+        wrong = 1 - outcome.chosen.evaluation.result().accuracy
+        assert curve[-1]["risk"] == pytest.approx(wrong)
+
+
+def test_report_writes_null_where_a_figure_is_undefined():
+    image = labelled(temperature=2, images=1).images[0]
+    right = LabelledImage(image.logits, image.logits.argmax(0))  # never wrong: no AUROC
+    document = report(fit(InMemory(3, [right, right]), METHODS, SEEDED), False, "")
+
+    assert document["uncalibrated"]["auroc_misprediction"] is None  # type: ignore[index]
+    assert document["ece_difference"]["low"] is None  # type: ignore[index]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return read_model_folder(write_onnx_model(tmp_path / "models", "tiny"))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def test_better_calibrator_is_published_and_activated(folder, store):
+    done = calibrate(folder, labelled(3), store, SEEDED, "temperature", note="first")
+    stored = store.load("tiny", done.manifest.id, folder.sha256)
+
+    assert done.activated
+    assert store.active_id("tiny") == done.manifest.id
+    assert done.why.startswith("better: image-wise ECE changes by -")
+    assert stored.manifest.method == "temperature"
+    assert stored.manifest.summary["temperature"] == pytest.approx(3, rel=0.05)
+    assert (stored.manifest.images, stored.manifest.note) == (12, "first")
+    assert stored.manifest.ece_after < stored.manifest.ece_before
+    assert store.report("tiny", done.manifest.id) == done.report
+
+
+def test_calibrator_that_is_not_better_is_kept_but_not_activated(folder, store):
+    first = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+    again = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+
+    assert not again.activated
+    assert again.why.startswith("not surely better: ")
+    assert first.manifest.id in again.why
+    assert store.active_id("tiny") == first.manifest.id
+    assert len(store.versions("tiny")) == 2
+
+
+@pytest.mark.parametrize(("activate", "temperature"), [("always", 1.0), ("never", 3.0)])
+def test_caller_may_decide_on_activation(folder, store, activate, temperature):
+    done = calibrate(folder, labelled(temperature), store, SEEDED, "temperature", activate)
+
+    assert done.activated == (activate == "always")
+    assert activate in done.why
+    assert store.active_id("tiny") == (done.manifest.id if activate == "always" else None)
+
+
+def test_identity_is_always_among_the_automatic_candidates():
+    assert "identity" in AUTO
+
+
+def test_replaced_model_is_calibrated_as_if_nothing_were_active(folder, store, tmp_path):
+    publish_temperature(tmp_path / "artifacts", folder.path.parent, 3, sha256="0" * 64)
+    done = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+
+    assert done.activated
+    assert "against the uncalibrated model" in done.why
+
+
+def test_damaged_active_calibrator_is_replaced_by_a_new_fit(folder, store, tmp_path):
+    active = publish_temperature(tmp_path / "artifacts", folder.path.parent, 3)
+    (tmp_path / "artifacts" / "tiny" / active / "manifest.json").write_text("damaged")
+    done = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+
+    assert store.active_id("tiny") == done.manifest.id
+
+
+def test_auto_leaves_out_what_the_data_can_not_determine():
+    one_class = InMemory(
+        3, [LabelledImage(i.logits, torch.zeros_like(i.labels)) for i in labelled(3).images]
+    )
+    outcome = fit(one_class, ("identity", "vector_ti"), SEEDED)
+
+    assert [candidate.method for candidate in outcome.candidates] == ["identity"]
+    assert "at least two classes" in outcome.refused["vector_ti"]
+    assert report(outcome, False, "")["refused"] == outcome.refused
+    with pytest.raises(ArgumentError, match="at least two classes"):
+        fit(one_class, ("vector_ti",), SEEDED)
+
+
+def test_labels_change_only_where_that_is_allowed():
+    assert all(METHODS_BY_NAME[method].invariances.argmax for method in candidates("auto", False))
+    assert {"vector_ti", "dirichlet"} < set(candidates("auto", True))
+    assert candidates("vector", True) == ("vector",)
+    with pytest.raises(ArgumentError, match="expected allow_label_changes with the method vector"):
+        candidates("vector", False)
+    with pytest.raises(ArgumentError, match=r"expected auto or one of .*, got magic"):
+        candidates("magic", True)
+
+
+def test_progress_is_over_all_methods_and_never_falls():
+    told: list[tuple[str, float]] = []
+    context = FitContext(seed=3, progress=lambda stage, share: told.append((stage, share)))
+    fit(labelled(3), ("identity", "temperature", "ets", "isotonic"), context)
+    shares = [share for _, share in told]
+
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= 0.25
+    assert 0.9 < shares[-1] <= 1
+    stages = {stage for stage, _ in told}
+    assert {"reading", "fitting ets", "choosing", "measuring", "certifying"} < stages
+
+
+def test_what_is_said_of_a_decision_holds_no_nan():
+    alone = Interval(-0.02, math.nan, math.nan)
+    outcome = SimpleNamespace(
+        ece_difference=alone, aurc_difference=alone, better=False,
+        parts=SimpleNamespace(test=[0], fresh=True),
+    )  # fmt: skip
+    activated, why = decide(outcome, "if_better", None)  # type: ignore[arg-type]
+    assert not activated
+    assert "changes by -0.0200 (too few images for an interval)" in why
+    assert "nan" not in why
