@@ -2,7 +2,7 @@
 
 SegcalError
 ├── InputError                what the caller sent can't be used
-│   ├── UndecodableError      bytes that are no picture, array or archive
+│   ├── UndecodableError      bytes that are no image, array or archive
 │   ├── TooLargeError         more bytes or pixels than this service accepts
 │   ├── TooSlowError          an upload that does not get on
 │   ├── MediaTypeError        a kind of body that is not accepted
@@ -29,7 +29,7 @@ class InputError(SegcalError):
 
 
 class UndecodableError(InputError):
-    """The bytes are no picture, array or archive that can be read."""
+    """The bytes are no image, array or archive that can be read."""
 
 
 class TooLargeError(InputError):

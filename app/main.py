@@ -13,16 +13,21 @@ from app import __version__
 from app.api import calibrate, calibrators, problem_details, results, segment, server, system
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
-from app.api.metrics import Counters, CountRequests
-from app.api.middleware import AnswerHead, BodyLimit, BodyPace, Linger
+from app.api.metrics import MetricsMiddleware, ServiceMetrics
+from app.api.middleware import (
+    BodySizeMiddleware,
+    DrainBodyMiddleware,
+    HeadMiddleware,
+    UploadTimeoutMiddleware,
+)
 from app.errors import ModelError, SettingsError
 from app.inference.backbone import nvidia_device_present
 from app.inference.batching import LARGEST
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
-from app.inference.threads import Crowd, RowThreads
+from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
-from app.serving.drift_monitor import DriftMonitor, Watch
+from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.result_cache import ResultCache
 from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
@@ -43,14 +48,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or load_settings()
     check_models(settings)
-    drift = DriftMonitor(Watch(settings.drift_window, settings.drift_patience))
+    drift = DriftMonitor(DriftPolicy(settings.drift_window, settings.drift_patience))
     state = State(
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
         readiness=Readiness(),
         admission=Admission(workers(settings), settings.queue_limit),
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
-        counters=Counters(drift),
+        metrics=ServiceMetrics(drift),
         drift=drift,
         artifacts=ArtifactStore(settings.artifacts_dir),
         jobs=Jobs(settings),
@@ -78,14 +83,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.segcal = state
     app.add_middleware(
-        BodyLimit,
+        BodySizeMiddleware,
         max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
         own={"/calibrate": settings.max_calibration_bytes + FORM_OVERHEAD},
     )
-    app.add_middleware(BodyPace, timeout_s=settings.upload_timeout_s)
-    app.add_middleware(Linger)
-    app.add_middleware(AnswerHead)
-    app.add_middleware(CountRequests, counters=state.counters)
+    app.add_middleware(UploadTimeoutMiddleware, timeout_s=settings.upload_timeout_s)
+    app.add_middleware(DrainBodyMiddleware)
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(MetricsMiddleware, metrics=state.metrics)
     for routes in (segment, results, calibrators, calibrate):
         app.include_router(routes.router)
     system.install(app)
@@ -101,7 +106,7 @@ def run(settings: Settings, host: str, port: int) -> None:
 def load_models(state: State) -> None:
     """Load and warm every model, then declare the service ready."""
     try:
-        predictors, refused = open_models(state.settings, state.admission.crowd)
+        predictors, refused = open_models(state.settings, state.admission.active_requests)
     except Exception as error:
         log.exception("loading models failed")
         state.readiness.reason = f"loading models failed: {error}"
@@ -116,7 +121,7 @@ def load_models(state: State) -> None:
         state.settings.default_model,
         state.artifacts,
         state.settings.max_pixels,
-        RowThreads(state.settings.threads, state.admission.crowd),
+        RowWorkers(state.settings.threads, state.admission.active_requests),
         state.drift,
     )
     try:
@@ -126,14 +131,18 @@ def load_models(state: State) -> None:
     state.readiness.segmenter = segmenter
 
 
-def open_models(settings: Settings, crowd: Crowd) -> tuple[dict[str, Predictor], dict[str, str]]:
+def open_models(
+    settings: Settings, active_requests: ActiveRequests
+) -> tuple[dict[str, Predictor], dict[str, str]]:
     """Open all model folders: predictors by name, and reasons by name for those refused."""
     predictors: dict[str, Predictor] = {}
     refused: dict[str, str] = {}
     for path in model_folders(settings.models_dir):
         try:
             folder = read_model_folder(path)
-            predictors[path.name] = open_predictor(folder, settings.device, settings.threads, crowd)
+            predictors[path.name] = open_predictor(
+                folder, settings.device, settings.threads, active_requests
+            )
         except ModelError as error:
             log.warning("refused model %s: %s", path.name, error)
             refused[path.name] = str(error)

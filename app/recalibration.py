@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.calibration.base import FitContext
-from app.calibration.dataset import ValidationSet
+from app.calibration.dataset import Augmentation, ValidationSet
 from app.calibration.registry import METHODS
 from app.calibration.report import report
 from app.calibration.selection import AUTO, AUTO_LABEL_CHANGING, Outcome, fit
@@ -21,7 +21,7 @@ Activate = Literal["if_better", "always", "never"]
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class PublishedCalibrator:
     """A published version and what became of it."""
 
     manifest: Manifest
@@ -41,13 +41,13 @@ def calibrate(
     by: str = "command",
     *,
     allow_label_changes: bool = False,
-) -> Calibrated:
+) -> PublishedCalibrator:
     """Fit, publish, and activate or not; raises ArgumentError, StorageError."""
     name = folder.card.name
     active = store.active(name, folder.sha256)
     if active is not None:
         first = data[0]
-        require_comparable(active, pictures=first.picture is not None, maps=first.labels.ndim == 2)
+        require_comparable(active, images=first.image is not None, maps=first.labels.ndim == 2)
     current = None if active is None else active.calibrator
     outcome = fit(data, candidates(method, allow_label_changes), context, current)
     activated, why = decide(outcome, activate, active.manifest.id if active else None)
@@ -57,7 +57,7 @@ def calibrate(
     store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if activated:
         store.activate(name, manifest.id, why, by)
-    return Calibrated(manifest, document, activated, why)
+    return PublishedCalibrator(manifest, document, activated, why)
 
 
 def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
@@ -76,17 +76,20 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
     return (method,)
 
 
-def require_inputs(method: str, *, weather: bool, maps: bool) -> None:
+def require_inputs(method: str, *, augmentation: Augmentation, maps: bool) -> None:
     """Raise ArgumentError where a fit on logits alone can't do what is asked for.
 
     `maps` says whether the logits are maps of images or a table of pixels.
     """
-    if weather:
-        raise ArgumentError("expected pictures with weather=true, got logits: they have no copies")
+    if augmentation != "none":
+        raise ArgumentError(
+            f"expected images with augmentation={augmentation}, got logits, of which no corrupted "
+            f"copies can be made"
+        )
     if method == AUTO_METHOD:
         return
-    if METHODS[method].sees_picture:
-        raise ArgumentError(f"expected pictures with the method {method}, got logits alone")
+    if METHODS[method].needs_image:
+        raise ArgumentError(f"expected images with the method {method}, got logits alone")
     if METHODS[method].needs_maps and not maps:
         raise ArgumentError(
             f"expected maps [N,K,h,w] with the method {method}, which looks at neighbours, got a "
@@ -94,10 +97,10 @@ def require_inputs(method: str, *, weather: bool, maps: bool) -> None:
         )
 
 
-def require_comparable(active: StoredCalibrator, *, pictures: bool, maps: bool) -> None:
+def require_comparable(active: StoredCalibrator, *, images: bool, maps: bool) -> None:
     """Raise ArgumentError where the active version can't be measured on the data."""
-    if active.calibrator.sees_picture and not pictures:
-        wanted, came = "pictures", "logits alone"
+    if active.calibrator.needs_image and not images:
+        wanted, came = "images", "logits alone"
     elif active.calibrator.needs_maps and not maps:
         wanted, came = "maps of images", "a table of pixels"
     else:
@@ -111,11 +114,13 @@ def require_comparable(active: StoredCalibrator, *, pictures: bool, maps: bool) 
 def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:
     """Decide on activation: by the bootstrap interval, unless the caller already has."""
     (mean, low, high), aurc = outcome.ece_difference, outcome.aurc_difference
+    independent = outcome.split.independent_test
+    test_images = "held-out images" if independent else "images that also chose the method"
     measured = (
         f"image-wise ECE changes by {mean:+.4f} ({_interval(low, high)}), "
         f"AURC by {aurc.mean:+.4f} ({_interval(aurc.low, aurc.high)}) against "
-        f"{active or 'the uncalibrated model'} on {len(outcome.parts.test)} "
-        f"{'held-out images' if outcome.parts.fresh else 'images that also chose the method'}"
+        f"{active or 'the uncalibrated model'} on {len(outcome.split.test)} "
+        f"{test_images}"
     )
     if activate == "always":
         return True, f"asked to activate always; {measured}"

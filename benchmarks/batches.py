@@ -1,7 +1,7 @@
 """One process that runs the network over batches: `python -m benchmarks.batches MODEL --batch N`.
 
-It prints, as JSON, the median milliseconds of a run, pictures a second, and its peak memory in MiB
-above what it held once the network had taken a small picture (see `benchmarks.growth`).
+It prints, as JSON, the median milliseconds of a run, images a second, and its peak memory in MiB
+above what it held once the network had taken a small image (see `benchmarks.growth`).
 """
 
 import argparse

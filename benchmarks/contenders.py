@@ -27,7 +27,7 @@ class Contender:
     """One row of the table.
 
     `command` makes the command line from an interpreter and a port. `path` is asked with a form's
-    file, or with the picture as the body where `raw` says so. `ours` is this service, with the
+    file, or with the image as the body where `raw` says so. `ours` is this service, with the
     shape's `model` or another one of its folder.
     """
 
@@ -44,9 +44,9 @@ class Contender:
         """Tell whether what it would serve is there."""
         return self.model is None or (ready.models / self.model).is_dir()
 
-    def request(self, picture: bytes) -> Request:
+    def request(self, image: bytes) -> Request:
         """Prepare the request that is sent again and again."""
-        return (raw_request if self.raw else form_request)(self.path, picture)
+        return (raw_request if self.raw else form_request)(self.path, image)
 
     def environment(self, ready: Ready, layout: tuple[int, int], port: int) -> dict[str, str]:
         """Tell the server what to serve and how much of the machine to use."""
@@ -68,8 +68,8 @@ class Contender:
         }
 
     def answers(self, port: int, ready: Ready) -> bool:
-        """Ask for a picture once."""
-        return bool(ask_once(port, self.request(ready.picture_file.read_bytes())))
+        """Ask for an image once."""
+        return bool(ask_once(port, self.request(ready.image_file.read_bytes())))
 
 
 def plan_of(ready: Ready, layout: tuple[int, int], port: int, png_level: int = -1) -> Plan:

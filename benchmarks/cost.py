@@ -14,7 +14,7 @@ from benchmarks.load import form_request, percentile, run_window
 from benchmarks.own_server import serving, table
 from benchmarks.shapes import BUNDLED, ROOT
 
-PICTURE = ROOT / "examples/street.jpg"
+IMAGE = ROOT / "examples/street.jpg"
 CASES = ("none", "active")
 
 
@@ -22,12 +22,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--image", type=Path, default=PICTURE)
+    parser.add_argument("--image", type=Path, default=IMAGE)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=4.0, help="of each window")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    picture = options.image.read_bytes()
+    image = options.image.read_bytes()
     path = "/segment?include=mask,confidence&calibrator="
     rows = []
     settings = {"DEFAULT_MODEL": options.model, "ARTIFACTS_DIR": ROOT / "calibration_artifacts"}
@@ -38,7 +38,7 @@ def main() -> None:
             latencies: dict[str, list[float]] = {case: [] for case in CASES}
             for _ in range(options.rounds):
                 for case in CASES:
-                    request = form_request(path + case, picture)
+                    request = form_request(path + case, image)
                     window = run_window(port, request, clients, options.seconds)
                     rates[case].append(window.throughput)
                     latencies[case] += window.latencies

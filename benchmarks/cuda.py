@@ -45,7 +45,7 @@ def plain(logits: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def ours(logits: Tensor, geometry: Geometry) -> object:
-    """Emit the answer of one picture, logits [K,h,w]."""
+    """Emit the answer of one image, logits [K,h,w]."""
     return emit(logits, logits, geometry)
 
 

@@ -31,7 +31,7 @@ INVERSE_TEMPERATURE = 0.6
 
 @dataclass(frozen=True)
 class Shape:
-    """Classes, a grid, and the picture it is emitted at."""
+    """Classes, a grid, and the image it is emitted at."""
 
     classes: int
     grid: tuple[int, int]

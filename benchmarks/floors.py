@@ -1,6 +1,6 @@
 """What no server can beat: loops in one process, without a socket.
 
-`python -m benchmarks.floors NAME SECONDS PICTURE` prints the answers a second; the rest of the plan
+`python -m benchmarks.floors NAME SECONDS IMAGE` prints the answers a second; the rest of the plan
 comes in the environment, as for a server.
 
 - `session-1x2`, `session-2x1`: ONNX Runtime alone, one session of two threads or two of one;
@@ -35,32 +35,32 @@ def open_session(plan: Plan, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(plan.model, options, providers=["CPUExecutionProvider"])
 
 
-def network_input(plan: Plan, picture: bytes) -> NDArray[np.float32]:
+def network_input(plan: Plan, image: bytes) -> NDArray[np.float32]:
     """Decode and normalise to float32 [1,3,H,W]."""
-    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), np.float32) / 255
+    pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), np.float32) / 255
     pixels = (pixels - np.array(plan.mean, np.float32)) / np.array(plan.std, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def session_loop(plan: Plan, threads: int, picture: bytes) -> Callable[[], object]:
+def session_loop(plan: Plan, threads: int, image: bytes) -> Callable[[], object]:
     """Make one step of a bare loop."""
     session = open_session(plan, threads)
-    feed = {session.get_inputs()[0].name: network_input(plan, picture)}
+    feed = {session.get_inputs()[0].name: network_input(plan, image)}
     return lambda: session.run(None, feed)
 
 
-def pipeline_loop(plan: Plan, picture: bytes) -> Callable[[], object]:
+def pipeline_loop(plan: Plan, image: bytes) -> Callable[[], object]:
     """Make one step that decodes, runs and encodes."""
     session = open_session(plan, 1)
     name = session.get_inputs()[0].name
-    images = network_input(plan, picture)
+    images = network_input(plan, image)
     logits = torch.from_numpy(session.run(None, {name: images})[0])
     fine = F.interpolate(logits, images.shape[2:], mode="bilinear").softmax(dim=1)
     confidence, mask = (values[0].numpy() for values in fine.max(dim=1))
     planes = [mask.astype(np.uint8), np.rint(confidence * 255).astype(np.uint8)]
 
     def step() -> None:
-        session.run(None, {name: network_input(plan, picture)})
+        session.run(None, {name: network_input(plan, image)})
         for plane in planes:
             Image.fromarray(plane).save(io.BytesIO(), "PNG", compress_level=PNG_LEVEL)
 
@@ -92,14 +92,14 @@ def rate(steps: list[Callable[[], object]], seconds: float) -> float:
 def main() -> None:
     """Measure one floor."""
     name, seconds, file = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
-    plan, picture = read_plan(), file.read_bytes()
+    plan, image = read_plan(), file.read_bytes()
     total = plan.workers * plan.threads
     if name == "pipeline":
-        steps = [pipeline_loop(plan, picture) for _ in range(total)]
+        steps = [pipeline_loop(plan, image) for _ in range(total)]
     elif name == "session-2x1":
-        steps = [session_loop(plan, 1, picture) for _ in range(total)]
+        steps = [session_loop(plan, 1, image) for _ in range(total)]
     else:
-        steps = [session_loop(plan, total, picture)]
+        steps = [session_loop(plan, total, image)]
     print(rate(steps, seconds))
 
 

@@ -1,10 +1,10 @@
 """How an answer's time and memory grow: with classes, pixels, clients at once, and in a batch.
 
 `python -m benchmarks.growth` serves networks of one convolution of stride 4 (and random weights),
-so that what follows the network is what is measured: K in 2..171, pictures of 0.2 to 8 million
+so that what follows the network is what is measured: K in 2..171, images of 0.2 to 8 million
 pixels, and 1 to 32 clients. Each setting has a service of its own once a round, and the table
 holds medians over rounds. Memory is the service's peak above what it held when it had answered a
-small picture. The service makes batches on a GPU only; what they would gain on a CPU is measured on
+small image. The service makes batches on a GPU only; what they would gain on a CPU is measured on
 the bundled network alone, without a server.
 """
 
@@ -68,7 +68,7 @@ CURVES: dict[str, list[Setting]] = {
 }
 
 
-def picture(megapixels: float) -> bytes:
+def image(megapixels: float) -> bytes:
     """Resize the example to so many millions of pixels, 4:3, as a JPEG."""
     height = round((megapixels * 1e6 / ASPECT) ** 0.5)
     buffer = io.BytesIO()
@@ -103,7 +103,7 @@ def measure_batch(size: int, seconds: float) -> Sequence[float]:
 
 
 def measure_service(setting: Setting, seconds: float, folder: Path) -> Sequence[float]:
-    """Measure a service of its own, whose memory no earlier picture has grown."""
+    """Measure a service of its own, whose memory no earlier image has grown."""
     models = folder / f"models-{setting.classes}"
     write_model(models / "stride-four", setting.classes)
     port = free_port()
@@ -112,8 +112,8 @@ def measure_service(setting: Setting, seconds: float, folder: Path) -> Sequence[
         "SEGCAL_ARTIFACTS_DIR": str(folder / "calibrators"),
         "SEGCAL_RESULT_BYTES": "0",  # kept results are a budget, not growth
     }
-    small = form_request(PATH, picture(min(MEGAPIXELS) / 4))
-    request = form_request(PATH, picture(setting.megapixels))
+    small = form_request(PATH, image(min(MEGAPIXELS) / 4))
+    request = form_request(PATH, image(setting.megapixels))
     command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
     with started(command, environment, folder / "service.log") as process:
         wait_until(lambda: bool(ask_once(port, small)), START_TIMEOUT_S)

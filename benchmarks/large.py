@@ -1,8 +1,8 @@
-"""Memory and time of large pictures, in mode slide and in mode whole, through a real server.
+"""Memory and time of large images, in mode slide and in mode whole, through a real server.
 
 `python -m benchmarks.large --model models/camvid-street`
 
-Each mode is a server of its own, which answers one small picture before its idle memory is read.
+Each mode is a server of its own, which answers one small image before its idle memory is read.
 Then JPEGs of growing size go through `POST /segment?include=mask`; the peak is the kernel's
 high-water mark, set back before each. Prints a Markdown table.
 """
@@ -38,14 +38,14 @@ BLOCK = 40  # pixels a side, of one colour each before smoothing
 
 @dataclass(frozen=True)
 class Figures:
-    """What one picture took: bytes of memory above the idle server, seconds, Server-Timing."""
+    """What one image took: bytes of memory above the idle server, seconds, Server-Timing."""
 
     above_idle: int
     seconds: float
     timing: str
 
 
-def picture(side: int) -> bytes:
+def image(side: int) -> bytes:
     """Make a JPEG of side x side pixels: soft patches under grain, much like a photograph."""
     rng = np.random.default_rng(side)
     cells = -(-side // BLOCK)
@@ -122,7 +122,7 @@ def memory(pid: int, field: str) -> int:
 
 
 def ask(address: str, upload: bytes, tta: str) -> tuple[dict[str, object], str]:
-    """Segment one picture; give the answer and its Server-Timing."""
+    """Segment one image; give the answer and its Server-Timing."""
     request = urllib.request.Request(
         f"{address}/segment?include=mask&tta={tta}", upload, {"Content-Type": "image/jpeg"}
     )
@@ -131,8 +131,8 @@ def ask(address: str, upload: bytes, tta: str) -> tuple[dict[str, object], str]:
 
 
 def measure(address: str, pid: int, idle: int, side: int, tta: str) -> Figures:
-    """Send one picture and look at the server's peak."""
-    upload = picture(side)
+    """Send one image and look at the server's peak."""
+    upload = image(side)
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # sets the high-water mark back
     start = time.perf_counter()
     answer, timing = ask(address, upload, tta)
@@ -164,7 +164,7 @@ def main() -> None:
             models_folder(args.model, mode, args.crop, args.stride, models)
             shutil.copytree(args.artifacts, artifacts)
             with serving(models, artifacts, args.threads) as (address, pid):
-                ask(address, picture(480), "none")
+                ask(address, image(480), "none")
                 idle = memory(pid, "VmRSS")
                 for size in args.megapixels:
                     if mode == "whole" and size > args.whole_up_to:

@@ -41,20 +41,20 @@ class Window:
         return len(self.latencies) / self.seconds
 
 
-def form_request(path: str, picture: bytes) -> Request:
+def form_request(path: str, image: bytes) -> Request:
     """Put a JPEG into a form's field `image`."""
     boundary = "segcal-benchmark"
     head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="picture.jpg"\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image.jpg"\r\n'
         "Content-Type: image/jpeg\r\n\r\n"
     )
-    body = head.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
+    body = head.encode() + image + f"\r\n--{boundary}--\r\n".encode()
     return Request(path, {"Content-Type": f"multipart/form-data; boundary={boundary}"}, body)
 
 
-def raw_request(path: str, picture: bytes) -> Request:
+def raw_request(path: str, image: bytes) -> Request:
     """Send a JPEG as the body itself."""
-    return Request(path, {"Content-Type": "image/jpeg"}, picture)
+    return Request(path, {"Content-Type": "image/jpeg"}, image)
 
 
 def exchange(connection: http.client.HTTPConnection, request: Request) -> bytes:

@@ -1,6 +1,6 @@
 """Whether a server's memory grows with the requests it has answered: `python -m benchmarks.memory`.
 
-Several clients send pictures of many sizes to one real server. What matters is its memory after
+Several clients send images of many sizes to one real server. What matters is its memory after
 all requests against that after a tenth of them, when each kind of work has been done.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.own_server import MIB, memory, serving, table
-from benchmarks.tail import picture
+from benchmarks.tail import image
 
 SIZES = ((90, 120), (120, 360), (240, 320), (360, 480), (480, 360), (480, 640), (720, 960))
 TENTHS = (1, 2, 5, 10)
@@ -24,10 +24,10 @@ ANSWERS = (
 
 
 def bodies(count: int) -> list[bytes]:
-    """Make pictures of many sizes, no two of the same."""
+    """Make images of many sizes, no two of the same."""
     rng = random.Random(0)
     return [
-        picture(height + rng.randrange(32), width + rng.randrange(32), seed)
+        image(height + rng.randrange(32), width + rng.randrange(32), seed)
         for seed, (height, width) in enumerate(rng.choices(SIZES, k=count))
     ]
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--result-bytes", type=int, default=32 * MIB)
     options = parser.parse_args()
-    pictures = bodies(200)
+    images = bodies(200)
     settings = {"DEFAULT_MODEL": options.model, "RESULT_BYTES": options.result_bytes}
     with (
         serving(options.models, **settings) as server,
@@ -51,7 +51,7 @@ def main() -> None:
 
         def ask(number: int) -> None:
             headers = {"Content-Type": "image/jpeg"} | ANSWERS[number % len(ANSWERS)]
-            body = pictures[number * 7919 % len(pictures)]
+            body = images[number * 7919 % len(images)]
             client.post("/segment", content=body, headers=headers).raise_for_status()
 
         seen, done = {0: memory(server.pid)}, 0

@@ -1,7 +1,7 @@
 """Networks for the benchmark: known architectures with random weights, exported to ONNX.
 
 Speed does not depend on what a network has learnt, but masks do: an untrained one paints a single
-class, and PNGs of that cost nothing. So the classifier is scaled once, on the benchmark's picture,
+class, and PNGs of that cost nothing. So the classifier is scaled once, on the benchmark's image,
 so that every class has logits of mean 0 and the same spread, and masks have regions of all classes.
 """
 
@@ -14,7 +14,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from training.export import fold
 from training.network import NetworkShape, PyramidNet
 
-SPREAD = 4.0  # standard deviation of each class's logits over a picture
+SPREAD = 4.0  # standard deviation of each class's logits over an image
 SEED = 1
 
 

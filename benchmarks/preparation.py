@@ -1,6 +1,6 @@
-"""Makes the files of a benchmark's shape: network, card, calibrator and picture.
+"""Makes the files of a benchmark's shape: network, card, calibrator and image.
 
-`python -m benchmarks.preparation SHAPE FOLDER`; the picture is written last, and says it is done.
+`python -m benchmarks.preparation SHAPE FOLDER`; the image is written last, and says it is done.
 """
 
 import io
@@ -21,7 +21,7 @@ from app.storage.artifacts import ArtifactStore
 from benchmarks.networks import export_pyramid, export_segformer
 from benchmarks.shapes import BUNDLED, ROOT, SHAPES, Ready, Shape
 
-PICTURE = ROOT / "examples/street.jpg"
+IMAGE = ROOT / "examples/street.jpg"
 FIT_PIXELS, FIT_IMAGES = 8000, 16
 TRUE_TEMPERATURE = 1.5  # the labels of a fit are drawn at this temperature
 
@@ -30,38 +30,38 @@ def prepare(files: Ready) -> None:
     """Make everything anew."""
     shape = files.shape
     shutil.rmtree(files.folder, ignore_errors=True)
-    picture = picture_of(shape.size)
+    image = image_of(shape.size)
     if shape.network == "bundled":
         for name in (BUNDLED, f"{BUNDLED}-int8"):
             shutil.copytree(ROOT / "models" / name, files.models / name)
             shutil.copytree(ROOT / "calibration_artifacts" / name, files.artifacts / name)
     else:
         files.model_file.parent.mkdir(parents=True)
-        export(shape, picture, files.model_file.parent)
-        fit(files, picture)
-    files.picture_file.write_bytes(picture)
+        export(shape, image, files.model_file.parent)
+        fit(files, image)
+    files.image_file.write_bytes(image)
 
 
-def picture_of(size: tuple[int, int]) -> bytes:
+def image_of(size: tuple[int, int]) -> bytes:
     """Resize the example to (width, height), as a JPEG."""
     buffer = io.BytesIO()
-    with Image.open(PICTURE) as picture:
-        resized = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    with Image.open(IMAGE) as image:
+        resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         resized.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def network_input(shape: Shape, picture: bytes) -> NDArray[np.float32]:
+def network_input(shape: Shape, image: bytes) -> NDArray[np.float32]:
     """Decode and normalise to float32 [1,3,H,W]."""
     mean, std = (np.array(values, np.float32) for values in shape.normalisation)
-    with Image.open(io.BytesIO(picture)) as decoded:
+    with Image.open(io.BytesIO(image)) as decoded:
         pixels = (np.asarray(decoded.convert("RGB"), np.float32) / 255 - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def export(shape: Shape, picture: bytes, model: Path) -> None:
+def export(shape: Shape, image: bytes, model: Path) -> None:
     """Write a network with random weights, and the card that says how it wants its input."""
-    images = torch.from_numpy(network_input(shape, picture))
+    images = torch.from_numpy(network_input(shape, image))
     maker = export_segformer if shape.network == "segformer" else export_pyramid
     maker(shape.num_classes, images, model / "model.onnx")
     mean, std = (list(values) for values in shape.normalisation)
@@ -77,12 +77,12 @@ def export(shape: Shape, picture: bytes, model: Path) -> None:
     )
 
 
-def fit(files: Ready, picture: bytes) -> None:
+def fit(files: Ready, image: bytes) -> None:
     """Fit the bundled model's kind of calibrator on labels drawn from the network's own softmax."""
     shape = files.shape
     folder = read_model_folder(files.model_file.parent)
     session = ort.InferenceSession(folder.path, providers=["CPUExecutionProvider"])
-    logits = session.run(None, {"image": network_input(shape, picture)})[0][0]
+    logits = session.run(None, {"image": network_input(shape, image)})[0][0]
     generator = np.random.default_rng(1)
     table = logits.reshape(shape.num_classes, -1).T
     table = table[generator.choice(len(table), FIT_PIXELS, replace=False)]

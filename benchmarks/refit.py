@@ -5,7 +5,7 @@
 The upload is made up: logits of an over-confident network that confuses some classes, float32 maps
 or a float16 table. Each fit runs in a process of its own, under its own thread count, so that its
 peak memory is its own. `dense` is by default as large as CamVid's validation set on a grid of 120
-by 90 cells, `table` a hundredth of 2,000 pictures of 56 by 56 cells and 150 classes.
+by 90 cells, `table` a hundredth of 2,000 images of 56 by 56 cells and 150 classes.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Where a request's time goes, stage by stage in one process, with and without a calibrator.
 
 `python -m benchmarks.request [--image FILE] [--rounds 60]` prints Markdown: medians in
-milliseconds of the same picture segmented in turns with `calibrator=none`, with the active one, and
+milliseconds of the same image segmented in turns with `calibrator=none`, with the active one, and
 with a fresh one of each method named, which costs what a fitted one does.
 """
 
@@ -55,7 +55,7 @@ class Times:
         return 1000 * statistics.median(self._taken[case, stage])
 
 
-def picture(height: int, width: int) -> bytes:
+def image(height: int, width: int) -> bytes:
     """Make a JPEG of soft patches under grain, for those without a photograph at hand."""
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 255, (height // 40 + 1, width // 40 + 1, 3), np.uint8)
@@ -73,7 +73,7 @@ def request(
     threads: RowThreads,
     stage: Callable[[str], AbstractContextManager[None]],
 ) -> None:
-    """Do what the service does for one JSON answer with both pictures inside."""
+    """Do what the service does for one JSON answer with both images inside."""
     with stage("decode"):
         pixels = decode_image(upload, MAX_PIXELS)
     with stage("preprocess"):
@@ -102,14 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/camvid-street"))
     parser.add_argument("--artifacts", type=Path, default=Path("calibration_artifacts"))
-    parser.add_argument("--image", type=Path, help="default: a made-up picture of 480x360")
+    parser.add_argument("--image", type=Path, help="default: a made-up image of 480x360")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in a service whose networks are not in torch
     folder = read_model_folder(options.model)
     predictor = open_predictor(folder, "cpu", options.threads)
-    upload = options.image.read_bytes() if options.image else picture(360, 480)
+    upload = options.image.read_bytes() if options.image else image(360, 480)
     active = ArtifactStore(options.artifacts).active(folder.card.name, folder.sha256)
     cases: dict[str, Calibrator | None] = {"none": None}
     if active is not None:

@@ -69,7 +69,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers; `start_s` is what it took to answer the first picture."""
+    """A server that answers; `start_s` is what it took to answer the first image."""
 
     port: int
     process: int
@@ -78,7 +78,7 @@ class Running:
 
 @contextmanager
 def running(contender: Contender, ready: Ready, layout: Layout, folder: Path) -> Iterator[Running]:
-    """Start a server on a port of its own, wait until it answers a picture, and end it."""
+    """Start a server on a port of its own, wait until it answers an image, and end it."""
     port = free_port()
     environment = contender.environment(ready, layout, port)
     log = folder / f"{contender.name}.log"
@@ -96,7 +96,7 @@ def measure(
     contender: Contender, ready: Ready, layout: Layout, options: Options
 ) -> tuple[list[Measured], float]:
     """Measure one server at every concurrency; the second value is its mask's agreement."""
-    request = contender.request(ready.picture_file.read_bytes())
+    request = contender.request(ready.image_file.read_bytes())
     measured = []
     with running(contender, ready, layout, options.folder) as server:
         mask = mask_of(ask_once(server.port, request))
@@ -118,7 +118,7 @@ def keep_reference(ready: Ready, options: Options) -> None:
     """Ask the reference server for its mask, which all others must give as well."""
     contender = CONTENDERS[REFERENCE]
     with running(contender, ready, LAYOUTS[0], options.folder) as server:
-        body = ask_once(server.port, contender.request(ready.picture_file.read_bytes()))
+        body = ask_once(server.port, contender.request(ready.image_file.read_bytes()))
     np.save(reference_file(ready, options.folder), mask_of(body))
 
 
@@ -127,7 +127,7 @@ def better_layout(contender: Contender, ready: Ready, options: Options) -> Layou
     if contender.ours or options.layout is not None:
         return OURS if contender.ours else options.layout or OURS
     rates: dict[Layout, float] = {}
-    request = contender.request(ready.picture_file.read_bytes())
+    request = contender.request(ready.image_file.read_bytes())
     for layout in LAYOUTS:
         with running(contender, ready, layout, options.folder) as server:
             run_window(server.port, request, PILOT_CONCURRENCY, options.warm)
@@ -140,7 +140,7 @@ def better_layout(contender: Contender, ready: Ready, options: Options) -> Layou
 def floor(name: str, ready: Ready, options: Options) -> float:
     """Run one of the loops without a server; answers a second."""
     plan = plan_of(ready, OURS, 0)
-    command = ["-m", "benchmarks.floors", name, str(options.seconds), str(ready.picture_file)]
+    command = ["-m", "benchmarks.floors", name, str(options.seconds), str(ready.image_file)]
     done = subprocess.run(
         [sys.executable, *command],
         env={**os.environ, ENVIRONMENT: plan.to_json(), "OMP_NUM_THREADS": "1"},

@@ -1,8 +1,8 @@
-"""How many threads an inference should have, and how many pictures: one session's options.
+"""How many threads an inference should have, and how many images: one session's options.
 
-`python -m benchmarks.sessions [--model FILE] [--size W H]` measures pictures a second of one and of
+`python -m benchmarks.sessions [--model FILE] [--size W H]` measures images a second of one and of
 two callers on a session of one thread and of all cores' threads, spinning between operators or
-not, with the memory arena or without, and with batches of several equal pictures; interleaved,
+not, with the memory arena or without, and with batches of several equal images; interleaved,
 medians over rounds.
 """
 
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             step: Callable[[], object] = partial(sessions[wanted].run, None, {name: images[:batch]})
             found = batch * rate([step] * callers, options.seconds)
             rates.setdefault((wanted, callers, batch), []).append(found)
-    print("| threads | spinning | arena | callers | batch | pictures/s |")
+    print("| threads | spinning | arena | callers | batch | images/s |")
     print("|---:|---|---|---:|---:|---:|")
     for (wanted, callers, batch), values in rates.items():
         spinning, arena = ("yes" if value else "no" for value in wanted[1:])

@@ -1,4 +1,4 @@
-"""What is served: pictures of three sizes and networks of three class counts, ready in folders.
+"""What is served: images of three sizes and networks of three class counts, ready in folders.
 
 - `street`: the bundled network, K=11, 480x360, logits at stride 2;
 - `large`: K=19 on 2048x1024, the size of Cityscapes; the bundled network's architecture;
@@ -24,7 +24,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """A size of picture, (width, height), and a network."""
+    """A size of image, (width, height), and a network."""
 
     name: str
     num_classes: int
@@ -81,18 +81,18 @@ class Ready:
         return self.models / self.shape.model / "model.onnx"
 
     @property
-    def picture_file(self) -> Path:
-        """The picture that is sent, a JPEG; written last."""
-        return self.folder / "picture.jpg"
+    def image_file(self) -> Path:
+        """The image that is sent, a JPEG; written last."""
+        return self.folder / "image.jpg"
 
 
 def make_ready(shape: Shape, folder: Path) -> Ready:
-    """Export what is missing, fit a calibrator, and make the picture.
+    """Export what is missing, fit a calibrator, and make the image.
 
     It happens in a process of its own, so that what measures stays small.
     """
     files = Ready(shape, folder)
-    if not files.picture_file.exists():
+    if not files.image_file.exists():
         command = [sys.executable, "-m", "benchmarks.preparation", shape.name, str(folder)]
         subprocess.run(command, check=True, cwd=ROOT)
     return files

@@ -1,6 +1,6 @@
 """What a fit does to `/segment`: `python -m benchmarks.tail`.
 
-One client asks one picture after another, in phases with a fit at work and without, in turn, on
+One client asks one image after another, in phases with a fit at work and without, in turn, on
 the same real server. What matters is the ratio of the 99th percentiles.
 """
 
@@ -21,8 +21,8 @@ from benchmarks.own_server import ADMIN, Server, serving, table
 GRID = (90, 120)
 
 
-def picture(height: int, width: int, seed: int) -> bytes:
-    """Encode a smooth random picture as JPEG."""
+def image(height: int, width: int, seed: int) -> bytes:
+    """Encode a smooth random image as JPEG."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 32 + 1, width // 32 + 1, 3), np.uint8)
     buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def arrays(images: int, classes: int) -> bytes:
 
 
 def ask(client: httpx2.Client, body: bytes) -> float:
-    """Segment one picture; gives the seconds that took."""
+    """Segment one image; gives the seconds that took."""
     began = time.perf_counter()
     headers = {"Content-Type": "image/jpeg", "Accept": "image/png"}
     client.post("/segment", content=body, headers=headers).raise_for_status()
@@ -76,7 +76,7 @@ def with_fit(
 
 def phases(server: Server, options: argparse.Namespace, classes: int) -> list[list[float]]:
     """Go through the phases in turn; gives the times without a fit and with one."""
-    body = picture(options.height, options.width, 0)
+    body = image(options.height, options.width, 0)
     upload = arrays(options.images, classes)
     quiet: list[float] = []
     fitting: list[float] = []

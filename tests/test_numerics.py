@@ -5,8 +5,8 @@ from pathlib import Path
 
 CODE = """
 import numpy as np
-from app.inference.postprocess import tally
-print(tally(np.zeros((2, 3), np.uint8), np.ones((2, 3), np.float32)).pixels[0])
+from app.inference.postprocess import class_statistics
+print(class_statistics(np.zeros((2, 3), np.uint8), np.ones((2, 3), np.float32)).pixels[0])
 """
 
 

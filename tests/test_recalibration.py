@@ -16,7 +16,7 @@ from app.calibration.metrics.intervals import Interval, bootstrap_mean
 from app.calibration.registry import METHODS as METHODS_BY_NAME
 from app.calibration.report import report
 from app.calibration.selection import AUTO, fit
-from app.calibration.splits import part
+from app.calibration.splits import split_images
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
 from app.recalibration import calibrate, candidates, decide
@@ -77,9 +77,9 @@ def test_tie_goes_to_the_method_named_first():
 
 def test_figures_are_of_the_test_images():
     outcome = fit(labelled(temperature=2, images=15), METHODS, SEEDED)
-    parts = outcome.parts
+    split = outcome.split
 
-    assert (len(parts.fit), len(parts.select), len(parts.test)) == (6, 2, 7)
+    assert (len(split.fit), len(split.select), len(split.test)) == (6, 2, 7)
     assert outcome.images == 15
     assert outcome.uncalibrated.evaluation.result().images == 7
     assert outcome.uncalibrated.evaluation.result().pixels == 7 * 24 * 24
@@ -87,8 +87,8 @@ def test_figures_are_of_the_test_images():
 
 def test_choice_does_not_see_the_test_images():
     data, worst = labelled(temperature=3, images=20), labelled(temperature=1 / 3, images=20, seed=1)
-    parts = part(range(20), SEEDED.seed, choosing=True)
-    mixed = InMemory(3, [(worst if i in parts.test else data).images[i] for i in range(20)])
+    split = split_images(range(20), SEEDED.seed, choosing=True)
+    mixed = InMemory(3, [(worst if i in split.test else data).images[i] for i in range(20)])
     outcome = fit(mixed, METHODS, SEEDED)
     by_method = {one.method: one for one in outcome.candidates}
     tested = {name: one.evaluation.result().ece_image for name, one in by_method.items()}
@@ -103,22 +103,22 @@ def test_gate_and_choice_share_images_where_there_are_few_and_nothing_is_certifi
     outcome = fit(labelled(temperature=3, images=9), METHODS, SEEDED)
     document = report(outcome, False, "")
 
-    assert outcome.parts.select == outcome.parts.test
-    assert not outcome.parts.fresh
+    assert outcome.split.select == outcome.split.test
+    assert not outcome.split.independent_test
     assert outcome.certification.thresholds == ()
-    assert "too few" in set(outcome.certification.refused.values()).pop()
-    assert document["images"]["held_out_took_part_in_the_choice"]  # type: ignore[index]
+    assert "too few" in set(outcome.certification.uncertified.values()).pop()
+    assert document["images"]["test_images_used_for_selection"]  # type: ignore[index]
 
 
 def test_thresholds_are_certified_on_the_test_images():
     outcome = fit(labelled(temperature=3, images=120, side=8), METHODS, SEEDED)
-    found, refused = outcome.certification.thresholds, outcome.certification.refused
+    found, skipped = outcome.certification.thresholds, outcome.certification.uncertified
 
     assert {level.images for level in found} == {54}
     assert [level.max_error for level in found] == sorted(level.max_error for level in found)
     assert found[-1].max_error == 0.3
     assert all(level.error <= level.max_error for level in found)
-    assert {*refused, *(level.max_error for level in found)} == set(LEVELS)
+    assert {*skipped, *(level.max_error for level in found)} == set(LEVELS)
 
 
 def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
@@ -128,7 +128,7 @@ def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
 
     assert as_map.certification == as_table.certification
     assert as_map.reference is not None
-    assert as_table.reference is None  # rows need not make up a whole picture
+    assert as_table.reference is None  # rows need not make up a whole image
 
 
 @pytest.mark.parametrize("methods", [("lts",), ("identity", "lts")])
@@ -136,7 +136,7 @@ def test_spatial_method_is_fitted_and_measured_on_whole_images(methods):
     outcome = fit(labelled(temperature=3, images=10, side=12), methods, SEEDED)
 
     assert outcome.candidates[-1].method == "lts"
-    assert outcome.candidates[-1].evaluation.result().pixels == len(outcome.parts.test) * 144
+    assert outcome.candidates[-1].evaluation.result().pixels == len(outcome.split.test) * 144
     assert outcome.reference is not None
 
 
@@ -144,7 +144,7 @@ def test_experts_without_enough_pixels_are_left_out_of_several_methods():
     small = labelled(temperature=2, images=12, side=1)
     outcome = fit(small, ("identity", "cmsap"), SEEDED)
 
-    assert "as many pixels as its expert has parameters, 6, got 1" in outcome.refused["cmsap"]
+    assert "as many pixels as its expert has parameters, 6, got 1" in outcome.skipped["cmsap"]
 
 
 def test_fit_repeats_under_its_seed_and_parts_otherwise_under_another():
@@ -231,18 +231,18 @@ def test_logit_that_is_no_number_is_refused(value):
 def test_unknown_method_among_others_is_refused_all_the_same():
     with pytest.raises(ArgumentError, match="magic"):
         fit(labelled(temperature=2), ("identity", "magic"), SEEDED)  # unknown is not undetermined
-    assert fit(labelled(temperature=2), METHODS, SEEDED).refused == {}
+    assert fit(labelled(temperature=2), METHODS, SEEDED).skipped == {}
 
 
 def test_fit_tells_its_progress_and_stops_where_that_raises():
     told: list[tuple[str, float]] = []
     fit(labelled(temperature=2), METHODS, FitContext(0, lambda *now: told.append(now)))
 
-    shares = [share for _, share in told]
+    fractions = [fraction for _, fraction in told]
 
     assert any("temperature" in stage for stage, _ in told)
-    assert shares == sorted(shares)
-    assert 0 <= shares[0] < shares[-1] <= 1
+    assert fractions == sorted(fractions)
+    assert 0 <= fractions[0] < fractions[-1] <= 1
 
     def cancel(_stage: str, _share: float) -> None:
         raise KeyboardInterrupt
@@ -263,7 +263,7 @@ def test_report_holds_the_figures_of_every_candidate():
     assert [row["method"] for row in rows] == ["none", "identity", "temperature"]
     assert all(figures <= row.keys() for row in rows)
     assert document["images"] == {
-        "fit": 5, "select": 2, "held_out": 5, "held_out_took_part_in_the_choice": False,
+        "fit": 5, "select": 2, "held_out": 5, "test_images_used_for_selection": False,
     }  # fmt: skip
     assert document["certification"]["images"] == 5  # type: ignore[index]
     assert document["certification"]["resolution"] == "logits"  # type: ignore[index]
@@ -284,17 +284,17 @@ def test_report_tells_how_good_the_selector_is():
     assert report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["selector"] is None
 
 
-def test_drives_are_never_parted_and_are_what_is_counted():
+def test_groups_are_never_parted_and_are_what_is_counted():
     whole = labelled(temperature=3, images=60, side=8)
 
     @dataclass(frozen=True)
-    class Drives(InMemory):
-        drives: tuple[int, ...] = ()
+    class Groups(InMemory):
+        groups: tuple[int, ...] = ()
 
-    drives = tuple(image // 6 for image in range(60))
-    outcome = fit(Drives(3, whole.images, drives), METHODS, SEEDED)
-    parts = outcome.parts
-    of_parts = [{drives[i] for i in images} for images in (parts.fit, parts.select, parts.test)]
+    groups = tuple(image // 6 for image in range(60))
+    outcome = fit(Groups(3, whole.images, groups), METHODS, SEEDED)
+    split = outcome.split
+    of_parts = [{groups[i] for i in images} for images in (split.fit, split.select, split.test)]
 
     assert [len(part) for part in of_parts] == [4, 1, 5]
     assert outcome.certification.images == 5
@@ -408,8 +408,8 @@ def test_auto_leaves_out_what_the_data_can_not_determine():
     outcome = fit(one_class, ("identity", "vector_ti"), SEEDED)
 
     assert [candidate.method for candidate in outcome.candidates] == ["identity"]
-    assert "at least two classes" in outcome.refused["vector_ti"]
-    assert report(outcome, False, "")["refused"] == outcome.refused
+    assert "at least two classes" in outcome.skipped["vector_ti"]
+    assert report(outcome, False, "")["skipped"] == outcome.skipped
     with pytest.raises(ArgumentError, match="at least two classes"):
         fit(one_class, ("vector_ti",), SEEDED)
 
@@ -426,13 +426,13 @@ def test_labels_change_only_where_that_is_allowed():
 
 def test_progress_is_over_all_methods_and_never_falls():
     told: list[tuple[str, float]] = []
-    context = FitContext(seed=3, progress=lambda stage, share: told.append((stage, share)))
+    context = FitContext(seed=3, progress=lambda stage, fraction: told.append((stage, fraction)))
     fit(labelled(3), ("identity", "temperature", "ets", "isotonic"), context)
-    shares = [share for _, share in told]
+    fractions = [fraction for _, fraction in told]
 
-    assert shares == sorted(shares)
-    assert 0 <= shares[0] <= 0.25
-    assert 0.9 < shares[-1] <= 1
+    assert fractions == sorted(fractions)
+    assert 0 <= fractions[0] <= 0.25
+    assert 0.9 < fractions[-1] <= 1
     stages = {stage for stage, _ in told}
     assert {"reading", "fitting ets", "choosing", "measuring", "certifying"} < stages
 
@@ -441,7 +441,7 @@ def test_what_is_said_of_a_decision_holds_no_nan():
     alone = Interval(-0.02, math.nan, math.nan)
     outcome = SimpleNamespace(
         ece_difference=alone, aurc_difference=alone, better=False,
-        parts=SimpleNamespace(test=[0], fresh=True),
+        split=SimpleNamespace(test=[0], independent_test=True),
     )  # fmt: skip
     activated, why = decide(outcome, "if_better", None)  # type: ignore[arg-type]
     assert not activated

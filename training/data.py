@@ -1,6 +1,6 @@
-"""Labelled street pictures for training: CamVid's drives, rendered scenes, and augmentation.
+"""Labelled street images for training: CamVid's drives, rendered scenes, and augmentation.
 
-A frame is an 8-bit RGB picture [H,W,3] with a label map uint8 [H,W]; 11 marks void pixels.
+A frame is an 8-bit RGB image [H,W,3] with a label map uint8 [H,W]; 11 marks void pixels.
 Geometry and colour are changed in 8 bits with Pillow, because two cores have better uses for
 their time than floating-point jitter.
 """
@@ -29,7 +29,7 @@ Bytes = NDArray[np.uint8]
 
 
 class Frame(NamedTuple):
-    """One labelled picture: image uint8 [H,W,3], label uint8 [H,W], 11 where unlabelled."""
+    """One labelled image: image uint8 [H,W,3], label uint8 [H,W], 11 where unlabelled."""
 
     image: Bytes
     label: Bytes
@@ -58,7 +58,7 @@ def load_frames(images: Path, labels: Path, drives: tuple[str, ...] = ()) -> lis
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How hard training pictures are bent; every number is a range or a probability."""
+    """How hard training images are bent; every number is a range or a probability."""
 
     crop: tuple[int, int] = (256, 352)
     scale: tuple[float, float] = (0.6, 2.0)
@@ -137,11 +137,11 @@ def paste_things(frame: Frame, donor: Frame, rng: np.random.Generator) -> Frame:
 
 def augment(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
     """Bend geometry and colours of one frame: image uint8 [h,w,3] and label uint8 [h,w]."""
-    picture, label = _warp(frame, how, rng)
-    picture = _recolour(picture, how, rng)
+    warped, label = _warp(frame, how, rng)
+    warped = _recolour(warped, how, rng)
     if rng.random() < how.blur:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.4)))
-    image = np.array(picture)
+        warped = warped.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.4)))
+    image = np.array(warped)
     if rng.random() < how.shade:
         image = _shade(image, rng)
     if rng.random() < how.noise:
@@ -168,21 +168,21 @@ def _warp(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Im
     middle = np.array([source_width, source_height]) / 2 + rng.uniform(-1, 1, 2) * slack
     offset = middle - matrix @ np.array([width / 2, height / 2])
     data = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
-    picture = Image.fromarray(frame.image)
-    if scale < 0.8:  # a reduced picture needs a low-pass first, or edges turn to noise
-        picture = picture.filter(ImageFilter.BoxBlur(0.5 / scale - 0.5))
+    image = Image.fromarray(frame.image)
+    if scale < 0.8:  # a reduced image needs a low-pass first, or edges turn to noise
+        image = image.filter(ImageFilter.BoxBlur(0.5 / scale - 0.5))
     affine = Image.Transform.AFFINE
     grey = (110, 110, 110)
-    picture = picture.transform(
+    image = image.transform(
         (width, height), affine, data, Image.Resampling.BILINEAR, fillcolor=grey
     )
     label = Image.fromarray(frame.label).transform(
         (width, height), affine, data, Image.Resampling.NEAREST, fillcolor=VOID
     )
-    return picture, np.array(label)
+    return image, np.array(label)
 
 
-def _recolour(picture: Image.Image, how: Augmentation, rng: np.random.Generator) -> Image.Image:
+def _recolour(image: Image.Image, how: Augmentation, rng: np.random.Generator) -> Image.Image:
     """Change hue, saturation, gain, contrast and gamma: a matrix and a look-up table."""
     hue = np.deg2rad(rng.uniform(-how.hue_degrees, how.hue_degrees))
     saturation = 1 + rng.uniform(-how.saturation, how.saturation * 0.6)
@@ -193,18 +193,18 @@ def _recolour(picture: Image.Image, how: Augmentation, rng: np.random.Generator)
     turn = turn + (1 - np.cos(hue)) * np.outer(axis, axis)
     matrix = saturation * turn + (1 - saturation) * luma[None, :]
     rows = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
-    picture = picture.convert("RGB", tuple(rows.ravel()))
+    image = image.convert("RGB", tuple(rows.ravel()))
     gamma = float(np.exp(rng.uniform(-how.gamma, how.gamma)))
     contrast = 1 + rng.uniform(-how.contrast, how.contrast)
     exposure = 2.0 ** rng.uniform(-2 * how.gain, 1.5 * how.gain)
     tint = 2.0 ** rng.uniform(-how.gain / 3, how.gain / 3, 3)
     levels = np.linspace(0, 1, 256) ** gamma
     tables = [(levels * exposure * t - 0.45) * contrast + 0.45 for t in tint]
-    return picture.point(np.clip(np.concatenate(tables) * 255, 0, 255).astype(int).tolist())
+    return image.point(np.clip(np.concatenate(tables) * 255, 0, 255).astype(int).tolist())
 
 
 def _shade(image: Bytes, rng: np.random.Generator) -> Bytes:
-    """Lay a smooth field of haze or shadow over a picture."""
+    """Lay a smooth field of haze or shadow over an image."""
     height, width = image.shape[:2]
     field = Image.fromarray(rng.uniform(0, 255, (4, 5)).astype(np.uint8))
     alpha = np.asarray(field.resize((width, height), Image.Resampling.BICUBIC), np.float32)

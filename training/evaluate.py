@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import emit
+from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
 from training.data import CLASSES, VOID, Frame, camvid_dir, load_frames
 from training.train import iou
@@ -26,7 +26,7 @@ def confusion(predictor: Predictor, frames: list[Frame]) -> np.ndarray:
     for frame in frames:
         images, geometry = predictor.prepare(frame.image)
         logits = predictor.logits(images)[0]
-        mask, _ = emit(logits, logits, geometry)
+        mask, _ = postprocess(logits, logits, geometry)
         keep = frame.label != VOID
         pairs = frame.label[keep].astype(np.int64) * len(CLASSES) + mask[keep]
         table += np.bincount(pairs, minlength=table.size).reshape(table.shape)

@@ -33,7 +33,7 @@ AUGMENTATIONS = {
     "none": (Augmentation.none(),),
     "basic": (Augmentation.basic(),),
     "strong": (Augmentation(),),
-    "mixed": (Augmentation.basic(), Augmentation()),  # one or the other, picture by picture
+    "mixed": (Augmentation.basic(), Augmentation()),  # one or the other, image by image
 }
 
 

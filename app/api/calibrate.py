@@ -14,8 +14,9 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
-from app.api.multipart import spool
-from app.datasets.uploads import FIELDS, Limits, check, has_pictures, unpack
+from app.api.multipart import write_multipart
+from app.calibration.dataset import Augmentation
+from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack
 from app.errors import ArgumentError, NotFoundError
 from app.inference.model_card import ModelFolder
 from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
@@ -36,7 +37,7 @@ class CalibrateForm(BaseModel):
     method: str = "auto"
     activate: Activate = "if_better"
     allow_label_changes: bool = False
-    weather: bool = False
+    augmentation: Augmentation = "none"
     ignore_index: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 255
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     note: Annotated[str, Field(max_length=1000)] = ""
@@ -100,13 +101,15 @@ async def calibrate(
     """Refit from uploaded logits, or images, with labels.
 
     Either `logits` (+ `labels` and `image_index`, unless inside) as .npz, .npy or .safetensors, or
-    `images` and `labels` as zip archives. `drive_index` says which images belong together: they
-    are never parted between fitting and testing. With `weather` the fit also learns from copies of
-    the pictures in fog, by night, in rain, noisy, blurred and pale.
+    `images` and `labels` as zip archives. `group_index` says which images belong together: they
+    are never parted between fitting and testing. With `augmentation=corruptions` the fit also
+    learns from copies of the images in fog, by night, in rain, noisy, blurred and pale.
     """
     incoming = await anyio.to_thread.run_sync(state.jobs.reserve)
     try:
-        texts = await spool(request, incoming / UPLOAD, FIELDS, CalibrateForm.model_fields)
+        texts = await write_multipart(
+            request, incoming / UPLOAD, FIELDS, CalibrateForm.model_fields
+        )
         form = parse_form(texts)
         folder = segmenter.predictor(form.model).folder
         work = partial(admit, state, incoming, form, folder)
@@ -184,17 +187,17 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     """Unpack and check an upload, and queue its fit; takes one pass over the data."""
     limits = Limits(
         unpacked_bytes=state.settings.max_calibration_bytes,
-        picture_bytes=state.settings.max_upload_bytes,
-        picture_pixels=state.settings.max_pixels,
+        image_bytes=state.settings.max_upload_bytes,
+        image_pixels=state.settings.max_pixels,
     )
     unpack(incoming / UPLOAD, limits)
     contents = check(incoming / UPLOAD, folder.num_classes, form.ignore_index, limits)
-    pictures = has_pictures(incoming / UPLOAD)
-    if not pictures:
-        require_inputs(form.method, weather=form.weather, maps=contents.maps)
+    images = has_images(incoming / UPLOAD)
+    if not images:
+        require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)
     active = state.artifacts.active(folder.card.name, folder.sha256)
     if active is not None:
-        require_comparable(active, pictures=pictures, maps=contents.maps)
+        require_comparable(active, images=images, maps=contents.maps)
     asked = form.model_dump() | {"model": folder.card.name, "model_sha256": folder.sha256}
     return state.jobs.submit(incoming, FitRequest(**asked))
 

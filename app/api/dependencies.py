@@ -12,9 +12,9 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from app.api import auth as tokens
-from app.api.metrics import Counters
+from app.api.metrics import ServiceMetrics
 from app.errors import BusyError, UnavailableError
-from app.inference.threads import Crowd
+from app.inference.threads import ActiveRequests
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor
 from app.serving.result_cache import ResultCache
@@ -34,24 +34,24 @@ ADMIN_TOKEN = HTTPBearer(scheme_name="admin_token", auto_error=False)
 class Admission:
     """Lets a few requests work at once and a bounded number wait; refuses the rest at once.
 
-    Whoever works or waits for it is in `crowd`.
+    Whoever works or waits for it is in `active_requests`.
     """
 
     def __init__(self, workers: int, queue_limit: int) -> None:
-        self.crowd = Crowd()
+        self.active_requests = ActiveRequests()
         self._threads = ThreadPoolExecutor(workers, "requests")
-        self._room = workers + queue_limit
+        self._places_left = workers + queue_limit
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Hold one of the places; raises BusyError when none is left."""
-        if self._room <= 0:
+        if self._places_left <= 0:
             raise BusyError("expected fewer requests at once, got a full queue")
-        self._room -= 1
+        self._places_left -= 1
         try:
             yield
         finally:
-            self._room += 1
+            self._places_left += 1
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run blocking work in a thread, off the event loop, when it is this caller's turn."""
@@ -62,7 +62,7 @@ class Admission:
             except StopIteration as error:  # no future can hold it: whoever awaits it never wakes
                 raise RuntimeError("expected an answer, got a stop of iteration") from error
 
-        with self.crowd.enter():
+        with self.active_requests.enter():
             return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
 
 
@@ -93,7 +93,7 @@ class State:
     readiness: Readiness
     admission: Admission
     results: ResultCache
-    counters: Counters
+    metrics: ServiceMetrics
     drift: DriftMonitor
     artifacts: ArtifactStore
     jobs: Jobs

@@ -15,7 +15,7 @@ STANDARD_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "
 CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 
 
-class Counters:
+class ServiceMetrics:
     """The service's counters."""
 
     def __init__(self, drift: DriftMonitor) -> None:
@@ -76,14 +76,14 @@ class DriftGauges(Collector):
         yield from (divergence, limit, stale)
 
 
-class CountRequests:
+class MetricsMiddleware:
     """Counts every answer under its route's template.
 
     Neither an id in a path nor a method that a caller makes up begins a new series.
     """
 
-    def __init__(self, app: ASGIApp, counters: Counters) -> None:
-        self._app, self._counters = app, counters
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._counters = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Time one request."""

@@ -20,7 +20,7 @@ from app.api.problem_details import problem
 from app.errors import TooLargeError, TooSlowError
 
 
-class AnswerHead:
+class HeadMiddleware:
     """Lets the routes take a HEAD for a GET, and keeps their body back."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -45,12 +45,12 @@ class AnswerHead:
             scope["route"] = asked.get("route")  # for who counts requests by it
 
 
-LINGER_BYTES = 4 << 20
-LINGER_S = 2.0
+DRAIN_BYTES = 4 << 20
+DRAIN_S = 2.0
 FIRST_ERROR = 400
 
 
-class Linger:
+class DrainBodyMiddleware:
     """Before an error is answered, reads and forgets the rest of the body, within bounds."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -72,18 +72,18 @@ class Linger:
             unread = unread and message.get("more_body", False)
             return message
 
-        async def lingering(message: Message) -> None:
+        async def drain(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] >= FIRST_ERROR:
                 seen = 0
-                with anyio.move_on_after(LINGER_S):
-                    while unread and seen < LINGER_BYTES:
+                with anyio.move_on_after(DRAIN_S):
+                    while unread and seen < DRAIN_BYTES:
                         seen += len((await watched()).get("body", b""))
             await send(message)
 
-        await self._app(scope, watched, lingering)
+        await self._app(scope, watched, drain)
 
 
-class BodyLimit:
+class BodySizeMiddleware:
     """Refuses bodies above `max_bytes` with 413, by their declared length or as they come.
 
     Paths in `own` have a limit of their own.
@@ -122,7 +122,7 @@ def _sentence(limit: int, size: int) -> str:
 STRIDE = 256 << 10  # bytes that a body must bring in the time it is given, or else its end
 
 
-class BodyPace:
+class UploadTimeoutMiddleware:
     """Refuses, with 408, a body whose next `STRIDE` bytes take longer than `timeout_s` to come.
 
     Only the time in which we wait for the caller counts: a slow disk of ours is no fault of theirs.

@@ -18,7 +18,7 @@ MAX_TEXT = 8192  # bytes of one text field
 BATCH = 1 << 20  # bytes handed to a thread at a time
 
 
-class Spool:
+class MultipartWriter:
     """Writes the file fields of a body to a folder, each to its own name, and keeps the texts."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Spool:
         self._ended = True
 
 
-async def spool(
+async def write_multipart(
     request: Request, folder: Path, files: Collection[str], texts: Collection[str]
 ) -> dict[str, str]:
     """Write a request's file fields to a folder and give its text fields.
@@ -126,16 +126,16 @@ async def spool(
     Memory stays at a few MB. What is written when a failure comes is the caller's to remove. Raises
     MediaTypeError, UndecodableError, ArgumentError and StorageError.
     """
-    spooled = Spool(boundary_of(request), folder, files, texts)
+    writer = MultipartWriter(boundary_of(request), folder, files, texts)
     _check_room(request, folder)
     try:
         async for batch in batches(request.stream()):
             # Disks may block, and the event loop must not.
-            await anyio.to_thread.run_sync(spooled.write, batch)
-        spooled.finish()
+            await anyio.to_thread.run_sync(writer.write, batch)
+        writer.finish()
     finally:
-        spooled.close()
-    return spooled.texts
+        writer.close()
+    return writer.texts
 
 
 def boundary_of(request: Request) -> bytes:

@@ -8,7 +8,7 @@ NPZ = "application/x-npz"
 
 
 def choose_answer(accept: str, output: str | None) -> str:
-    """Choose JSON, PNG or npz; a caller that names a picture and takes anything gets the picture.
+    """Choose JSON, PNG or npz; a caller that names an image and takes anything gets the image.
 
     Raises HTTPException 406 where nothing on offer is accepted.
     """

@@ -1,6 +1,6 @@
-"""The pictures of a result: mask, confidence, heatmap and overlay, as PNG.
+"""The images of a result: mask, confidence, heatmap and overlay, as PNG.
 
-`GET /results/{id}/…`: the pictures and arrays of an earlier answer.
+`GET /results/{id}/…`: the images and arrays of an earlier answer.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from app.imaging.decode import decode_image
 from app.serving.result_cache import Result
 
 
-def picture_of(result: Result, output: str, max_pixels: int, depth: int = 8) -> bytes:
-    """Encode one picture of a result; `depth` is that of the confidence, 8 or 16 bits."""
+def encode_image(result: Result, output: str, max_pixels: int, depth: int = 8) -> bytes:
+    """Encode one image of a result; `depth` is that of the confidence, 8 or 16 bits."""
     makers: dict[str, Callable[[], bytes]] = {
         "mask": lambda: encode.mask_png(result.mask, result.palette),
         "confidence": lambda: encode.confidence_png(result.confidence, depth),
@@ -31,7 +31,7 @@ def picture_of(result: Result, output: str, max_pixels: int, depth: int = 8) -> 
 
 router = APIRouter(tags=["results"], dependencies=[TokenCheck])
 
-Picture = Literal["mask", "confidence", "heatmap", "overlay"]
+ImageArray = Literal["mask", "confidence", "heatmap", "overlay"]
 
 
 class Depth(IntEnum):
@@ -50,16 +50,16 @@ async def data(result_id: str, state: StateDep) -> Response:
     return Response(body, media_type=NPZ)
 
 
-@router.get("/results/{result_id}/{picture}.png", response_class=Response)
-async def picture(
+@router.get("/results/{result_id}/{image}.png", response_class=Response)
+async def image(
     result_id: str,
-    picture: Picture,
+    image: ImageArray,
     state: StateDep,
     depth: Annotated[Depth, Query(description="Bits of the confidence.")] = Depth.EIGHT,
 ) -> Response:
-    """Fetch one picture of an earlier answer."""
+    """Fetch one image of an earlier answer."""
     result = state.results.get(result_id)
     limit = state.settings.max_pixels
     async with state.admission.enter():
-        body = await state.admission.run(lambda: picture_of(result, picture, limit, depth))
+        body = await state.admission.run(lambda: encode_image(result, image, limit, depth))
     return Response(body, media_type=PNG)

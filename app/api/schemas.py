@@ -26,7 +26,7 @@ class SegmentQuery(BaseModel):
     )
     tta: Literal["none", "flip", "multiscale"] = "none"
     include: str = Field("", description="Comma list of `mask`, `confidence`, `rle`.")
-    output: Output | SkipJsonSchema[None] = Field(None, description="The picture to answer with.")
+    output: Output | SkipJsonSchema[None] = Field(None, description="The image to answer with.")
 
     @field_validator("include")
     @classmethod
@@ -59,7 +59,7 @@ class PresentClass(BaseModel):
     mean_confidence: float
 
 
-class EncodedPicture(BaseModel):
+class EncodedImage(BaseModel):
     """A PNG in base64."""
 
     format: Literal["png"] = "png"
@@ -88,7 +88,7 @@ class Calibration(BaseModel):
 
 
 class Links(BaseModel):
-    """Where the answer's pictures and arrays can be fetched for a while."""
+    """Where the answer's images and arrays can be fetched for a while."""
 
     mask: str
     confidence: str
@@ -108,8 +108,8 @@ class SegmentAnswer(BaseModel):
     mean_confidence: float
     abstained_fraction: float
     threshold: float | None
-    mask: EncodedPicture | SkipJsonSchema[None] = None
-    confidence: EncodedPicture | SkipJsonSchema[None] = None
+    mask: EncodedImage | SkipJsonSchema[None] = None
+    confidence: EncodedImage | SkipJsonSchema[None] = None
     rle: list[RunLengths] | SkipJsonSchema[None] = None
     calibration: Calibration
     links: Links

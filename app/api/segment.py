@@ -1,4 +1,4 @@
-"""`POST /segment`: one picture in; JSON, a picture or arrays out."""
+"""`POST /segment`: one image in; JSON, an image or arrays out."""
 
 import base64
 import time
@@ -9,11 +9,11 @@ from starlette.datastructures import UploadFile
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.negotiation import JSON, NPZ, PNG, choose_answer
-from app.api.results import picture_of
+from app.api.results import encode_image
 from app.api.schemas import (
     OPTIONAL_PARTS,
     Calibration,
-    EncodedPicture,
+    EncodedImage,
     Links,
     PresentClass,
     RunLengths,
@@ -27,8 +27,8 @@ from app.serving.segmenter import (
     NO_CALIBRATOR,
     Segmentation,
     Segmenter,
-    Stopwatch,
-    Wish,
+    SegmentOptions,
+    StageTimer,
     abstained_fraction,
     class_table,
 )
@@ -73,7 +73,7 @@ async def segment(
 
 
 async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """Take the picture's bytes from a form's field `image` or from the raw body."""
+    """Take the image's bytes from a form's field `image` or from the raw body."""
     upload = await _image_bytes(request)
     if len(upload) > max_bytes:
         raise TooLargeError(f"expected an image of at most {max_bytes} bytes, got {len(upload)}")
@@ -102,26 +102,28 @@ def answer_upload(
 ) -> Response:
     """Segment, keep the result, and shape the answer; runs in a worker thread."""
     started = time.perf_counter()
-    watch = Stopwatch()
-    wish = Wish(query.model, query.calibrator, query.min_confidence, query.max_error, query.tta)
-    done = segmenter.segment(upload, wish, watch)
+    timer = StageTimer()
+    options = SegmentOptions(
+        query.model, query.calibrator, query.min_confidence, query.max_error, query.tta
+    )
+    done = segmenter.segment(upload, options, timer)
     model = done.predictor.folder
     result = Result(model.card.name, upload, done.mask, done.confidence, model.palette)
     name = state.results.put(result)
-    with watch.stage("encode"):
+    with timer.stage("encode"):
         if answer == JSON:
             body = answer_json(name, done, query.parts).encode()
         elif answer == NPZ:
             body = encode.npz(done.mask, done.confidence)
         else:
-            body = picture_of(result, query.output or "mask", state.settings.max_pixels)
-    watch.stages["total"] = (time.perf_counter() - started) * 1000
-    state.counters.count_segmentation(model.card.name, done.mean_confidence, watch.stages)
+            body = encode_image(result, query.output or "mask", state.settings.max_pixels)
+    timer.stages["total"] = (time.perf_counter() - started) * 1000
+    state.metrics.count_segmentation(model.card.name, done.mean_confidence, timer.stages)
     headers = {
         "X-Model": model.card.name,
         "X-Calibrator": NO_CALIBRATOR if done.calibrator is None else done.calibrator.manifest.id,
         "X-Result-Id": name,
-        "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in watch.stages.items()),
+        "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in timer.stages.items()),
     }
     return Response(body, headers=headers, media_type=answer)
 
@@ -152,9 +154,9 @@ def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
     return body.model_dump_json(exclude=set(OPTIONAL_PARTS - parts))
 
 
-def packed(data: bytes) -> EncodedPicture:
+def packed(data: bytes) -> EncodedImage:
     """Put a PNG into JSON."""
-    return EncodedPicture(data=base64.b64encode(data).decode("ascii"))
+    return EncodedImage(data=base64.b64encode(data).decode("ascii"))
 
 
 def run_lengths_of(done: Segmentation, class_id: int) -> RunLengths:

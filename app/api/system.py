@@ -41,7 +41,7 @@ async def readyz(state: StateDep) -> Health:
 @router.get("/metrics", tags=["health"], response_class=Response)
 def metrics(state: StateDep) -> Response:
     """Give all counters in Prometheus' text format."""
-    text = generate_latest(state.counters.registry)
+    text = generate_latest(state.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -101,7 +101,7 @@ def docs() -> HTMLResponse:
 
 @router.get("/", include_in_schema=False)
 def page() -> FileResponse:
-    """Show the page: a picture in, labels and confidence out."""
+    """Show the page: an image in, labels and confidence out."""
     return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
 
 

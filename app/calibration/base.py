@@ -1,7 +1,7 @@
-"""What selectors would change of the log-odds, gathered part by part until a picture is whole.
+"""What selectors would change of the log-odds, gathered part by part until an image is whole.
 
-How far such changes are trusted depends on the picture as a whole, of which a strip tells little:
-the sky alone is like no picture that was fitted on.
+How far such changes are trusted depends on the image as a whole, of which a strip tells little:
+the sky alone is like no image that was fitted on.
 
 What every calibrator is: one torch module, fitted, saved, served and exported as it stands.
 
@@ -28,37 +28,37 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Changes:
+class LogOddsShift:
     """Changes float32 [S,n,m] at the cells looked at, every `step` rows and columns of a grid.
 
     There is one for each of S opinions.
 
-    `sums` float32 [n,F] are of the features that led to them, over each row. `settle` is how the
+    `sums` float32 [n,F] are of the features that led to them, over each row. `combine` is how the
     calibrator turns both, once they are of a whole grid, into what is added to the log-odds, [n,m].
     """
 
     change: Floats
     sums: Floats
     step: int
-    settle: Callable[[Floats, Floats], Floats]
+    combine: Callable[[Floats, Floats], Floats]
 
-    def within(self, top: int, cells: range) -> "Changes":
+    def within(self, top: int, cells: range) -> "LogOddsShift":
         """Keep what lies in some rows of the grid, where the first row at hand is its row `top`."""
         first = -(-(cells.start - top) // self.step)
         end = -(-(cells.stop - top) // self.step)
         return replace(self, change=self.change[:, first:end], sums=self.sums[first:end])
 
     @staticmethod
-    def joined(parts: Sequence["Changes"]) -> "Changes":
+    def joined(parts: Sequence["LogOddsShift"]) -> "LogOddsShift":
         """Put parts together, from top to bottom."""
         if len(parts) == 1:
             return parts[0]
         change = np.concatenate([part.change for part in parts], axis=1)
         return replace(parts[0], change=change, sums=np.concatenate([p.sums for p in parts]))
 
-    def settled(self) -> Floats:
+    def combined(self) -> Floats:
         """Give what is added to the log-odds at the cells of a grid of which these are all."""
-        return self.settle(self.change, self.sums)
+        return self.combine(self.change, self.sums)
 
 
 LOGIT_LIMIT = 3e4  # beyond it differences of logits overflow; algorithms: clamp, then log-softmax
@@ -66,10 +66,10 @@ TEMPERATURE_RANGE = (0.05, 1e4)
 
 # Calls work(start, stop) until all of some rows are done, by whatever threads there are; the
 # last number is what a row costs.
-Share = Callable[[Callable[[int, int], None], range, int], None]
+MapRows = Callable[[Callable[[int, int], None], range, int], None]
 
 
-def alone(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
+def map_rows_serially(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
     """Share with nobody."""
     work(rows.start, rows.stop)
 
@@ -81,12 +81,14 @@ class Invariances:
     translation: bool  # adding a constant to a pixel's logits changes nothing
     argmax: bool  # the most probable class stays
     order: bool  # the classes' order stays
-    reach: int = 0  # how many rows and columns away the neighbours lie that a pixel's answer reads
+    receptive_radius: int = (
+        0  # how many rows and columns away the neighbours lie that a pixel's answer reads
+    )
 
     @property
     def spatial(self) -> bool:
         """Whether neighbours are read at all, where there are any."""
-        return self.reach > 0
+        return self.receptive_radius > 0
 
 
 def ignore_progress(_stage: str, _share: float) -> None:
@@ -113,9 +115,9 @@ class Calibrator(nn.Module, ABC):
 
     method: ClassVar[str]
     invariances: ClassVar[Invariances]
-    sees_picture: bool = False  # whether it must be shown one before it answers
+    needs_image: bool = False  # whether it must be shown one before it answers
     needs_maps: ClassVar[bool] = False  # whether a table of pixels will not do
-    picture: Tensor | None = None  # uint8 RGB [3,h,w] on the grid of the logits
+    image: Tensor | None = None  # uint8 RGB [3,h,w] on the grid of the logits
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -135,37 +137,37 @@ class Calibrator(nn.Module, ABC):
         Raises ArgumentError where the set can't determine the state.
         """
 
-    def seeing(self, picture: Tensor | None) -> Self:
-        """Show one picture, uint8 RGB [3,h,w] on the grid of its logits.
+    def with_image(self, image: Tensor | None) -> Self:
+        """Show one image, uint8 RGB [3,h,w] on the grid of its logits.
 
-        Gives a calibrator of the same state that has it before it. Most look at no picture, and
+        Gives a calibrator of the same state that has it before it. Most look at no image, and
         stay what they are.
         """
-        if not self.sees_picture:
+        if not self.needs_image:
             return self
         seen = copy(self)
-        seen.picture = picture
+        seen.image = image
         return seen
 
     def scale(self) -> float | None:
         """Give what multiplies all logits, above 0, where nothing but a shift is done besides."""
         return None
 
-    def changes(
+    def log_odds_shift(
         self,
         logits: Tensor,  # noqa: ARG002
-        share: Share = alone,  # noqa: ARG002
+        map_rows: MapRows = map_rows_serially,  # noqa: ARG002
         top: int = 0,  # noqa: ARG002
         height: int | None = None,  # noqa: ARG002
-    ) -> Changes | None:
-        """Give what a part of a picture says on the log-odds of scaled logits' top class, or None.
+    ) -> LogOddsShift | None:
+        """Give what a part of an image says on the log-odds of scaled logits' top class, or None.
 
         Finite float32 logits [K,n,w], whose first row is row `top`, aligned, of a grid of `height`
-        rows; by default they are all of it. `share` lends threads.
+        rows; by default they are all of it. `map_rows` lends threads.
         """
         return None
 
-    def suspects(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
+    def predict_errors(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
         """Mark what a selector takes for mispredicted: logits [N,K,...] to bool [N,...], or None.
 
         None comes from calibrators without a selector.
@@ -177,7 +179,7 @@ class Calibrator(nn.Module, ABC):
         return {}
 
 
-def prepared(logits: Tensor) -> Tensor:
+def finite_logits(logits: Tensor) -> Tensor:
     """Logits as finite float32: infinities clamped to +-3e4, pixels with a NaN set to zero."""
     logits = logits.float()
     broken = torch.isnan(logits).any(dim=1, keepdim=True)
@@ -193,7 +195,7 @@ class Pixelwise(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] of any float type to log-probabilities, float32 of the same shape."""
-        calibrated = self.calibrate_rows(prepared(logits).movedim(1, -1)).movedim(-1, 1)
+        calibrated = self.calibrate_rows(finite_logits(logits).movedim(1, -1)).movedim(-1, 1)
         return uniform_where_broken(calibrated, logits)
 
     @abstractmethod
@@ -204,7 +206,7 @@ class Pixelwise(Calibrator):
 def uniform_where_broken(calibrated: Tensor, logits: Tensor) -> Tensor:
     """Log-probabilities [N,K,...] with 1/K at the pixels whose logits hold a NaN.
 
-    `prepared` makes such logits zero, which an affine map's bias would turn into an opinion.
+    `finite_logits` makes such logits zero, which an affine map's bias would turn into an opinion.
     """
     broken = torch.isnan(logits).any(dim=1, keepdim=True)
     return torch.where(broken, -torch.log(torch.tensor(float(logits.shape[1]))), calibrated)

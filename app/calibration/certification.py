@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.dataset import IGNORE, ValidationSet, drives_of
+from app.calibration.dataset import IGNORE, ValidationSet, groups_of
 from app.calibration.drift import Reference, histogram, reference_of
-from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.predictions import emits, emitted
 from app.calibration.risk_control import Acceptance, Plan, certify, threshold_grid
 
@@ -52,17 +52,17 @@ class Certification:
     """What could be certified, from the strictest level on, and why the other levels could not."""
 
     thresholds: tuple[CertifiedThreshold, ...]
-    refused: dict[float, str]
+    uncertified: dict[float, str]
     images: int
-    at_picture_size: bool  # else on the logits' grid
+    at_image_size: bool  # else on the logits' grid
 
 
 def certify_levels(
     images: Acceptance,
-    tuning: Ranking,
+    tuning: ConfidenceHistogram,
     seed: int,
     *,
-    at_picture_size: bool,
+    at_image_size: bool,
     levels: Sequence[float] = LEVELS,
     delta: float = DELTA,
 ) -> Certification:
@@ -72,15 +72,15 @@ def certify_levels(
     """
     count = len(images.accepted)
     found: list[CertifiedThreshold] = []
-    refused: dict[float, str] = {}
+    uncertified: dict[float, str] = {}
     for level in sorted(levels, reverse=True):
-        if refused:
-            refused[level] = f"the looser level {max(refused)} could not be certified"
+        if uncertified:
+            uncertified[level] = f"the looser level {max(uncertified)} could not be certified"
             continue
         tested = images.below(first_to_test(tuning, images.thresholds, level))
         certificate = certify(tested, Plan(level, delta, seed=seed)) if count else None
         if certificate is None or certificate.threshold is None:
-            refused[level] = why_not(tested, level, delta)
+            uncertified[level] = why_not(tested, level, delta)
             continue
         found.append(
             CertifiedThreshold(
@@ -92,20 +92,22 @@ def certify_levels(
                 images=count,
             )
         )
-    return Certification(tuple(found[::-1]), dict(sorted(refused.items())), count, at_picture_size)
+    return Certification(
+        tuple(found[::-1]), dict(sorted(uncertified.items())), count, at_image_size
+    )
 
 
-def nothing_certified(reason: str, levels: Sequence[float] = LEVELS) -> Certification:
+def certify_nothing(reason: str, levels: Sequence[float] = LEVELS) -> Certification:
     """Refuse all levels for one reason."""
-    return Certification((), dict.fromkeys(sorted(levels), reason), 0, at_picture_size=False)
+    return Certification((), dict.fromkeys(sorted(levels), reason), 0, at_image_size=False)
 
 
-def thresholds_to_test(tuning: Ranking) -> list[float]:
+def thresholds_to_test(tuning: ConfidenceHistogram) -> list[float]:
     """Place thresholds at even steps of coverage on the tuning images, from 2% to all."""
     return threshold_grid(tuning, points=50, start=0.02)
 
 
-def first_to_test(tuning: Ranking, thresholds: Sequence[float], level: float) -> int:
+def first_to_test(tuning: ConfidenceHistogram, thresholds: Sequence[float], level: float) -> int:
     """Index of the threshold where the tuning images leave the widest margin below a level."""
     best = max(tuning.risk_coverage(), key=lambda step: step.coverage * (level - step.risk))
     falling = -np.asarray(thresholds)
@@ -123,8 +125,8 @@ def why_not(images: Acceptance, level: float, delta: float) -> str:
     count, needed = len(images.accepted), least_images(level, delta)
     if count < needed:
         return f"expected at least {needed} images to test on, even were all right, got {count}"
-    accepted = sum(shares[0] for shares in images.accepted)
-    wrong = sum(shares[0] for shares in images.wrong)
+    accepted = sum(fractions[0] for fractions in images.accepted)
+    wrong = sum(fractions[0] for fractions in images.wrong)
     measured = wrong / accepted if accepted else math.nan
     return (
         f"expected surely fewer errors than {level:.0%} where confidence is at least "
@@ -136,42 +138,42 @@ TOO_FEW = "the images that certify also chose among the methods: there are too f
 
 
 @dataclass(frozen=True)
-class Promised:
+class Guarantees:
     """Certified thresholds, and how answers look where they hold."""
 
     certification: Certification
-    reference: Reference | None  # None for tables, whose rows need not make up whole pictures
+    reference: Reference | None  # None for tables, whose rows need not make up whole images
 
 
-def promise(
+def compute_guarantees(
     test: ValidationSet,
     calibrator: Calibrator,
-    tuning: Ranking,
+    tuning: ConfidenceHistogram,
     context: FitContext,
     *,
-    fresh: bool,
-) -> Promised:
+    independent_test: bool,
+) -> Guarantees:
     """Certify thresholds and take the reference in one pass over the test images.
 
-    Where the set names drives, these take the place of images in what is certified.
+    Where the set names groups, these take the place of images in what is certified.
 
-    `tuning` places the thresholds to test, and has not seen the test images unless `fresh` is
-    false; then nothing is certified.
+    `tuning` places the thresholds to test, and has not seen the test images unless
+    `independent_test` is false; then nothing is certified.
     """
     images = Acceptance(thresholds_to_test(tuning))
-    rows, drives = [], drives_of(test)
+    rows, groups = [], groups_of(test)
     for index in range(len(test)):
         context.progress("certifying", index / len(test))
         answer = emitted(test, index, calibrator)
         labelled = answer.labels != IGNORE
         correct = answer.predicted == answer.labels
-        images.add(answer.confidence[labelled], correct[labelled], drives[index])
+        images.add(answer.confidence[labelled], correct[labelled], groups[index])
         if answer.labels.ndim > 1:
             answered = answer.confidence.numpy(), answer.predicted.numpy()
             rows.append(torch.from_numpy(histogram(*answered, calibrator.num_classes)).float())
     certification = (
-        certify_levels(images.by_drive(), tuning, context.seed, at_picture_size=emits(test))
-        if fresh
-        else nothing_certified(TOO_FEW)
+        certify_levels(images.by_group(), tuning, context.seed, at_image_size=emits(test))
+        if independent_test
+        else certify_nothing(TOO_FEW)
     )
-    return Promised(certification, reference_of(rows))
+    return Guarantees(certification, reference_of(rows))

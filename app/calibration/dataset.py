@@ -7,7 +7,7 @@ upload, a folder of arrays or a backbone run on demand can all do.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,19 +15,21 @@ from torch import Tensor
 
 from app.errors import ArgumentError
 
+Augmentation = Literal["none", "corruptions"]
+
 IGNORE = -1  # the one label of unlabelled pixels; each source's own value becomes it on loading
 
 
 class LabelledImage(NamedTuple):
     """One image's logits float [K,*grid] and labels int64 [*grid], IGNORE where unlabelled.
 
-    The grid is (h, w) for a map and (m,) for a table's rows. Where the picture is at hand, it is
+    The grid is (h, w) for a map and (m,) for a table's rows. Where the image is at hand, it is
     there as each cell's mean colour, uint8 RGB [3,h,w].
     """
 
     logits: Tensor
     labels: Tensor
-    picture: Tensor | None = None
+    image: Tensor | None = None
 
 
 class ValidationSet(Protocol):
@@ -45,30 +47,30 @@ class ValidationSet(Protocol):
 
 
 @runtime_checkable
-class WithCopies(Protocol):
-    """A set that can show its images under other weather, their labels unchanged."""
+class WithAugmentedImages(Protocol):
+    """A set that can show its images under corruptions, their labels unchanged."""
 
-    def copies(self, index: int) -> Sequence[LabelledImage]:
+    def augmented(self, index: int) -> Sequence[LabelledImage]:
         """Read one image's copies; all images have some, or none has."""
 
 
-def copies_of(data: ValidationSet, index: int) -> Sequence[LabelledImage]:
-    """Read an image's copies under other weather, where the set can show any."""
-    return data.copies(index) if isinstance(data, WithCopies) else ()
+def augmented_images(data: ValidationSet, index: int) -> Sequence[LabelledImage]:
+    """Read an image's copies under corruptions, where the set can show any."""
+    return data.augmented(index) if isinstance(data, WithAugmentedImages) else ()
 
 
 @runtime_checkable
-class WithDrives(Protocol):
-    """A set that knows which drive (flight, patient, camera) each image comes from."""
+class WithGroups(Protocol):
+    """A set that knows which group (flight, patient, camera) each image comes from."""
 
     @property
-    def drives(self) -> Sequence[int]:
-        """Number the images' drives."""
+    def groups(self) -> Sequence[int]:
+        """Number the images' groups."""
 
 
-def drives_of(data: ValidationSet) -> Sequence[int]:
-    """Give each image's drive; where the set knows none, each image is one by itself."""
-    return data.drives if isinstance(data, WithDrives) else range(len(data))
+def groups_of(data: ValidationSet) -> Sequence[int]:
+    """Give each image's group; where the set knows none, each image is one by itself."""
+    return data.groups if isinstance(data, WithGroups) else range(len(data))
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,14 @@ class Subset(View):
         return self.whole[self.indices[index]]
 
     @property
-    def drives(self) -> Sequence[int]:
-        """Number the images' drives, as the whole set does."""
-        known = drives_of(self.whole)
+    def groups(self) -> Sequence[int]:
+        """Number the images' groups, as the whole set does."""
+        known = groups_of(self.whole)
         return [known[index] for index in self.indices]
 
-    def copies(self, index: int) -> Sequence[LabelledImage]:
+    def augmented(self, index: int) -> Sequence[LabelledImage]:
         """Read one image's copies, where the whole set has any."""
-        return copies_of(self.whole, self.indices[index])
+        return augmented_images(self.whole, self.indices[index])
 
 
 @dataclass(frozen=True)
@@ -149,39 +151,39 @@ def pixels(data: ValidationSet) -> Iterator[tuple[Tensor, Tensor]]:
             yield logits, labels
 
 
-def split(data: ValidationSet, share: float, seed: int) -> tuple[list[int], list[int]]:
+def split(data: ValidationSet, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Part a set's image indices at random into (fitting, held out), both sorted, neither empty.
 
-    `share` is about what goes to fitting, in (0,1). Whole drives part, or images where there is
-    only one drive; never pixels: neighbouring pixels are copies of each other, and a pixel split
+    `fraction` is about what goes to fitting, in (0,1). Whole groups part, or images where there is
+    only one group; never pixels: neighbouring pixels are copies of each other, and a pixel split
     would measure memory.
     """
-    drives = drives_of(data)
-    several = len(set(drives)) > 1
-    first, second = split_at(drives if several else range(len(data)), [share], seed)
+    groups = groups_of(data)
+    several = len(set(groups)) > 1
+    first, second = split_at(groups if several else range(len(data)), [fraction], seed)
     return first, second
 
 
-def split_at(drives: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:
-    """Part images at random, whole drives together, where shares of them are reached.
+def split_at(groups: Sequence[int], fractions: Sequence[float], seed: int) -> list[list[int]]:
+    """Part images at random, whole groups together, where shares of them are reached.
 
-    `shares` rise within (0,1); there is one part more than there are shares, each sorted and of
-    one drive at least. Raises ArgumentError where there are fewer drives than parts.
+    `fractions` rise within (0,1); there is one part more than there are shares, each sorted and of
+    one group at least. Raises ArgumentError where there are fewer groups than parts.
     """
-    names, group = np.unique(np.asarray(drives), return_inverse=True)
-    parts = len(shares) + 1
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    parts = len(fractions) + 1
     if len(names) < parts:
         raise ArgumentError(
-            f"expected at least {parts} images, of as many drives, to fit on one and hold one "
+            f"expected at least {parts} images, of as many groups, to fit on one and hold one "
             f"out, got {len(names)}"
         )
     order = np.random.default_rng(seed).permutation(len(names))
     reached = np.bincount(group)[order].cumsum()
     cuts = [0]
-    for number, share in enumerate(shares):
-        # At least one drive for this part, and one for each that follows.
-        least, most = cuts[-1] + 1, len(names) - (len(shares) - number)
-        misses = np.abs(reached[least - 1 : most] - round(len(group) * share))
+    for number, fraction in enumerate(fractions):
+        # At least one group for this part, and one for each that follows.
+        least, most = cuts[-1] + 1, len(names) - (len(fractions) - number)
+        misses = np.abs(reached[least - 1 : most] - round(len(group) * fraction))
         cuts.append(least + int(misses.argmin()))
-    place = np.searchsorted(cuts, np.argsort(order), side="right") - 1  # each drive's part
+    place = np.searchsorted(cuts, np.argsort(order), side="right") - 1  # each group's part
     return [np.flatnonzero(place[group] == part).tolist() for part in range(parts)]

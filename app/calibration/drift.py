@@ -3,7 +3,7 @@
 Every image gives a histogram of confidence and one of predicted classes. A window of images is
 compared with the reference by the Jensen-Shannon divergence (Lin 1991) of their mean histograms:
 0 where they agree, ln 2 where they share nothing, defined with empty bins. Images differ among
-themselves, and neighbours in a drive resemble each other; how much divergence that alone makes is
+themselves, and neighbours in a group resemble each other; how much divergence that alone makes is
 found by resampling the reference's own images in runs (moving blocks, Kuensch 1989).
 """
 
@@ -81,7 +81,7 @@ def histogram(
     Takes confidence in 0..1 and predicted classes of one shape, and looks at 32,767 pixels at most,
     evenly spaced. Raises ArgumentError for a class that is none of the K.
     """
-    # Odd, so that it does not fall on the same few columns of a picture in every row.
+    # Odd, so that it does not fall on the same few columns of an image in every row.
     step = max(confidence.size // SAMPLE, 1) | 1
     counts = np.zeros(CONFIDENCE_BINS + num_classes)
     _count(confidence.ravel(), predicted.ravel(), step, counts)
@@ -89,8 +89,8 @@ def histogram(
     if counts[CONFIDENCE_BINS:].sum() < seen:
         found = f"{predicted.min()}..{predicted.max()}"
         raise ArgumentError(f"expected classes in 0..{num_classes - 1}, got {found}")
-    shares: Floats = counts / seen
-    return shares
+    fractions: Floats = counts / seen
+    return fractions
 
 
 @compiled
@@ -98,10 +98,10 @@ def _count(
     confidence: NDArray[np.floating], predicted: NDArray[np.integer], step: int, counts: Floats
 ) -> None:
     """Count every `step`-th pixel in its bin of confidence, and behind these in its class."""
-    shares, classes = counts[:CONFIDENCE_BINS], counts[CONFIDENCE_BINS:]
+    fractions, classes = counts[:CONFIDENCE_BINS], counts[CONFIDENCE_BINS:]
     for x in range(0, len(confidence), step):
         place = int(confidence[x] * CONFIDENCE_BINS)
-        shares[min(max(place, 0), CONFIDENCE_BINS - 1)] += 1
+        fractions[min(max(place, 0), CONFIDENCE_BINS - 1)] += 1
         if 0 <= predicted[x] < len(classes):
             classes[predicted[x]] += 1
 

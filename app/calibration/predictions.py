@@ -1,6 +1,6 @@
 """Labelled images as the service would answer them.
 
-A fit works on the logits' grid, but what a client acts on is emitted at the picture's size, where
+A fit works on the logits' grid, but what a client acts on is emitted at the image's size, where
 interpolation has blurred the borders. What is promised to clients is therefore measured on what
 is emitted, wherever a validation set has labels at that size.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from app.calibration.base import Calibrator, prepared
+from app.calibration.base import Calibrator, finite_logits
 from app.calibration.dataset import Subset, ValidationSet
 
 
@@ -42,9 +42,9 @@ def emitted(data: ValidationSet, index: int, calibrator: Calibrator) -> Emitted:
 @torch.inference_mode()
 def emitted_on_grid(data: ValidationSet, index: int, calibrator: Calibrator) -> Emitted:
     """Answer one image cell by cell."""
-    logits, labels, picture = data[index]
-    known = prepared(logits[None])
-    logs = calibrator.seeing(picture)(known)
+    logits, labels, image = data[index]
+    known = finite_logits(logits[None])
+    logs = calibrator.with_image(image)(known)
     predicted = (known if calibrator.invariances.argmax else logs).argmax(dim=1)
     confidence = logs.gather(1, predicted[:, None])[0, 0].exp().clamp(max=1)
     return Emitted(predicted[0], confidence, labels)

@@ -17,16 +17,16 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
     """
     document = {
         "images": {
-            "fit": len(outcome.parts.fit),
-            "select": len(outcome.parts.select),
-            "held_out": len(outcome.parts.test),
-            "held_out_took_part_in_the_choice": not outcome.parts.fresh,
+            "fit": len(outcome.split.fit),
+            "select": len(outcome.split.select),
+            "held_out": len(outcome.split.test),
+            "test_images_used_for_selection": not outcome.split.independent_test,
         },
         "bins": {"ece_image": IMAGE_BINS, "ece_pooled": POOLED_BINS},
         "seed": outcome.seed,
-        "uncalibrated": figures(outcome.uncalibrated),
-        "candidates": [figures(candidate) for candidate in outcome.candidates],
-        "refused": dict(outcome.refused),
+        "uncalibrated": candidate_metrics(outcome.uncalibrated),
+        "candidates": [candidate_metrics(candidate) for candidate in outcome.candidates],
+        "skipped": dict(outcome.skipped),
         "chosen": outcome.chosen.method,
         "parameters": outcome.chosen.calibrator.summary(),
         "selector": selector(outcome.chosen),
@@ -49,7 +49,7 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
     return cleaned
 
 
-def figures(candidate: Candidate) -> dict[str, object]:
+def candidate_metrics(candidate: Candidate) -> dict[str, object]:
     """Name a candidate's figures."""
     return {
         "method": candidate.method,
@@ -70,10 +70,10 @@ def certification(found: Certification) -> dict[str, object]:
     """Say how the thresholds were certified, and why some levels have none."""
     return {
         "images": found.images,
-        "resolution": "picture" if found.at_picture_size else "logits",
+        "resolution": "image" if found.at_image_size else "logits",
         "risk": "share of wrong pixels among accepted ones, images weighing equally",
         "delta": DELTA,
-        "refused": {str(level): reason for level, reason in found.refused.items()},
+        "uncertified": {str(level): reason for level, reason in found.uncertified.items()},
     }
 
 
@@ -84,7 +84,7 @@ def curve(candidate: Candidate) -> list[dict[str, float]]:
 
 def risk_coverage(candidate: Candidate) -> list[dict[str, float]]:
     """Give a candidate's risk-coverage curve, the most confident pixels first."""
-    return [step._asdict() for step in candidate.evaluation.ranking.risk_coverage()]
+    return [step._asdict() for step in candidate.evaluation.confidence_histogram.risk_coverage()]
 
 
 def without_nan(value: object) -> object:

@@ -1,6 +1,6 @@
 """Abstention with a guaranteed error among accepted pixels: Learn then Test by image.
 
-Images are the independent draws (one frame per drive), fresh ones that neither the segmenter, the
+Images are the independent draws (one frame per group), fresh ones that neither the segmenter, the
 calibrator, nor the thresholds have seen. A guarantee is marginal: it holds over draws of the whole
 set, neither per class nor per image, and not after a shift. Sources: Angelopoulos et al. 2021
 (Learn then Test, fixed-sequence testing), Waudby-Smith and Ramdas 2024 (betting), Bates et al.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.errors import ArgumentError
 
 Risk = Literal["pooled", "image_mean"]
@@ -80,21 +80,21 @@ class Acceptance:
         self.wrong: list[Floats] = []
         self._units: list[Hashable] = []  # what each image is a draw of
 
-    def add(self, confidence: Tensor, correct: Tensor, drive: int | None = None) -> Self:
+    def add(self, confidence: Tensor, correct: Tensor, group: int | None = None) -> Self:
         """Take one image's labelled pixels: confidence float [m], correct bool [m].
 
-        `drive` names where it comes from. An image without pixels is left out. Thresholds are
+        `group` names where it comes from. An image without pixels is left out. Thresholds are
         compared in the confidence's own type.
         """
         values, hit = confidence.cpu().numpy(), correct.cpu().numpy()
         if len(values):
             self.accepted.append(self._shares(values, len(values)))
             self.wrong.append(self._shares(values[~hit], len(values)))
-            self._units.append(object() if drive is None else drive)
+            self._units.append(object() if group is None else group)
         return self
 
-    def by_drive(self) -> "Acceptance":
-        """Put each drive's images into one: its frames are no independent draws, drives are."""
+    def by_group(self) -> "Acceptance":
+        """Put each group's images into one: its frames are no independent draws, groups are."""
         whole = Acceptance(self.thresholds)
         for unit in dict.fromkeys(self._units):
             frames = [place for place, other in enumerate(self._units) if other == unit]
@@ -106,18 +106,20 @@ class Acceptance:
     def below(self, index: int) -> "Acceptance":
         """Leave out the thresholds before an index."""
         rest = Acceptance(self.thresholds[index:])
-        rest.accepted = [shares[index:] for shares in self.accepted]
-        rest.wrong = [shares[index:] for shares in self.wrong]
+        rest.accepted = [fractions[index:] for fractions in self.accepted]
+        rest.wrong = [fractions[index:] for fractions in self.wrong]
         return rest
 
     def _shares(self, values: NDArray[np.floating], whole: int) -> Floats:
         """Share of `whole` with a value >= each threshold."""
         below = np.searchsorted(np.sort(values), np.asarray(self.thresholds, values.dtype))
-        shares: Floats = (len(values) - below) / whole
-        return shares
+        fractions: Floats = (len(values) - below) / whole
+        return fractions
 
 
-def threshold_grid(tuning: Ranking, points: int = 50, start: float = 0.5) -> list[float]:
+def threshold_grid(
+    tuning: ConfidenceHistogram, points: int = 50, start: float = 0.5
+) -> list[float]:
     """Falling thresholds from coverage `start` to 1 on a tuning split, at most `points`.
 
     The tuning split must not share images with the certified one. The pooled risk has no power

@@ -34,10 +34,10 @@ class Sample:
         image = LabelledImage(self.logits.T, self.labels)
         return InMemory(self.logits.shape[1], [image])
 
-    def thinned(self, parameters: int) -> "Sample":
+    def subsampled(self, parameters: int) -> "Sample":
         """Keep one pixel in eight, or more where parameters or classes would have few left.
 
-        Which ones is drawn: at regular steps the same columns of pictures would fall out.
+        Which ones is drawn: at regular steps the same columns of images would fall out.
         """
         counts = torch.bincount(self.labels, minlength=len(self.counts))
         rarest = int(counts[self.counts > 0].min())

@@ -14,55 +14,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.certification import Certification, promise
+from app.calibration.certification import Certification, compute_guarantees
 from app.calibration.dataset import (
     IGNORE,
     InMemory,
     LabelledImage,
     Subset,
     ValidationSet,
-    drives_of,
+    groups_of,
     labelled_pixels,
 )
 from app.calibration.drift import Reference
 from app.calibration.methods.class_conditional import Conditional
 from app.calibration.methods.identity import Identity
-from app.calibration.metrics.error_detection import SelectorFigures, Verdicts, suspected_pixels
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
+from app.calibration.metrics.error_detection import (
+    ErrorDetection,
+    ErrorDetectionMetrics,
+    predicted_errors,
+)
 from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
 from app.calibration.metrics.intervals import Interval, bootstrap_mean
-from app.calibration.metrics.ranking import Ranking
 from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.registry import build
 from app.calibration.sampling import gather
-from app.calibration.splits import Parts, part
+from app.calibration.splits import Split, split_images
 from app.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class Measured:
+class TestResult:
     """A calibrator's figures on the test images."""
 
     evaluation: Evaluation
     labels_changed: float  # share of labelled pixels, in 0..1
-    selector: SelectorFigures | None = None
+    selector: ErrorDetectionMetrics | None = None
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionResult:
     """What the choice among candidates, and of thresholds to test, goes by."""
 
     ece: float  # image-wise
-    ranking: Ranking
+    confidence_histogram: ConfidenceHistogram
     errors: tuple[float, ...] = ()  # ECE of each image
 
 
 @torch.inference_mode()
 def choose(
     data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
-) -> list[Choice]:
+) -> list[SelectionResult]:
     """Measure what a choice needs; raises ArgumentError without a labelled pixel."""
     errors: list[list[float]] = [[] for _ in calibrators]
-    rankings = [Ranking() for _ in calibrators]
+    histograms = [ConfidenceHistogram() for _ in calibrators]
     for index in range(len(data)):
         context.progress("choosing", index / len(data))
         image = data[index]
@@ -75,16 +79,16 @@ def choose(
             decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
             confidence, correct = logs.amax(dim=1).exp().clamp(max=1), decided == labels
             errors[place].append(ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece())
-            rankings[place].add(confidence, correct)
+            histograms[place].add(confidence, correct)
     if not errors[0]:
         raise ArgumentError("expected labelled pixels on the held-out images, got none")
     return [
-        Choice(float(np.mean(own)), ranking, tuple(own))
-        for own, ranking in zip(errors, rankings, strict=True)
+        SelectionResult(float(np.mean(own)), confidence_histogram, tuple(own))
+        for own, confidence_histogram in zip(errors, histograms, strict=True)
     ]
 
 
-def best_of(choices: Sequence[Choice]) -> int:
+def select_best(choices: Sequence[SelectionResult]) -> int:
     """Choose by image-wise ECE; of those that it can't tell from the best, by AURC.
 
     Two can't be told apart where their difference is within its standard error by image. The
@@ -92,19 +96,19 @@ def best_of(choices: Sequence[Choice]) -> int:
     """
     least = min(choices, key=lambda choice: choice.ece)
     tied = [index for index, choice in enumerate(choices) if _ties(choice, least)]
-    return min(tied, key=lambda index: choices[index].ranking.aurc())
+    return min(tied, key=lambda index: choices[index].confidence_histogram.aurc())
 
 
-def _ties(choice: Choice, least: Choice) -> bool:
-    difference = np.subtract(choice.errors, least.errors)
-    error = difference.std() / max(len(difference) - 1, 1) ** 0.5
-    return bool(difference.mean() <= error)
+def _ties(choice: SelectionResult, least: SelectionResult) -> bool:
+    metric_difference = np.subtract(choice.errors, least.errors)
+    error = metric_difference.std() / max(len(metric_difference) - 1, 1) ** 0.5
+    return bool(metric_difference.mean() <= error)
 
 
 @torch.inference_mode()
 def measure(
     data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
-) -> list[Measured]:
+) -> list[TestResult]:
     """Evaluate calibrators with the labels that would be emitted: their own only if they decide.
 
     Raises ArgumentError without a labelled pixel. One that is listed twice is measured once.
@@ -112,7 +116,7 @@ def measure(
     distinct = list({id(calibrator): calibrator for calibrator in calibrators}.values())
     evaluations = {id(calibrator): Evaluation(data.num_classes) for calibrator in distinct}
     changed, total = dict.fromkeys(evaluations, 0), 0
-    verdicts: dict[int, Verdicts] = {}
+    detection: dict[int, ErrorDetection] = {}
     for index in range(len(data)):
         context.progress("measuring", index / len(data))
         image = data[index]
@@ -124,17 +128,17 @@ def measure(
             decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
             evaluations[id(calibrator)].add(logs, labels, decided)
             changed[id(calibrator)] += int((decided != plain).sum())
-            suspected = suspected_pixels(calibrator, image, logits)
-            if suspected is not None:
-                found = verdicts.setdefault(id(calibrator), Verdicts())
-                found.add(suspected, plain != labels)
+            predicted = predicted_errors(calibrator, image, logits)
+            if predicted is not None:
+                found = detection.setdefault(id(calibrator), ErrorDetection())
+                found.add(predicted, plain != labels)
     if not total:
         raise ArgumentError("expected labelled pixels on the held-out images, got none")
     return [
-        Measured(
+        TestResult(
             evaluations[id(one)],
             changed[id(one)] / total,
-            verdicts[id(one)].figures() if id(one) in verdicts else None,
+            detection[id(one)].metrics() if id(one) in detection else None,
         )
         for one in calibrators
     ]
@@ -148,7 +152,7 @@ def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tens
     if not calibrator.invariances.spatial:
         logs: Tensor = calibrator(logits.T[None])[0].T
         return logs
-    whole: Tensor = calibrator.seeing(image.picture)(image.logits[None].float())[0]
+    whole: Tensor = calibrator.with_image(image.image)(image.logits[None].float())[0]
     return whole[:, image.labels != IGNORE].T
 
 
@@ -170,7 +174,7 @@ class Candidate:
     labels_changed: float  # share of labelled pixels, in 0..1
     fit_seconds: float = 0.0
     ece_select: float = math.nan  # image-wise, on the images that chose; NaN without a choice
-    selector: SelectorFigures | None = None  # of those that have one
+    selector: ErrorDetectionMetrics | None = None  # of those that have one
 
 
 @dataclass(frozen=True)
@@ -183,11 +187,11 @@ class Outcome:
     chosen: Candidate
     ece_difference: Interval  # chosen minus current, image-wise, paired by image; below 0 is better
     aurc_difference: Interval  # likewise, of each image's area under the risk-coverage curve
-    parts: Parts
+    split: Split
     certification: Certification
     reference: Reference | None
     seed: int
-    refused: Mapping[str, str] = field(default_factory=dict)  # reasons by method, of several
+    skipped: Mapping[str, str] = field(default_factory=dict)  # reasons by method, of several
 
     @property
     def better(self) -> bool:
@@ -202,7 +206,7 @@ class Outcome:
     @property
     def images(self) -> int:
         """Count all images, each once."""
-        return len({*self.parts.fit, *self.parts.select, *self.parts.test})
+        return len({*self.split.fit, *self.split.select, *self.split.test})
 
 
 @dataclass(frozen=True)
@@ -220,83 +224,81 @@ def fit(
     context: FitContext,
     current: Calibrator | None = None,
 ) -> Outcome:
-    """Fit the methods, choose (see `best_of`), and test the chosen one on untouched images.
+    """Fit the methods, choose (see `select_best`), and test the chosen one on untouched images.
 
-    Images, or drives where the set names them, are parted at random under the seed (see
+    Images, or groups where the set names them, are parted at random under the seed (see
     `parting`). Ties go to the method named first.
     Of several methods, one that the set can't determine is left out, with its reason. Progress is
     over all methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
     """
-    drives = drives_of(data)
-    parts = part(drives, context.seed, choosing=len(methods) > 1)
-    fit_on, test = Subset(data, parts.fit), Subset(data, parts.test)
+    groups = groups_of(data)
+    split = split_images(groups, context.seed, choosing=len(methods) > 1)
+    fit_on, test = Subset(data, split.fit), Subset(data, split.test)
     pixels = gather(fit_on, stage(context, "reading", 0.0, READING))
-    fitted, refused = fit_all(methods, fit_on, pixels, context)
-    wanted = [one.calibrator for one in fitted]
+    fitted, skipped = fit_all(methods, fit_on, pixels, context)
+    calibrators = [one.calibrator for one in fitted]
     # Without a choice to make the images of the fit still tell where confidence lies.
-    known = fit_on if any(one.invariances.spatial for one in wanted) else pixels
-    tuning = Subset(data, parts.select) if parts.select else known
+    known = fit_on if any(one.invariances.spatial for one in calibrators) else pixels
+    tuning = Subset(data, split.select) if split.select else known
     done = READING + FITTING
-    choices = choose(tuning, wanted, stage(context, "choosing", done, CHOOSING))
-    best = best_of(choices)
+    choices = choose(tuning, calibrators, stage(context, "choosing", done, CHOOSING))
+    best = select_best(choices)
     # Identity, where it was fitted, is the uncalibrated model: measured once.
-    identities = (one for one in wanted if isinstance(one, Identity))
+    identities = (one for one in calibrators if isinstance(one, Identity))
     uncalibrated = next(identities, Identity(data.num_classes))
     before = uncalibrated if current is None else current
     told = stage(context, "measuring", done + CHOOSING, TESTING)
-    measured = measure(test, [uncalibrated, before, *wanted], told)
+    measured = measure(test, [uncalibrated, before, *calibrators], told)
     candidates = tuple(
-        candidate(one.method, one.calibrator, found, one.seconds, choice, parts)
+        candidate(one.method, one.calibrator, found, one.seconds, choice, split)
         for one, found, choice in zip(fitted, measured[2:], choices, strict=True)
     )
     chosen = candidates[best]
-    promised = promise(
+    guarantees = compute_guarantees(
         test,
         chosen.calibrator,
-        choices[best].ranking,
+        choices[best].confidence_histogram,
         stage(context, "certifying", done + CHOOSING + TESTING, 1 - done - CHOOSING - TESTING),
-        fresh=parts.fresh,
+        independent_test=split.independent_test,
     )
     return Outcome(
         uncalibrated=candidate("none", uncalibrated, measured[0]),
         current=candidate("none" if current is None else "current", before, measured[1]),
         candidates=candidates,
         chosen=chosen,
-        ece_difference=difference("ece", chosen, measured[1], test.drives, context.seed),
-        aurc_difference=difference("aurc", chosen, measured[1], test.drives, context.seed),
-        parts=parts,
-        certification=promised.certification,
-        reference=promised.reference,
+        ece_difference=metric_difference("ece", chosen, measured[1], test.groups, context.seed),
+        aurc_difference=metric_difference("aurc", chosen, measured[1], test.groups, context.seed),
+        split=split,
+        certification=guarantees.certification,
+        reference=guarantees.reference,
         seed=context.seed,
-        refused=refused,
+        skipped=skipped,
     )
 
 
-def difference(
+def metric_difference(
     figure: str,
-    ours: Candidate | Measured,
-    theirs: Candidate | Measured,
-    drives: Sequence[int],
+    ours: Candidate | TestResult,
+    theirs: Candidate | TestResult,
+    groups: Sequence[int],
     seed: int,
 ) -> Interval:
     """Interval of a figure's difference between two evaluations, paired by image.
 
-    Drives are resampled, each by its images' mean; images where each is a drive by itself.
+    Groups are resampled, each by its images' mean; images where each is a group by itself.
     """
     a, b = (
         np.array([getattr(image, figure) for image in measured.evaluation.images], np.float64)
         for measured in (ours, theirs)
     )
-    return bootstrap_mean(by_drive(a - b, drives), seed)
+    return bootstrap_mean(by_group(a - b, groups), seed)
 
 
-def by_drive(values: NDArray[np.float64], drives: Sequence[int]) -> list[float]:
-    """Mean of each drive's images but for NaN; NaN where all are."""
-    group, known = np.asarray(drives), ~np.isnan(values)
-    return [
-        float(values[(group == drive) & known].mean()) if known[group == drive].any() else math.nan
-        for drive in np.unique(group)
-    ]
+def by_group(values: NDArray[np.float64], groups: Sequence[int]) -> list[float]:
+    """Mean of each group's images but for NaN; NaN where all are."""
+    names, known = np.asarray(groups), ~np.isnan(values)
+    members = [(names == group) & known for group in np.unique(names)]
+    return [float(values[chosen].mean()) if chosen.any() else math.nan for chosen in members]
 
 
 def fit_all(
@@ -308,7 +310,7 @@ def fit_all(
     where that is none, or the only one asked for.
     """
     fitted: list[Fitted] = []
-    refused: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for done, method in enumerate(methods):
         calibrator = build(method, pixels.num_classes)
         source = fit_on if calibrator.invariances.spatial else pixels
@@ -316,16 +318,16 @@ def fit_all(
         try:
             if len(methods) > 1:
                 require_enough(calibrator, pixels)
-            calibrator.fit(source, part_of(context, method, done, len(methods)))
+            calibrator.fit(source, method_progress(context, method, done, len(methods)))
         except ArgumentError as error:
             if len(methods) == 1:
                 raise
-            refused[method] = str(error)
+            skipped[method] = str(error)
             continue
         fitted.append(Fitted(method, calibrator.eval(), time.perf_counter() - started))
     if not fitted:
-        raise ArgumentError(f"expected data that one of the methods can be fitted on: {refused}")
-    return fitted, refused
+        raise ArgumentError(f"expected data that one of the methods can be fitted on: {skipped}")
+    return fitted, skipped
 
 
 def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
@@ -348,38 +350,38 @@ def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
 def candidate(
     method: str,
     calibrator: Calibrator,
-    measured: Measured,
+    measured: TestResult,
     seconds: float = 0.0,
-    choice: Choice | None = None,
-    parts: Parts | None = None,
+    choice: SelectionResult | None = None,
+    split: Split | None = None,
 ) -> Candidate:
     """Put together what is known of a candidate."""
-    ece = choice.ece if choice is not None and parts is not None and parts.select else math.nan
+    ece = choice.ece if choice is not None and split is not None and split.select else math.nan
     return Candidate(
         method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece,
         measured.selector,
     )  # fmt: skip
 
 
-def stage(context: FitContext, name: str, start: float, share: float) -> FitContext:
+def stage(context: FitContext, name: str, start: float, fraction: float) -> FitContext:
     """Take a stage's progress as a share of the whole, under a name of ours."""
     return replace(
-        context, progress=lambda _stage, done: context.progress(name, start + share * done)
+        context, progress=lambda _stage, done: context.progress(name, start + fraction * done)
     )
 
 
-def part_of(context: FitContext, method: str, done: int, methods: int) -> FitContext:
+def method_progress(context: FitContext, method: str, done: int, methods: int) -> FitContext:
     """Take one method's progress as a part of the whole.
 
     A method has stages it does not announce, so each new one takes half of what is left.
     """
     stages: list[str] = []
 
-    def progress(stage: str, share: float) -> None:
+    def progress(stage: str, fraction: float) -> None:
         if stage not in stages[-1:]:
             stages.append(stage)
         left = 0.5 ** (len(stages) - 1)
-        fitted = 1 - left + left / 2 * share
+        fitted = 1 - left + left / 2 * fraction
         context.progress(f"fitting {method}", READING + FITTING * (done + fitted) / methods)
 
     return replace(context, progress=progress)

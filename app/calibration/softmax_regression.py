@@ -21,7 +21,7 @@ from app.calibration.sampling import CHUNK_FLOATS, Sample, chunks, draw, require
 from app.calibration.solvers import minimise
 
 
-class Group(NamedTuple):
+class ExpertPixels(NamedTuple):
     """Pixels of one expert."""
 
     expert: int
@@ -39,7 +39,7 @@ class Form(Protocol):
     def scaled(self, beta: float) -> Tensor:
         """Parameters that multiply every logit by beta, float64 [E,R,D]."""
 
-    def groups(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterable[Group]:
+    def by_expert(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterable[ExpertPixels]:
         """Part pixels by expert: logits [m,K], labels [m], absent classes bool [K]."""
 
     def logits(self, numbers: Tensor) -> Tensor:
@@ -82,12 +82,12 @@ class Regression:
     def __init__(
         self,
         form: Form,
-        groups: Callable[[], Iterator[Group]],
+        by_expert: Callable[[], Iterator[ExpertPixels]],
         penalty: Penalty,
         absent: Tensor,
         point: Tensor,
     ) -> None:
-        self.form, self.groups, self.penalty, self.absent = form, groups, penalty, absent
+        self.form, self.by_expert, self.penalty, self.absent = form, by_expert, penalty, absent
         self.shape = form.start.shape
         self._measure(point.view(self.shape).float())
 
@@ -96,7 +96,7 @@ class Regression:
         theta = point.view(self.shape)
         weights, wanted = theta.float(), active.tolist()
         value, gradient = point.new_zeros(len(point)), torch.zeros_like(theta)
-        for group in self.groups():
+        for group in self.by_expert():
             if wanted[group.expert]:
                 logs = self._log_probabilities(group, weights)
                 value[group.expert] -= logs.gather(1, group.targets[:, None]).double().sum()
@@ -117,7 +117,7 @@ class Regression:
         divided: Tensor = self.outer @ (rotated / self.curvature) @ self.inner.mT
         return divided.flatten(1)
 
-    def _log_probabilities(self, group: Group, weights: Tensor) -> Tensor:
+    def _log_probabilities(self, group: ExpertPixels, weights: Tensor) -> Tensor:
         logits = self.form.logits(group.features @ weights[group.expert].T)
         if group.absent is not None:
             logits = logits.masked_fill(group.absent, -torch.inf)
@@ -129,7 +129,7 @@ class Regression:
         counts = torch.zeros(experts, dtype=torch.float64)
         outer = torch.zeros(experts, numbers, numbers, dtype=torch.float64)
         inner = torch.zeros(experts, inputs, inputs, dtype=torch.float64)
-        for group in self.groups():
+        for group in self.by_expert():
             probabilities = self._log_probabilities(group, weights).exp()
             counts[group.expert] += len(probabilities)
             doubt = 1 - probabilities.square().sum(1)
@@ -173,9 +173,9 @@ def fit_regression(
     require_two_classes(sample.counts)
     absent = sample.counts == 0
     # Curvature near the solution is what preconditions well, so the temperature goes first.
-    beta = fit_inverse_temperature(sample.thinned(1).as_set(), context)
+    beta = fit_inverse_temperature(sample.subsampled(1).as_set(), context)
     point = form.scaled(beta).flatten(1)
-    few = sample.thinned(form.start.numel())
+    few = sample.subsampled(form.start.numel())
     for part in [sample] if few is sample else [few, sample]:
         held = _held(form, part, absent)
         problem = Regression(form, held.__iter__, penalty, absent, point)
@@ -193,20 +193,20 @@ def _solve(problem: Regression, point: Tensor, context: FitContext) -> Tensor:
     return minimise(problem, point, context, "solving", lower)
 
 
-def _held(form: Form, sample: Sample, absent: Tensor) -> list[Group]:
+def _held(form: Form, sample: Sample, absent: Tensor) -> list[ExpertPixels]:
     """Keep a sample's groups at hand, a few MB at a time."""
     size = max(CHUNK_FLOATS // sample.logits.shape[1], 1)
-    groups = form.groups(sample.logits, sample.labels, absent)
-    return [part for group in groups for part in _parts(group, size)]
+    by_expert = form.by_expert(sample.logits, sample.labels, absent)
+    return [part for group in by_expert for part in _parts(group, size)]
 
 
-def _parts(group: Group, size: int) -> Iterator[Group]:
+def _parts(group: ExpertPixels, size: int) -> Iterator[ExpertPixels]:
     for start in range(0, len(group.targets), size):
         part = slice(start, start + size)
         absent = None if group.absent is None else group.absent[part]
-        yield Group(group.expert, group.features[part], group.targets[part], absent)
+        yield ExpertPixels(group.expert, group.features[part], group.targets[part], absent)
 
 
-def _streamed(form: Form, data: ValidationSet, absent: Tensor) -> Iterator[Group]:
+def _streamed(form: Form, data: ValidationSet, absent: Tensor) -> Iterator[ExpertPixels]:
     for rows, labels in chunks(data):
-        yield from form.groups(rows, labels, absent)
+        yield from form.by_expert(rows, labels, absent)

@@ -56,18 +56,18 @@ class Memory:
 
         Only `free` parameters [E,P] exist for it, in the gradient as in the remembered pairs.
         """
-        result, shares = gradient * free, []
+        result, fractions = gradient * free, []
         pairs = [self._pair(age, free) for age in range(len(self.steps))]
         for step, change, weight in pairs:
-            share = weight * (step * result).sum(1)
-            result -= share[:, None] * change
-            shares.append(share)
+            fraction = weight * (step * result).sum(1)
+            result -= fraction[:, None] * change
+            fractions.append(fraction)
         _, change, weight = pairs[0]
         size = weight * (change * precondition(change)).sum(1)
         scale = torch.where(size > 0, 1 / size.clamp_min(1e-300), 1.0)
         result = scale[:, None] * precondition(result) * free
-        for (step, change, weight), share in zip(pairs[::-1], shares[::-1], strict=True):
-            result += (share - weight * (change * result).sum(1))[:, None] * step
+        for (step, change, weight), fraction in zip(pairs[::-1], fractions[::-1], strict=True):
+            result += (fraction - weight * (change * result).sum(1))[:, None] * step
         return result
 
     def _pair(self, age: int, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,8 +157,8 @@ class Schedule:
 
     def rate_at(self, count: int) -> float:
         """Give the learning rate of a round, counted from 0."""
-        share = (1 + math.cos(math.pi * count / self.rounds)) / 2 if self.cooling else 1.0
-        return self.rate * share
+        fraction = (1 + math.cos(math.pi * count / self.rounds)) / 2 if self.cooling else 1.0
+        return self.rate * fraction
 
 
 def descend(

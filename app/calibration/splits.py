@@ -12,36 +12,36 @@ from dataclasses import dataclass
 from app.calibration.dataset import split_at
 
 SMALLEST_IN_THREE = 10  # images; with fewer, two of them would choose among many methods
-FIT_SHARE, SELECT_SHARE = 0.4, 0.15  # the rest tests: certifying needs images most
+FIT_FRACTION, SELECT_FRACTION = 0.4, 0.15  # the rest tests: certifying needs images most
 HALF = 0.5
 
 
 @dataclass(frozen=True)
-class Parts:
+class Split:
     """Sorted image indices. `select` is empty where there is nothing to choose.
 
-    `fresh` says that the test images took no part in the choice.
+    `independent_test` says that the test images took no part in the choice.
     """
 
     fit: list[int]
     select: list[int]
     test: list[int]
-    fresh: bool
+    independent_test: bool
 
 
-def part(drives: Sequence[int], seed: int, *, choosing: bool) -> Parts:
+def split_images(groups: Sequence[int], seed: int, *, choosing: bool) -> Split:
     """Part images at random: 40% to fit, 15% to choose among several methods, 45% to test.
 
-    Images of one drive stay together; `drives` names each image's. Without a choice to make, 55%
-    fit. With a choice among fewer than ten images or three drives half of them fit, and the
-    others both choose and test: `fresh` is then false. Raises ArgumentError for fewer than two
-    drives.
+    Images of one group stay together; `groups` names each image's. Without a choice to make, 55%
+    fit. With a choice among fewer than ten images or three groups half of them fit, and the
+    others both choose and test: `independent_test` is then false. Raises ArgumentError for fewer
+    than two groups.
     """
     if not choosing:
-        fit, test = split_at(drives, [FIT_SHARE + SELECT_SHARE], seed)
-        return Parts(fit, [], test, fresh=True)
-    if len(drives) < SMALLEST_IN_THREE or len(set(drives)) < 3:
-        fit, rest = split_at(drives, [HALF], seed)
-        return Parts(fit, rest, rest, fresh=False)
-    fit, select, test = split_at(drives, [FIT_SHARE, FIT_SHARE + SELECT_SHARE], seed)
-    return Parts(fit, select, test, fresh=True)
+        fit, test = split_at(groups, [FIT_FRACTION + SELECT_FRACTION], seed)
+        return Split(fit, [], test, independent_test=True)
+    if len(groups) < SMALLEST_IN_THREE or len(set(groups)) < 3:
+        fit, rest = split_at(groups, [HALF], seed)
+        return Split(fit, rest, rest, independent_test=False)
+    fit, select, test = split_at(groups, [FIT_FRACTION, FIT_FRACTION + SELECT_FRACTION], seed)
+    return Split(fit, select, test, independent_test=True)

@@ -16,11 +16,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.calibration.base import FitContext
-from app.calibration.dataset import ValidationSet
+from app.calibration.dataset import Augmentation, ValidationSet
 from app.cli.options import ModelOption, TokenOption, UrlOption
 from app.client import Connection
-from app.datasets.images import ENDINGS, SpooledLogits, find_pairs
-from app.datasets.uploads import DRIVES, Limits, check, open_upload, picture_drives, unpack
+from app.datasets.images import ENDINGS, CachedLogits, find_pairs
+from app.datasets.uploads import GROUP_INDEX, Limits, check, image_groups, open_upload, unpack
 from app.errors import ArgumentError, InputError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
@@ -38,67 +38,73 @@ WAITING = ("queued", "running")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A fit as it was asked for; `paths` by the contract's field: files, or folders of pictures."""
+class CalibrateOptions:
+    """A fit as it was asked for; `paths` by the contract's field: files, or folders of images."""
 
     paths: dict[str, Path]
     method: str
     activate: Activate
     allow_label_changes: bool
-    weather: bool
+    augmentation: Augmentation
     ignore_index: int | None
     seed: int
     note: str
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """What came of a fit; the report says whether it was activated and why."""
 
     calibrator: str
     report: dict[str, Any]
 
 
-def fit_here(
-    wanted: Wanted, folder: ModelFolder, settings: Settings, progress: OnProgress
-) -> Fitted:
+def fit_locally(
+    options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
+) -> FitResult:
     """Fit on this machine, with the models and calibrators of its folders."""
-    candidates(wanted.method, wanted.allow_label_changes)  # refuses before anything is read
-    with validation_set(wanted, folder, settings, progress) as data:
+    candidates(options.method, options.allow_label_changes)  # refuses before anything is read
+    with validation_set(options, folder, settings, progress) as data:
         done = calibrate(
             folder,
             data,
             ArtifactStore(settings.artifacts_dir),
-            FitContext(wanted.seed, progress),
-            wanted.method,
-            wanted.activate,
-            wanted.note,
-            allow_label_changes=wanted.allow_label_changes,
+            FitContext(options.seed, progress),
+            options.method,
+            options.activate,
+            options.note,
+            allow_label_changes=options.allow_label_changes,
         )
-    return Fitted(done.manifest.id, done.report)
+    return FitResult(done.manifest.id, done.report)
 
 
 @contextmanager
 def validation_set(
-    wanted: Wanted, folder: ModelFolder, settings: Settings, progress: OnProgress
+    options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> Iterator[ValidationSet]:
     """Open what is to be fitted on."""
-    void = folder.card.output.ignore_index if wanted.ignore_index is None else wanted.ignore_index
-    if "images" in wanted.paths:
-        pairs = find_pairs(wanted.paths["images"], wanted.paths["labels"])
+    void = folder.card.output.ignore_index if options.ignore_index is None else options.ignore_index
+    if "images" in options.paths:
+        pairs = find_pairs(options.paths["images"], options.paths["labels"])
         predictor = open_predictor(folder, settings.device, settings.threads)
-        drives = picture_drives(wanted.paths.get(DRIVES), len(pairs))
-        yield SpooledLogits(
-            predictor, pairs, void, settings.max_pixels, progress, drives, weather=wanted.weather
+        groups = image_groups(options.paths.get(GROUP_INDEX), len(pairs))
+        yield CachedLogits(
+            predictor,
+            pairs,
+            void,
+            settings.max_pixels,
+            progress,
+            groups,
+            augmentation=options.augmentation,
         )
         return
     limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
     with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
         scratch = Path(name)
-        for field, path in wanted.paths.items():
+        for field, path in options.paths.items():
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
         contents = check(scratch, folder.num_classes, void, limits)
-        require_inputs(wanted.method, weather=wanted.weather, maps=contents.maps)
+        require_inputs(options.method, augmentation=options.augmentation, maps=contents.maps)
         yield open_upload(
             scratch,
             folder.num_classes,
@@ -109,39 +115,39 @@ def validation_set(
         )
 
 
-class Service:
+class RemoteFit:
     """A running service that fits."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def fit(self, wanted: Wanted, model: str | None, progress: OnProgress) -> Fitted:
+    def fit(self, options: CalibrateOptions, model: str | None, progress: OnProgress) -> FitResult:
         """Upload, follow the job to its end, and give what came of it."""
         texts = {
-            "method": wanted.method,
-            "activate": wanted.activate,
-            "allow_label_changes": str(wanted.allow_label_changes).lower(),
-            "weather": str(wanted.weather).lower(),
-            "seed": str(wanted.seed),
-            "note": wanted.note,
+            "method": options.method,
+            "activate": options.activate,
+            "allow_label_changes": str(options.allow_label_changes).lower(),
+            "augmentation": options.augmentation,
+            "seed": str(options.seed),
+            "note": options.note,
         }
         if model is not None:
             texts["model"] = model
-        void = wanted.ignore_index
+        void = options.ignore_index
         if void is None:  # as a fit on this machine would take it
             void = self._connection.model(model)["ignore_index"]
         texts["ignore_index"] = str(void)
         with ExitStack() as stack:
             files = {
                 field: stack.enter_context(zipped(path)) if path.is_dir() else path
-                for field, path in wanted.paths.items()
+                for field, path in options.paths.items()
             }
             job = self._upload(Form(texts, files), progress)
         while job["state"] in WAITING:
             job = self._follow(job["id"], progress)
         if job["state"] != "succeeded":
             raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
-        return Fitted(job["calibrator"], job["report"])
+        return FitResult(job["calibrator"], job["report"])
 
     def _upload(self, form: "Form", progress: OnProgress) -> dict[str, Any]:
         headers = {
@@ -200,9 +206,9 @@ class Form:
 
 @contextmanager
 def zipped(folder: Path) -> Iterator[Path]:
-    """Pack a folder's pictures into a zip archive for as long as the block lasts."""
+    """Pack a folder's images into a zip archive for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="segcal-zip-") as name:
-        target = Path(name) / "pictures.zip"
+        target = Path(name) / "images.zip"
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for path in sorted(folder.iterdir()):
                 if path.suffix.lower() in ENDINGS:
@@ -216,7 +222,7 @@ def calibrate_command(
         typer.Option(exists=True, dir_okay=False, help=".npz, .npy or .safetensors."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Pictures, for the model.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="Images, for the model.")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(exists=True, help="Label maps, or the logits' labels.")
@@ -224,17 +230,17 @@ def calibrate_command(
     image_index: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Of a table's rows.")
     ] = None,
-    drive_index: Annotated[
+    group_index: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="The images' drives, which stay together."),
+        typer.Option(exists=True, dir_okay=False, help="The images' groups, which stay together."),
     ] = None,
     model: ModelOption = None,
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
     activate: Annotated[Activate, typer.Option()] = "if_better",
     allow_label_changes: bool = False,
-    weather: Annotated[
-        bool, typer.Option(help="Learn from copies of the pictures in bad weather as well.")
-    ] = False,
+    augmentation: Annotated[
+        Augmentation, typer.Option(help="Train on corrupted copies of the images as well.")
+    ] = "none",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
@@ -246,22 +252,24 @@ def calibrate_command(
     """Fit a calibrator on labelled data, publish it, and activate it if it is better."""
     given = {
         "logits": logits, "images": images, "labels": labels, "image_index": image_index,
-        "drive_index": drive_index,
+        "group_index": group_index,
     }  # fmt: skip
     paths = {field: path for field, path in given.items() if path is not None}
     check_sources(paths)
-    wanted = Wanted(paths, method, activate, allow_label_changes, weather, ignore_index, seed, note)
+    options = CalibrateOptions(
+        paths, method, activate, allow_label_changes, augmentation, ignore_index, seed, note
+    )
     with Progress(console=console) as progress:
         task = progress.add_task("starting", total=1.0)
 
-        def on_progress(stage: str, share: float) -> None:
-            progress.update(task, description=stage, completed=share)
+        def on_progress(stage: str, fraction: float) -> None:
+            progress.update(task, description=stage, completed=fraction)
 
         if url:
-            done = Service(Connection(url, token)).fit(wanted, model, on_progress)
+            done = RemoteFit(Connection(url, token)).fit(options, model, on_progress)
         else:
             settings = load_settings()
-            done = fit_here(wanted, find_model(settings, model), settings, on_progress)
+            done = fit_locally(options, find_model(settings, model), settings, on_progress)
     print_candidates(done.report)
     decision = done.report["decision"]
     state = "active" if decision["activated"] else "not activated"
@@ -269,13 +277,11 @@ def calibrate_command(
 
 
 def check_sources(paths: dict[str, Path]) -> None:
-    """Refuse what is neither logits nor pictures with labels."""
-    with_pictures = (
-        set(paths) - {"drive_index"} == {"images", "labels"} and paths["labels"].is_dir()
-    )
+    """Refuse what is neither logits nor images with labels."""
+    with_images = set(paths) - {"group_index"} == {"images", "labels"} and paths["labels"].is_dir()
     labels_are_files = "labels" not in paths or paths["labels"].is_file()
     with_logits = "logits" in paths and "images" not in paths and labels_are_files
-    if not (with_pictures or with_logits):
+    if not (with_images or with_logits):
         raise ArgumentError(
             "expected --logits, with --labels unless inside, or the folders --images and "
             f"--labels, got {' '.join(f'--{field}' for field in paths) or 'neither'}"

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from app.cli.options import ApiTokenOption, ModelOption, UrlOption
 from app.client import Connection
-from app.datasets.images import Pair, find_pairs, read_labels_for, read_picture
+from app.datasets.images import Pair, find_pairs, read_image, read_labels_for
 from app.errors import ArgumentError
-from app.evaluation.evaluate import Answered, Comparison, Here, Options, Subject, evaluate
-from app.evaluation.formatting import figures, findings, headline, number, signed
+from app.evaluation.evaluate import Answered, Comparison, LocalModel, Options, Subject, evaluate
+from app.evaluation.formatting import findings, headline, metric_rows, number, signed
 from app.evaluation.html_report import render
 from app.evaluation.thumbnails import Views, views
 from app.inference.model_card import Card, ModelFolder
@@ -38,7 +38,7 @@ NPZ = "application/x-npz"
 KNOWN = ("name", "title", "license", "source", "metrics")  # of a card, to those who ask
 
 
-class There:
+class RemoteModel:
     """A model that a service serves, its default one or by name, with a calibrator or none."""
 
     def __init__(
@@ -56,15 +56,15 @@ class There:
         self._connection, self._tta = connection, tta
 
     def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
-        """Have a picture answered without the calibrator, and with it."""
-        picture = pair.image.read_bytes()
-        plain = self._ask(picture, NO_CALIBRATOR)
-        return plain, None if self.manifest is None else self._ask(picture, self.manifest.id)
+        """Have an image answered without the calibrator, and with it."""
+        image = pair.image.read_bytes()
+        plain = self._ask(image, NO_CALIBRATOR)
+        return plain, None if self.manifest is None else self._ask(image, self.manifest.id)
 
-    def _ask(self, picture: bytes, calibrator: str) -> Answered:
+    def _ask(self, image: bytes, calibrator: str) -> Answered:
         query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self._tta}
         kinds = {"Content-Type": "image/*", "Accept": NPZ}
-        with self._connection.open(f"/segment?{urlencode(query)}", picture, kinds) as answer:
+        with self._connection.open(f"/segment?{urlencode(query)}", image, kinds) as answer:
             arrays = np.load(io.BytesIO(answer.read()), allow_pickle=False)
         return Answered(arrays["mask"], arrays["confidence"].astype(np.float32), unknown)
 
@@ -85,31 +85,29 @@ def unknown(_labels: Tensor) -> tuple[float, float]:
 
 
 def evaluate_command(
-    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Pictures.")],
+    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Images.")],
     labels: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Label maps of the same stems.")
     ],
     model: ModelOption = None,
     calibrator: Annotated[str, typer.Option(help="A version's id, active, or none.")] = ACTIVE,
     out: Annotated[Path, typer.Option(dir_okay=False, help="The page.")] = Path("report.html"),
-    tta: Annotated[Tta, typer.Option(help="Views of each picture that are averaged.")] = "none",
+    tta: Annotated[Tta, typer.Option(help="Views of each image that are averaged.")] = "none",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
-    worst: Annotated[
-        int, typer.Option(min=0, max=50, help="Pictures to show for each reason.")
-    ] = 4,
+    worst: Annotated[int, typer.Option(min=0, max=50, help="Images to show for each reason.")] = 4,
     url: UrlOption = None,
     token: ApiTokenOption = None,
 ) -> None:
-    """Measure a model as it is served over labelled pictures, and write a page about it."""
+    """Measure a model as it is served over labelled images, and write a page about it."""
     settings = load_settings()
     if not out.resolve().parent.is_dir():  # an hour of work must not end in this
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
     subject: Subject
     if url:
-        subject = There(Connection(url, token), model, calibrator, tta)
+        subject = RemoteModel(Connection(url, token), model, calibrator, tta)
     else:
         subject = subject_here(settings, model, calibrator, tta)
     card = subject.folder.card
@@ -121,35 +119,35 @@ def evaluate_command(
     with Progress(console=console) as progress:
         task = progress.add_task("evaluating", total=len(pairs))
         done = evaluate(subject, pairs, options, lambda: progress.advance(task))
-    page = render(done, {index: picture_views(subject, done, index) for index in done.worst()})
+    page = render(done, {index: image_views(subject, done, index) for index in done.worst()})
     with storage("the page"):
         replace_file(out, page.encode())
-    print_figures(done)
+    print_metrics(done)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
-def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> Here:
+def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
     """Open a model of this machine's folders, with one of its calibrators or none."""
     folder = find_model(settings, model)
     stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
     predictor = open_predictor(folder, settings.device, settings.threads)
-    return Here(predictor, stored, settings.max_pixels, tta)
+    return LocalModel(predictor, stored, settings.max_pixels, tta)
 
 
-def picture_views(subject: Subject, done: Comparison, index: int) -> Views:
-    """Have one of the set's pictures segmented again and draw it."""
+def image_views(subject: Subject, done: Comparison, index: int) -> Views:
+    """Have one of the set's images segmented again and draw it."""
     pair, options, folder = done.pairs[index], done.options, done.folder
     plain, ours = subject.answers(pair)
     served = ours or plain
     size = served.mask.shape[0], served.mask.shape[1]
-    picture = read_picture(pair.image, options.max_pixels)
+    image = read_image(pair.image, options.max_pixels)
     labels = read_labels_for(
         pair, size, folder.num_classes, options.ignore_index, options.max_pixels
     )
-    return views(picture, served.mask, served.confidence, labels, folder.palette)
+    return views(image, served.mask, served.confidence, labels, folder.palette)
 
 
-def print_figures(done: Comparison) -> None:
+def print_metrics(done: Comparison) -> None:
     """Show what was found, and the figures behind it."""
     console = Console()
     console.print(headline(done.before, done.after), style="bold", markup=False)
@@ -157,10 +155,10 @@ def print_figures(done: Comparison) -> None:
         console.print(sentence, markup=False)
     columns = ("figure", "uncalibrated") + (("calibrated", "change") if done.after else ())
     table = Table(*columns)
-    for figure in figures(done.before, done.after):
+    for figure in metric_rows(done.before, done.after):
         cells = [figure.name, number(figure.before)]
         if done.after:
-            cells += [number(figure.after), f"{signed(figure.change)} {figure.verdict}"]
+            cells += [number(figure.after), f"{signed(figure.change)} {figure.direction}"]
         table.add_row(*cells)
     console.print(table)
     if done.difference is not None and not math.isnan(done.difference.low):

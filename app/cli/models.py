@@ -17,9 +17,9 @@ from app.conversion.import_model import (
     new_model,
     write_card,
 )
-from app.conversion.quantization_report import Price, measure
+from app.conversion.quantization_report import QuantizationReport, measure
 from app.conversion.quantize import Ranges, quantize
-from app.datasets.images import Pair, find_pairs, pictures_by_stem
+from app.datasets.images import Pair, find_pairs, images_by_stem
 from app.errors import ArgumentError, SegcalError
 from app.inference.model_card import CARD, ModelFolder, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
@@ -27,7 +27,7 @@ from app.main import find_model, model_folders
 from app.settings import load_settings
 from app.storage.files import storage, write_json
 
-PRICE = "quantization.json"
+REPORT_FILE = "quantization.json"
 TIMED_RUNS = 41
 
 console = Console(stderr=True)
@@ -70,7 +70,7 @@ def import_command(
 
 def quantize_command(
     images: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Pictures that ranges come from.")
+        Path, typer.Option(exists=True, file_okay=False, help="Images that ranges come from.")
     ],
     model: Annotated[str | None, typer.Option(help="Default: the only model.")] = None,
     held_out: Annotated[
@@ -78,10 +78,10 @@ def quantize_command(
         typer.Option(exists=True, file_okay=False, help="To measure on; default: every other one."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Of the pictures measured on.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="Of the images measured on.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="The new model; default: NAME-int8.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Pictures that ranges come from.")] = 64,
+    limit: Annotated[int, typer.Option(min=1, help="Images that ranges come from.")] = 64,
     ranges: Annotated[Ranges, typer.Option()] = "minmax",
 ) -> None:
     """Make an int8 form of an ONNX model, measure its price, and keep it as a model of its own."""
@@ -93,12 +93,12 @@ def quantize_command(
         Progress(console=console) as progress,
         new_model(settings.models_dir, out or f"{folder.card.name}-int8") as target,
     ):
-        task = progress.add_task(f"ranges of {len(chosen)} pictures", total=len(measured))
+        task = progress.add_task(f"ranges of {len(chosen)} images", total=len(measured))
         quantize(original, chosen, target / "model.onnx", ranges, settings.max_pixels)
         progress.update(task, description="measuring")
         write_card(target, card_of(folder, ranges, len(chosen)))
         quantized = open_predictor(read_model_folder(target), settings.device, settings.threads)
-        price = measure(
+        report = measure(
             original,
             quantized,
             measured,
@@ -108,83 +108,87 @@ def quantize_command(
             settings.threads,
             lambda: progress.advance(task),
         )
-        keep_price(target, card_of(folder, ranges, len(chosen)), price, quantized)
+        write_report(target, card_of(folder, ranges, len(chosen)), report, quantized)
         name = target.name
-    Console().print(price_table(name, price))
+    Console().print(report_table(name, report))
     console.print(f"{name} is a model of its own: calibrate it with `segcal calibrate`")
 
 
 def divide(
     images: Path, held_out: Path | None, labels: Path | None, limit: int
 ) -> tuple[list[Path], list[Path | Pair]]:
-    """Choose pictures for the ranges, evenly spread, and others to measure on.
+    """Choose images for the ranges, evenly spread, and others to measure on.
 
     Raises ArgumentError where nothing would be left for either.
     """
-    pictures = list(pictures_by_stem(images).values())
-    if len(pictures) < (1 if held_out else 2):
-        raise ArgumentError(f"--images: expected more pictures, got {len(pictures)}")
-    fitting = pictures if held_out else pictures[::2]
+    files = list(images_by_stem(images).values())
+    if len(files) < (1 if held_out else 2):
+        raise ArgumentError(f"--images: expected more images, got {len(files)}")
+    fitting = files if held_out else files[::2]
     step = max(1, -(-len(fitting) // limit))
     if labels is None:
-        others = list(pictures_by_stem(held_out).values()) if held_out else pictures[1::2]
+        others = list(images_by_stem(held_out).values()) if held_out else files[1::2]
         return fitting[::step], list(others)
     pairs = find_pairs(held_out or images, labels)
     return fitting[::step], list(pairs if held_out else pairs[1::2])
 
 
-def card_of(folder: ModelFolder, ranges: Ranges, pictures: int) -> dict[str, object]:
+def card_of(folder: ModelFolder, ranges: Ranges, images: int) -> dict[str, object]:
     """Write the int8 model's card from its original's."""
     values = tomllib.loads((folder.path.parent / CARD).read_text("utf-8"))
     title, source = folder.card.title or folder.card.name, folder.card.source
     made = (
-        f"int8 (static, QDQ, per channel; {ranges} over {pictures} pictures) of "
+        f"int8 (static, QDQ, per channel; {ranges} over {images} images) of "
         f"{folder.card.name} {folder.sha256[:12]}"
     )
     new = {"file": "model.onnx", "title": f"{title}, int8", "metrics": {}}
     return values | new | {"source": f"{source}; {made}" if source else made}
 
 
-def keep_price(target: Path, card: dict[str, object], price: Price, quantized: Predictor) -> None:
+def write_report(
+    target: Path, card: dict[str, object], report: QuantizationReport, quantized: Predictor
+) -> None:
     """Put the price beside the card in full, and its main figures into the card."""
     figures: dict[str, object] = {
-        "label_agreement": round(price.label_agreement, 5),
-        "confidence_shift": round(price.confidence_shift, 5),
-        "milliseconds_before": round(price.milliseconds_before, 2),
-        "milliseconds_after": round(price.milliseconds_after, 2),
+        "label_agreement": round(report.label_agreement, 5),
+        "confidence_shift": round(report.confidence_shift, 5),
+        "milliseconds_before": round(report.milliseconds_before, 2),
+        "milliseconds_after": round(report.milliseconds_after, 2),
     }
-    if price.before and price.after:
+    if report.before and report.after:
         figures |= {
-            "miou_before": round(price.before.miou, 4),
-            "miou_after": round(price.after.miou, 4),
-            "ece_image_before": round(price.before.ece_image, 4),
-            "ece_image_after": round(price.after.ece_image, 4),
+            "miou_before": round(report.before.miou, 4),
+            "miou_after": round(report.after.miou, 4),
+            "ece_image_before": round(report.before.ece_image, 4),
+            "ece_image_after": round(report.after.ece_image, 4),
         }
     write_card(target, {**card, "metrics": figures})
     with storage("the price of the int8 model"):
-        write_json(target / PRICE, {"model_sha256": quantized.folder.sha256, **asdict(price)})
+        write_json(
+            target / REPORT_FILE, {"model_sha256": quantized.folder.sha256, **asdict(report)}
+        )
 
 
-def price_table(name: str, price: Price) -> Table:
+def report_table(name: str, report: QuantizationReport) -> Table:
     """Show what int8 costs and brings."""
-    table = Table("", "original", "int8", title=f"{name}, on {price.images} held-out pictures")
-    table.add_row("bytes", str(price.bytes_before), str(price.bytes_after))
-    speed = price.milliseconds_before / price.milliseconds_after
+    table = Table("", "original", "int8", title=f"{name}, on {report.images} held-out images")
+    table.add_row("bytes", str(report.bytes_before), str(report.bytes_after))
+    speed = report.milliseconds_before / report.milliseconds_after
     table.add_row(
-        f"backbone, ms, {price.threads} threads",
-        f"{price.milliseconds_before:.1f}",
-        f"{price.milliseconds_after:.1f} ({speed:.2f} times as fast)",
+        f"backbone, ms, {report.threads} threads",
+        f"{report.milliseconds_before:.1f}",
+        f"{report.milliseconds_after:.1f} ({speed:.2f} times as fast)",
     )
-    table.add_row("same label", "", f"{price.label_agreement:.4%}")
-    table.add_row("confidence, mean change", "", f"{price.confidence_shift:+.5f}")
-    table.add_row("confidence, mean absolute change", "", f"{price.confidence_shift_absolute:.5f}")
-    if price.before and price.after:
+    table.add_row("same label", "", f"{report.label_agreement:.4%}")
+    table.add_row("confidence, mean change", "", f"{report.confidence_shift:+.5f}")
+    table.add_row("confidence, mean absolute change", "", f"{report.confidence_shift_absolute:.5f}")
+    if report.before and report.after:
         for label, field in (
             ("mIoU", "miou"),
             ("ECE image-wise, 10 bins", "ece_image"),
             ("ECE pooled, 15 bins", "ece_pooled"),
         ):
-            values = (f"{getattr(part, field):.4f}" for part in (price.before, price.after))
+            values = (f"{getattr(part, field):.4f}" for part in (report.before, report.after))
             table.add_row(label, *values)
     return table
 

@@ -1,4 +1,4 @@
-"""`segcal segment`: many pictures, here or on a running service, into a folder."""
+"""`segcal segment`: many images, here or on a running service, into a folder."""
 
 import base64
 import csv
@@ -18,9 +18,15 @@ from app.client import Connection
 from app.errors import ArgumentError, SegcalError
 from app.imaging import encode
 from app.inference.predictor import Predictor, open_predictor
-from app.inference.threads import RowThreads
+from app.inference.threads import RowWorkers
 from app.main import find_model
-from app.serving.segmenter import NO_CALIBRATOR, Segmenter, Stopwatch, Wish, abstained_fraction
+from app.serving.segmenter import (
+    NO_CALIBRATOR,
+    Segmenter,
+    SegmentOptions,
+    StageTimer,
+    abstained_fraction,
+)
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 
@@ -41,7 +47,7 @@ class Row:
 
 
 class Answer(NamedTuple):
-    """One picture's mask and confidence as PNG, and its figures."""
+    """One image's mask and confidence as PNG, and its figures."""
 
     mask: bytes
     confidence: bytes
@@ -49,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class Source(Protocol):
-    """Where pictures are segmented."""
+    """Where images are segmented."""
 
     def __call__(self, path: Path) -> Answer:
         """Segment one file; raises SegcalError."""
@@ -63,12 +69,12 @@ class Local:
         name = predictor.folder.card.name
         store = ArtifactStore(settings.artifacts_dir)
         self._segmenter = Segmenter(
-            {name: predictor}, name, store, settings.max_pixels, RowThreads(settings.threads)
+            {name: predictor}, name, store, settings.max_pixels, RowWorkers(settings.threads)
         )
 
     def __call__(self, path: Path) -> Answer:
         """Segment one file."""
-        done = self._segmenter.segment(path.read_bytes(), Wish(), Stopwatch())
+        done = self._segmenter.segment(path.read_bytes(), SegmentOptions(), StageTimer())
         row = Row(
             image=str(path),
             model=done.predictor.folder.card.name,
@@ -113,14 +119,14 @@ def segment_all(
 ) -> dict[Path, str]:
     """Write `<stem>.mask.png`, `<stem>.confidence.png` and `figures.csv`; return what failed.
 
-    A picture that fails does not stop the others. Raises ArgumentError where two pictures would
+    An image that fails does not stop the others. Raises ArgumentError where two images would
     write the same file.
     """
     stems: dict[str, Path] = {}
     for path in images:
         if stems.setdefault(path.stem, path) != path:
             raise ArgumentError(
-                f"expected pictures of different names, got {stems[path.stem]} and {path}"
+                f"expected images of different names, got {stems[path.stem]} and {path}"
             )
     out.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}

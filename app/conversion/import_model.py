@@ -74,13 +74,13 @@ def toml(value: object) -> str:
 
 ENDINGS = (".onnx", ".pt2", ".pt")
 GOLDEN = 0.618033988749895  # of the colour circle: hues that follow one another are far apart
-TRIAL_SIDES = (97, 131)  # of the picture that is tried; no multiple of anything
+TRIAL_SIDES = (97, 131)  # of the image that is tried; no multiple of anything
 
 
 def import_model(
     source: Path, name: str, card: Mapping[str, object], settings: Settings
 ) -> ModelFolder:
-    """Copy a model into the models directory, once it has segmented a picture of noise.
+    """Copy a model into the models directory, once it has segmented an image of noise.
 
     Weights that an exporter put beside the file, named after it, come along. Raises ModelError
     where the file does not load or its output does not fit the card, and what `new_model` does.
@@ -98,12 +98,12 @@ def import_model(
 
 
 def try_model(model: ModelFolder, settings: Settings) -> None:
-    """Run a picture of noise through a model; raises ModelError unless finite logits come out."""
+    """Run an image of noise through a model; raises ModelError unless finite logits come out."""
     predictor = open_predictor(model, settings.device, settings.threads)
     noise = np.random.default_rng(0).integers(0, 256, (*TRIAL_SIDES, 3), dtype=np.uint8)
     images, _ = predictor.prepare(noise)
     if model.card.input.mode == "slide":
-        images = predictor.lay(noise).windows.cut(0, 0)
+        images = predictor.prepare_windows(noise).windows.cut(0, 0)
     try:
         logits = predictor.backbone(images.numpy())
     except Exception as error:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
 from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.metrics.segmentation import confusion_matrix, mean_iou
-from app.datasets.images import Pair, checked, read_labels, read_picture
+from app.datasets.images import Pair, checked, read_image, read_labels
 from app.errors import ArgumentError
-from app.inference.postprocess import blank, emit_band
+from app.inference.postprocess import blank, postprocess_strip
 from app.inference.predictor import Predictor
 
 Map = NDArray[np.uint8] | NDArray[np.uint16]
@@ -25,7 +25,7 @@ TURN = 5  # counted runs of one backbone before it is the other's turn
 
 @dataclass(frozen=True)
 class Quality:
-    """One model on labelled pictures; ECE of the plain softmax at full size, in 0..1."""
+    """One model on labelled images; ECE of the plain softmax at full size, in 0..1."""
 
     miou: float
     ece_image: float  # 10 bins, plain mean over images
@@ -33,8 +33,8 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Price:
-    """The int8 model against its original, on pictures that its ranges were not taken from."""
+class QuantizationReport:
+    """The int8 model against its original, on images that its ranges were not taken from."""
 
     images: int
     label_agreement: float  # share of pixels with the same label
@@ -50,7 +50,7 @@ class Price:
 
 
 class Judge:
-    """Gathers one model's quality, picture by picture."""
+    """Gathers one model's quality, image by image."""
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
@@ -58,7 +58,7 @@ class Judge:
         self._pooled, self._errors = ReliabilityBins(POOLED_BINS), list[float]()
 
     def add(self, mask: Map, confidence: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
-        """Count the labelled pixels of one picture, all [H,W]."""
+        """Count the labelled pixels of one image, all [H,W]."""
         keep = labels >= 0
         truth = torch.from_numpy(labels[keep]).long()
         predicted = torch.from_numpy(mask[keep].astype(np.int64))
@@ -77,24 +77,24 @@ class Judge:
 def measure(
     original: Predictor,
     quantized: Predictor,
-    pictures: Sequence[Path | Pair],
+    images: Sequence[Path | Pair],
     ignore_index: int,
     max_pixels: int,
     runs: int,
     threads: int,
     advance: Callable[[], object],
-) -> Price:
-    """Run both models over the pictures; quality needs pairs. Raises ArgumentError for none."""
-    if not pictures:
-        raise ArgumentError("expected pictures to measure on, got none beside the ranges' own")
+) -> QuantizationReport:
+    """Run both models over the images; quality needs pairs. Raises ArgumentError for none."""
+    if not images:
+        raise ArgumentError("expected images to measure on, got none beside the ranges' own")
     num_classes = original.folder.num_classes
     judges = Judge(num_classes), Judge(num_classes)
     same = signed = absolute = pixels = 0.0
-    for entry in pictures:
+    for entry in images:
         path = entry.image if isinstance(entry, Pair) else entry
-        picture = read_picture(path, max_pixels)
+        image = read_image(path, max_pixels)
         (mask, confidence), (mask8, confidence8) = (
-            segmented(predictor, picture) for predictor in (original, quantized)
+            segmented(predictor, image) for predictor in (original, quantized)
         )
         shift = confidence8.astype(np.float64) - confidence
         same += np.count_nonzero(mask == mask8)
@@ -114,10 +114,10 @@ def measure(
             judges[0].add(mask, confidence, labels)
             judges[1].add(mask8, confidence8, labels)
         advance()
-    before, after = milliseconds(original, quantized, picture, runs)
-    labelled = isinstance(pictures[0], Pair)
-    return Price(
-        images=len(pictures),
+    before, after = milliseconds(original, quantized, image, runs)
+    labelled = isinstance(images[0], Pair)
+    return QuantizationReport(
+        images=len(images),
         label_agreement=same / pixels,
         confidence_shift=float(signed / pixels),
         confidence_shift_absolute=float(absolute / pixels),
@@ -131,25 +131,25 @@ def measure(
     )
 
 
-def segmented(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[Map, NDArray[np.float32]]:
-    """Label a picture [H,W,3] without calibration: mask [H,W] and confidence float32 [H,W]."""
-    prepared = predictor.lay(picture)
+def segmented(predictor: Predictor, image: NDArray[np.uint8]) -> tuple[Map, NDArray[np.float32]]:
+    """Label an image [H,W,3] without calibration: mask [H,W] and confidence float32 [H,W]."""
+    prepared = predictor.prepare_windows(image)
     mask, confidence = blank(prepared.geometry, predictor.folder.num_classes)
     for (logits,), band in predictor.strips(prepared):
-        emit_band(logits, logits, prepared.geometry, band, mask, confidence)
+        postprocess_strip(logits, logits, prepared.geometry, band, mask, confidence)
     return mask, confidence
 
 
 def milliseconds(
-    original: Predictor, quantized: Predictor, picture: NDArray[np.uint8], runs: int
+    original: Predictor, quantized: Predictor, image: NDArray[np.uint8], runs: int
 ) -> tuple[float, float]:
-    """Time both backbones on one picture in turns, so that what else runs slows both; medians.
+    """Time both backbones on one image in turns, so that what else runs slows both; medians.
 
     A turn is several runs, the first of them not counted: the other backbone's threads go on
     spinning for a while after their last run.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    images = original.lay(picture).windows.cut(0, 0).numpy()
+    images = original.prepare_windows(image).windows.cut(0, 0).numpy()
     for _ in range(-(-runs // TURN)):
         for predictor, spent in zip((original, quantized), times, strict=True):
             predictor.backbone(images)

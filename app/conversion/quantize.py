@@ -1,6 +1,6 @@
 """An int8 form of an ONNX model, by ONNX Runtime's own tools: static, QDQ, per channel.
 
-Ranges of activations are taken from pictures that go through the model's own preprocessing. What
+Ranges of activations are taken from images that go through the model's own preprocessing. What
 lies between the last convolution and the logits stays in float: eight bits of logits would be
 eight bits of confidence.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.datasets.images import read_picture
+from app.datasets.images import read_image
 from app.errors import ModelError, SetupError
 from app.inference.predictor import Predictor
 
@@ -26,32 +26,32 @@ INPUT_SIDE = 1024  # pixels; what is larger gives its first window
 
 
 class Inputs:
-    """The network's inputs for a list of pictures, one at a time; a calibration data reader."""
+    """The network's inputs for a list of images, one at a time; a calibration data reader."""
 
     def __init__(
-        self, predictor: Predictor, input_name: str, pictures: Sequence[Path], max_pixels: int
+        self, predictor: Predictor, input_name: str, images: Sequence[Path], max_pixels: int
     ) -> None:
         self._predictor, self._name = predictor, input_name
-        self._pictures, self._max_pixels = pictures, max_pixels
-        self.set_range(0, len(pictures))
+        self._images, self._max_pixels = images, max_pixels
+        self.set_range(0, len(images))
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Begin anew with some of the pictures, as the tools ask for."""
-        self._left = list(self._pictures[start_index:end_index])
+        """Begin anew with some of the images, as the tools ask for."""
+        self._left = list(self._images[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """Give the next input, None behind the last."""
         if not self._left:
             return None
-        picture = read_picture(self._left.pop(0), self._max_pixels)
-        return {self._name: self._predictor.lay(picture).windows.cut(0, 0).numpy()}
+        image = read_image(self._left.pop(0), self._max_pixels)
+        return {self._name: self._predictor.prepare_windows(image).windows.cut(0, 0).numpy()}
 
 
 def quantize(
-    predictor: Predictor, pictures: Sequence[Path], target: Path, ranges: Ranges, max_pixels: int
+    predictor: Predictor, images: Sequence[Path], target: Path, ranges: Ranges, max_pixels: int
 ) -> None:
     """Write the int8 form of a model's file; raises SetupError, ModelError."""
     onnx, tools, preprocessed = import_tools()
@@ -66,14 +66,14 @@ def quantize(
             tools.quantize_static(
                 prepared,
                 target,
-                Inputs(predictor, network.graph.input[0].name, pictures, max_pixels),
+                Inputs(predictor, network.graph.input[0].name, images, max_pixels),
                 quant_format=tools.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
                 calibrate_method=methods(tools)[ranges],
                 nodes_to_exclude=last_nodes(network.graph),
-                extra_options={"CalibStridedMinMax": 1},  # one picture's activations at a time
+                extra_options={"CalibStridedMinMax": 1},  # one image's activations at a time
             )
         except Exception as error:  # the tools raise whatever their parts raise
             raise ModelError(

@@ -22,13 +22,13 @@ BEYOND_32_BITS = 0xFFFFFFFF
 
 
 @dataclass
-class Room:
+class ByteBudget:
     """How many bytes may still be unpacked."""
 
     limit: int
     used: int = 0
 
-    def take(self, count: int) -> None:
+    def consume(self, count: int) -> None:
         """Use some of it; raises TooLargeError where it is not there."""
         self.used += count
         if self.used > self.limit:
@@ -63,11 +63,13 @@ def files_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
     return found
 
 
-def extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, room: Room) -> None:
+def extract(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, budget: ByteBudget
+) -> None:
     """Unpack one file piece by piece; what it declares of its size is not believed."""
     with archive.open(entry) as source, target.open("xb") as file:
         while piece := source.read(CHUNK):
-            room.take(len(piece))
+            budget.consume(len(piece))
             file.write(piece)
 
 

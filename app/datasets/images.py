@@ -1,4 +1,4 @@
-"""Folders of pictures with labels, turned into a validation set by running the model over them."""
+"""Folders of images with labels, turned into a validation set by running the model over them."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.calibration.base import Calibrator
-from app.calibration.dataset import IGNORE, LabelledImage
+from app.calibration.dataset import IGNORE, Augmentation, LabelledImage
 from app.calibration.predictions import Emitted
 from app.errors import ArgumentError, InputError
 from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
@@ -29,29 +29,31 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture's file and its label map's."""
+    """An image's file and its label map's."""
 
     image: Path
     labels: Path
 
 
 def find_pairs(images: Path, labels: Path) -> list[Pair]:
-    """Match pictures and label maps by file stem; raises ArgumentError unless all match."""
-    pictures, maps = pictures_by_stem(images), pictures_by_stem(labels)
-    alone = sorted(set(pictures) ^ set(maps))
-    if not pictures or alone:
+    """Match images and label maps by file stem; raises ArgumentError unless all match."""
+    image_files, label_files = images_by_stem(images), images_by_stem(labels)
+    unmatched = sorted(set(image_files) ^ set(label_files))
+    if not image_files or unmatched:
         raise ArgumentError(
-            f"expected a label map for each picture, by file stem, got {len(pictures)} pictures, "
-            f"{len(maps)} label maps, and {len(alone)} without a partner, such as {alone[:3]}"
+            f"expected a label map for each image, by file stem, got {len(image_files)} images, "
+            f"{len(label_files)} label maps, and {len(unmatched)} without a partner, such as "
+            f"{unmatched[:3]}"
         )
-    return [Pair(pictures[stem], maps[stem]) for stem in sorted(pictures)]
+    return [Pair(image_files[stem], label_files[stem]) for stem in sorted(image_files)]
 
 
-class SpooledLogits:
+class CachedLogits:
     """A validation set whose logits, once computed, lie in files until asked for.
 
-    Labels at the pictures' size and the pictures on the logits' grid lie there too. With
-    `weather` it also has copies of its images, for those calibrators that learn from them.
+    Labels at the images' size and the images on the logits' grid lie there too. With
+    `augmentation="corruptions"` it also has copies of its images, for those calibrators that learn
+    from them.
     """
 
     def __init__(
@@ -61,13 +63,13 @@ class SpooledLogits:
         ignore_index: int,
         max_pixels: int,
         progress: Callable[[str, float], None],
-        drives: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
         *,
-        weather: bool = False,
+        augmentation: Augmentation = "none",
     ) -> None:
         self._predictor, self._pairs, self._max_pixels = predictor, pairs, max_pixels
-        self._weather = weather
-        self.drives = range(len(pairs)) if drives is None else drives
+        self._augmentation = augmentation
+        self.groups = range(len(pairs)) if groups is None else groups
         self.num_classes = predictor.folder.num_classes
         self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -75,12 +77,12 @@ class SpooledLogits:
         self._geometries: list[Geometry] = []
         for index, pair in enumerate(pairs):
             progress("logits", index / len(pairs))
-            prepared = predictor.lay(read_picture(pair.image, max_pixels))
+            prepared = predictor.prepare_windows(read_image(pair.image, max_pixels))
             labels = read_labels_for(
                 pair, prepared.geometry.image, self.num_classes, ignore_index, max_pixels
             )
-            grid = spool(predictor.strips(prepared), self._path("logits", index))
-            np.save(self._path("picture", index), prepared.glance(grid, range(grid[0])).numpy())
+            grid = cache_logits(predictor.strips(prepared), self._path("logits", index))
+            np.save(self._path("image", index), prepared.thumbnail(grid, range(grid[0])).numpy())
             self._labels.append(to_grid(labels, prepared.geometry, grid))
             self._geometries.append(prepared.geometry)
             narrow = np.min_scalar_type(-self.num_classes)
@@ -92,29 +94,29 @@ class SpooledLogits:
 
     def __getitem__(self, index: int) -> LabelledImage:
         labels = torch.from_numpy(self._labels[index]).long()
-        return LabelledImage(self._stored("logits", index), labels, self._stored("picture", index))
+        return LabelledImage(self._stored("logits", index), labels, self._stored("image", index))
 
-    def copies(self, index: int) -> Sequence[LabelledImage]:
-        """Run the model over one image's copies, one of each kind of weather."""
-        if not self._weather:
+    def augmented(self, index: int) -> Sequence[LabelledImage]:
+        """Run the model over one image's copies, one of each kind of corruption."""
+        if self._augmentation == "none":
             return ()
-        picture = read_picture(self._pairs[index].image, self._max_pixels)
+        image = read_image(self._pairs[index].image, self._max_pixels)
         labels = self[index].labels
         made = []
         for number, kind in enumerate(KINDS):
             strength = STRENGTHS[(2 * index + number) % len(STRENGTHS)]
-            laid = self._predictor.lay(corrupt(picture, kind, strength, index))
+            laid = self._predictor.prepare_windows(corrupt(image, kind, strength, index))
             logits = self._predictor.grid(laid)[0]
-            seen = laid.glance((logits.shape[1], logits.shape[2]), range(logits.shape[1]))
+            seen = laid.thumbnail((logits.shape[1], logits.shape[2]), range(logits.shape[1]))
             made.append(LabelledImage(logits, labels, seen))
         return made
 
     def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
-        """Answer one picture at its own size."""
+        """Answer one image at its own size."""
         labels = np.load(self._path("labels", index), allow_pickle=False)
-        seeing = calibrator.seeing(self._stored("picture", index))
+        with_image = calibrator.with_image(self._stored("image", index))
         return answer_labelled(
-            self._stored("logits", index), labels, self._geometries[index], seeing
+            self._stored("logits", index), labels, self._geometries[index], with_image
         )
 
     def _stored(self, kind: str, index: int) -> Tensor:
@@ -124,8 +126,8 @@ class SpooledLogits:
         return self._folder / f"{kind}{index}.npy"
 
 
-def spool(strips: Iterable[Strip], path: Path) -> Size:
-    """Write a picture's logits float32 [K,h,w] to a .npy file, strip by strip; return (h, w)."""
+def cache_logits(strips: Iterable[Strip], path: Path) -> Size:
+    """Write an image's logits float32 [K,h,w] to a .npy file, strip by strip; return (h, w)."""
     file: NDArray[np.float32] | None = None
     size = 0, 0
     for (logits,), band in strips:
@@ -138,8 +140,8 @@ def spool(strips: Iterable[Strip], path: Path) -> Size:
     return size
 
 
-def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a picture to uint8 RGB [H,W,3]; a refusal names the file."""
+def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image to uint8 RGB [H,W,3]; a refusal names the file."""
     try:
         return decode_image(path.read_bytes(), max_pixels)
     except InputError as error:
@@ -149,9 +151,9 @@ def read_picture(path: Path, max_pixels: int) -> NDArray[np.uint8]:
 def read_labels_for(
     pair: Pair, size: tuple[int, int], num_classes: int, ignore_index: int, max_pixels: int
 ) -> NDArray[np.int32]:
-    """Read a picture's label map [H,W] with IGNORE for void.
+    """Read an image's label map [H,W] with IGNORE for void.
 
-    Raises ArgumentError where it is not of the picture's size (H, W) or holds other labels.
+    Raises ArgumentError where it is not of the image's size (H, W) or holds other labels.
     """
     labels = read_labels(pair.labels, max_pixels)
     if labels.shape != size:
@@ -162,12 +164,12 @@ def read_labels_for(
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
-    """Read a label map [H,W]: an indexed or grey picture, value = class id."""
+    """Read a label map [H,W]: an indexed or grey image, value = class id."""
     try:
-        with Image.open(path) as picture:
-            check_size(picture.size, max_pixels)
-            _check_grey(picture.mode, path.name)
-            return np.asarray(picture).astype(np.int32)
+        with Image.open(path) as image:
+            check_size(image.size, max_pixels)
+            _check_grey(image.mode, path.name)
+            return np.asarray(image).astype(np.int32)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders answer damaged files with many kinds
@@ -208,8 +210,8 @@ def to_grid(
     return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
 
 
-def pictures_by_stem(folder: Path) -> dict[str, Path]:
-    """Find a folder's pictures, sorted; raises ArgumentError where two have one stem."""
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """Find a folder's images, sorted; raises ArgumentError where two have one stem."""
     if not folder.is_dir():
         raise ArgumentError(f"expected a folder, got {folder}")
     found: dict[str, Path] = {}

@@ -56,7 +56,7 @@ def check_grids(logits: ArrayFile, labels: ArrayFile) -> None:
     ]
     if min(strides) < 1 or max(strides) > MAX_STRETCH * min(strides):
         raise ArgumentError(
-            f"expected labels on the logits' grid or at the pictures' size, got {logits}, {labels}"
+            f"expected labels on the logits' grid or at the images' size, got {logits}, {labels}"
         )
 
 
@@ -121,14 +121,14 @@ def copied(values: NDArray[Any]) -> NDArray[Any]:
 class DenseLogits:
     """Maps: logits [N,K,h,w] with labels [N,H,W], taken to the grid at its cells' centres.
 
-    The logits' grid must cover the labelled picture and nothing beyond it.
+    The logits' grid must cover the labelled image and nothing beyond it.
     """
 
     def __init__(
         self,
         logits: ArrayFile,
         labels: ArrayFile,
-        drive_index: ArrayFile | None,
+        group_index: ArrayFile | None,
         num_classes: int,
         ignore_index: int,
     ) -> None:
@@ -137,11 +137,11 @@ class DenseLogits:
             raise ArgumentError(f"expected labels [N,H,W] of the {logits}, got {labels}")
         check_grids(logits, labels)
         require_images(logits.shape[0])
-        self.drives: Sequence[int] = range(logits.shape[0])
-        if drive_index is not None:
-            if drive_index.shape != logits.shape[:1]:
-                raise ArgumentError(f"expected drive_index [N] of the {logits}, got {drive_index}")
-            self.drives = drive_index.map().tolist()
+        self.groups: Sequence[int] = range(logits.shape[0])
+        if group_index is not None:
+            if group_index.shape != logits.shape[:1]:
+                raise ArgumentError(f"expected group_index [N] of the {logits}, got {group_index}")
+            self.groups = group_index.map().tolist()
         self.num_classes = num_classes
         self._logits, self._labels, self._ignore = logits, labels, ignore_index
         # nearest-exact: the pixel below the cell's centre
@@ -194,7 +194,7 @@ CHECK_BYTES = 32  # that checking a row takes beside its logits
 class TableLogits:
     """A table: logits [M,K], labels [M], and image_index [M], which image each row came from.
 
-    drive_index [M], if any, says which drive that image came from.
+    group_index [M], if any, says which group that image came from.
 
     The rows may be in any order. Where they are not sorted by image, their order is worked out
     when first needed and kept in a file, which takes 16 bytes a row of memory while it is made.
@@ -205,12 +205,12 @@ class TableLogits:
         logits: ArrayFile,
         labels: ArrayFile,
         image_index: ArrayFile,
-        drive_index: ArrayFile | None,
+        group_index: ArrayFile | None,
         num_classes: int,
         ignore_index: int,
     ) -> None:
         check_classes(logits, num_classes)
-        for column in (labels, image_index, *([] if drive_index is None else [drive_index])):
+        for column in (labels, image_index, *([] if group_index is None else [group_index])):
             if column.shape != logits.shape[:1]:
                 raise ArgumentError(
                     f"expected {column.name} [M] for the rows of {logits}, got {column}"
@@ -223,9 +223,9 @@ class TableLogits:
         require_images(len(images))
         self._order: NDArray[np.int64] | None = None
         self._starts: NDArray[np.int64] | None = None
-        self.drives: Sequence[int] = range(len(self._ids))
-        if drive_index is not None:
-            self.drives = self._find_drives(drive_index)
+        self.groups: Sequence[int] = range(len(self._ids))
+        if group_index is not None:
+            self.groups = self._find_groups(group_index)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -274,18 +274,18 @@ class TableLogits:
             images.update(np.unique(ids).tolist())
         return ordered, images
 
-    def _find_drives(self, drive_index: ArrayFile) -> list[int]:
-        """Find each image's drive; raises ArgumentError for an image of several."""
-        drives: dict[int, int] = {}
+    def _find_groups(self, group_index: ArrayFile) -> list[int]:
+        """Find each image's group; raises ArgumentError for an image of several."""
+        groups: dict[int, int] = {}
         for rows in self._chunks():
-            pairs = np.stack([self._image_index.map()[rows], drive_index.map()[rows]], axis=1)
-            for image, drive in np.unique(pairs.astype(np.int64), axis=0).tolist():
-                if drives.setdefault(image, drive) != drive:
+            pairs = np.stack([self._image_index.map()[rows], group_index.map()[rows]], axis=1)
+            for image, group in np.unique(pairs.astype(np.int64), axis=0).tolist():
+                if groups.setdefault(image, group) != group:
                     raise ArgumentError(
-                        f"expected the rows of an image to be of one drive, got image {image} in "
-                        f"drives {drives[image]} and {drive}"
+                        f"expected the rows of an image to be of one group, got image {image} in "
+                        f"groups {groups[image]} and {group}"
                     )
-        return [drives[int(image)] for image in self._ids]
+        return [groups[int(image)] for image in self._ids]
 
     def _arrange(self) -> None:
         """Find each image's rows."""
@@ -312,19 +312,19 @@ def open_logits(
     if (logits.dtype.kind, logits.dtype.itemsize) not in (("f", 2), ("f", 4)):
         raise ArgumentError(f"expected logits of float16 or float32, got {logits}")
     check_integers(labels)
-    drives = arrays.get("drive_index")
-    if drives is not None:
-        check_integers(drives)
+    groups = arrays.get("group_index")
+    if groups is not None:
+        check_integers(groups)
     if len(logits.shape) == 4:
         if "image_index" in arrays:
             raise ArgumentError(
                 f"expected image_index with a table [M,K] only, got it with {logits}"
             )
-        return DenseLogits(logits, labels, drives, num_classes, ignore_index)
+        return DenseLogits(logits, labels, groups, num_classes, ignore_index)
     if len(logits.shape) != 2:
         raise ArgumentError(f"expected logits [N,K,h,w] or [M,K], got {logits}")
     if "image_index" not in arrays:
         raise ArgumentError(
             f"expected image_index [M] with a table, to part it by image, got only {logits}"
         )
-    return TableLogits(logits, labels, arrays["image_index"], drives, num_classes, ignore_index)
+    return TableLogits(logits, labels, arrays["image_index"], groups, num_classes, ignore_index)

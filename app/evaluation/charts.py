@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from app.calibration.metrics.ranking import RiskCoverage
+from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.reliability import ReliabilityBin
 from app.evaluation.formatting import count, percent
 
 LEFT, TOP, SIDE = 58, 10, 260  # of the plot, in the drawing's own units
-SHARES_TOP, SHARES_HEIGHT = 286, 54
+MASS_TOP, MASS_HEIGHT = 286, 54
 DECADES = 4  # of shares of pixels, from 0.01% to 100%
 FEW = 100  # pixels; a bin of fewer is drawn faint
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
     """One risk-coverage curve and the class of its colour."""
 
     kind: str
@@ -37,16 +37,16 @@ def reliability(curve: Sequence[ReliabilityBin], kind: str) -> Markup:
     shapes += [_bar(point, kind, point.pixels / total) for point in curve if point.pixels]
     shapes += [
         _line("ideal", (0, 0), (1, 1)),
-        _text(LEFT - 6, SHARES_TOP + 8, "100%", "end"),
-        _text(LEFT - 6, SHARES_TOP + SHARES_HEIGHT, "0.01%", "end"),
-        _side_title(SHARES_TOP + SHARES_HEIGHT / 2, "pixels"),
-        _ticks(SHARES_TOP + SHARES_HEIGHT + 15),
-        _text(LEFT + SIDE / 2, SHARES_TOP + SHARES_HEIGHT + 32, "confidence", "middle"),
+        _text(LEFT - 6, MASS_TOP + 8, "100%", "end"),
+        _text(LEFT - 6, MASS_TOP + MASS_HEIGHT, "0.01%", "end"),
+        _side_title(MASS_TOP + MASS_HEIGHT / 2, "pixels"),
+        _ticks(MASS_TOP + MASS_HEIGHT + 15),
+        _text(LEFT + SIDE / 2, MASS_TOP + MASS_HEIGHT + 32, "confidence", "middle"),
     ]
-    return _svg(shapes, SHARES_TOP + SHARES_HEIGHT + 38, "Accuracy by confidence")
+    return _svg(shapes, MASS_TOP + MASS_HEIGHT + 38, "Accuracy by confidence")
 
 
-def risk_coverage(lines: Sequence[Line]) -> Markup:
+def risk_coverage(lines: Sequence[Curve]) -> Markup:
     """Draw the error among accepted pixels over the share accepted."""
     # The first few pixels' error rate is noise and would set the scale.
     risks = [p.risk for line in lines for p in line.points if p.coverage >= 0.05]
@@ -62,13 +62,14 @@ def risk_coverage(lines: Sequence[Line]) -> Markup:
     return _svg(shapes, TOP + SIDE + 38, "Error by coverage")
 
 
-def share_bar(share: float) -> Markup:
+def fraction_bar(fraction: float) -> Markup:
     """Draw a share in 0..1 as a small bar; nothing where it is undefined."""
-    if math.isnan(share):
+    if math.isnan(fraction):
         return Markup("")
     return Markup(  # noqa: S704 - numbers only
         '<svg class="share" viewBox="0 0 60 8" aria-hidden="true"><rect class="track" width="60" '
-        f'height="8" rx="2"/><rect class="fill" width="{60 * share:.1f}" height="8" rx="2"/></svg>'
+        f'height="8" rx="2"/><rect class="fill" width="{60 * fraction:.1f}" height="8" rx="2"/>'
+        "</svg>"
     )
 
 
@@ -80,20 +81,20 @@ def swatch(color: str) -> Markup:
     ).format(color)
 
 
-def _bar(point: ReliabilityBin, kind: str, share: float) -> str:
+def _bar(point: ReliabilityBin, kind: str, fraction: float) -> str:
     """Draw one bin: what was right, the gap to what was said, and how many pixels it holds."""
     x = LEFT + SIDE * point.lower + 0.75
     width = SIDE * (point.upper - point.lower) - 1.5
     right, said = _y(point.accuracy), _y(point.confidence)
     faint = " faint" if point.pixels < FEW else ""
-    height = SHARES_HEIGHT * max(0.0, 1 + math.log10(share) / DECADES)
+    height = MASS_HEIGHT * max(0.0, 1 + math.log10(fraction) / DECADES)
     return (
         f'<g class="bin{faint}"><title>{percent(point.lower)} to {percent(point.upper)}: '
         f"{count(point.pixels)} pixels, says {percent(point.confidence)}, "
         f"right in {percent(point.accuracy)}</title>"
         f"{_rect(f'bar {kind}', x, right, width, _y(0) - right)}"
         f"{_rect('gap', x, min(right, said), width, abs(right - said))}"
-        f"{_rect(f'bar {kind}', x, SHARES_TOP + SHARES_HEIGHT - height, width, height)}</g>"
+        f"{_rect(f'bar {kind}', x, MASS_TOP + MASS_HEIGHT - height, width, height)}</g>"
     )
 
 
@@ -101,9 +102,12 @@ def _axes(top: float, title: str) -> str:
     """Draw the plot's grid of fifths, the numbers at its left, and what they are."""
     parts = []
     for step in range(6):
-        share = step / 5
-        parts += [_line("grid", (0, share), (1, share)), _line("grid", (share, 0), (share, 1))]
-        parts.append(_text(LEFT - 6, _y(share) + 4, f"{100 * top * share:.3g}%", "end"))
+        fraction = step / 5
+        parts += [
+            _line("grid", (0, fraction), (1, fraction)),
+            _line("grid", (fraction, 0), (fraction, 1)),
+        ]
+        parts.append(_text(LEFT - 6, _y(fraction) + 4, f"{100 * top * fraction:.3g}%", "end"))
     return "".join([*parts, _side_title(TOP + SIDE / 2, title)])
 
 
@@ -144,5 +148,5 @@ def _point(x: float, y: float) -> str:
     return f"{LEFT + SIDE * x:.2f},{_y(y):.2f}"
 
 
-def _y(share: float) -> float:
-    return TOP + SIDE * (1 - share)
+def _y(fraction: float) -> float:
+    return TOP + SIDE * (1 - fraction)

@@ -39,6 +39,6 @@ def _draw(upper: Axes, lower: Axes, curve: Curve, name: str, color: str) -> None
     confidence = [point["confidence"] for point in curve]
     upper.plot(confidence, [p["accuracy"] for p in curve], "o-", color=color, label=name)
     total = sum(point["pixels"] for point in curve)
-    share = [point["pixels"] / total for point in curve]
+    fraction = [point["pixels"] / total for point in curve]
     centres = [(point["lower"] + point["upper"]) / 2 for point in curve]
-    lower.step(centres, share, where="mid", color=color)
+    lower.step(centres, fraction, where="mid", color=color)

@@ -1,7 +1,7 @@
-"""`segcal evaluate`: a model as it is served, measured over a folder of labelled pictures.
+"""`segcal evaluate`: a model as it is served, measured over a folder of labelled images.
 
-Every figure is at the pictures' own size, on the very mask and confidence that /segment would send.
-Pictures are read one by one; memory does not grow with their number.
+Every figure is at the images' own size, on the very mask and confidence that /segment would send.
+Images are read one by one; memory does not grow with their number.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ from torch import Tensor
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.evaluation import LOG_FLOOR
-from app.calibration.metrics.groups import Prediction
 from app.calibration.metrics.intervals import Interval, bootstrap_difference
-from app.datasets.images import Pair, read_labels_for, read_picture
+from app.calibration.metrics.subsets import Prediction
+from app.datasets.images import Pair, read_image, read_labels_for
 from app.errors import ArgumentError
 from app.inference.kernels import Confidence, Mask
 from app.inference.model_card import ModelFolder
 from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import Predictor, Tta
 from app.inference.preprocess import Band, Geometry
-from app.serving.pipeline import Rated, emit_rated, rate, shown
+from app.serving.pipeline import CalibratedStrip, calibrate_strip, emit_rated, with_strip_image
 from app.storage.manifest import Manifest, StoredCalibrator
 
 SEED = 0  # of the bootstrap
@@ -35,7 +35,7 @@ Reason = Literal["calibration", "confident errors"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a set is to be evaluated; `worst` pictures are named for each reason."""
+    """How a set is to be evaluated; `worst` images are named for each reason."""
 
     ignore_index: int
     max_pixels: int
@@ -68,7 +68,7 @@ class Comparison:
         return self.after or self.before
 
     def worst(self) -> dict[int, list[Reason]]:
-        """Indices of the pictures to look at, each with why, the worst of each kind first."""
+        """Indices of the images to look at, each with why, the worst of each kind first."""
         images = self.served.images
         wanted: tuple[tuple[Reason, list[float]], ...] = (
             ("calibration", [image.ece for image in images]),
@@ -84,7 +84,7 @@ class Comparison:
 
 
 class Answered(NamedTuple):
-    """One picture's mask and confidence [H,W] as a caller gets them.
+    """One image's mask and confidence [H,W] as a caller gets them.
 
     `sums` gives NLL and Brier over the labelled pixels of int64 [H,W], NaN where only mask and
     confidence are known.
@@ -107,11 +107,11 @@ class Subject(Protocol):
         """The calibrator's record."""
 
     def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
-        """Answer a picture without the calibrator, and with it."""
+        """Answer an image without the calibrator, and with it."""
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalModel:
     """A model in this process."""
 
     predictor: Predictor
@@ -131,39 +131,39 @@ class Here:
 
     @torch.inference_mode()
     def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
-        """Answer a picture without the calibrator, and with it."""
+        """Answer an image without the calibrator, and with it."""
         looked = look(self.predictor, self.calibrator, pair, self.max_pixels, self.tta)
-        own = Rated(looked.logits, looked.logits)
-        plain = _answered(looked._replace(calibrated=looked.logits, rated=own))
+        own = CalibratedStrip(looked.logits, looked.logits)
+        plain = _answered(looked._replace(calibrated=looked.logits, strip_result=own))
         if self.calibrator is None:
             return plain, None
         return plain, _answered(looked)
 
 
 class Looked(NamedTuple):
-    """One picture uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
+    """One image uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
 
-    `rated` is what the service emits its mask and confidence from.
+    `strip_result` is what the service emits its mask and confidence from.
     """
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     geometry: Geometry
     logits: Tensor
     calibrated: Tensor
-    rated: Rated
+    strip_result: CalibratedStrip
 
 
 def _answered(looked: Looked) -> Answered:
-    mask, confidence = emit_rated(looked.rated, looked.geometry)
+    mask, confidence = emit_rated(looked.strip_result, looked.geometry)
     return Answered(mask, confidence, partial(proper_sums, looked.calibrated, looked.geometry))
 
 
 def evaluate(
     subject: Subject, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
 ) -> Comparison:
-    """Measure a model over labelled pictures, with and without the calibrator.
+    """Measure a model over labelled images, with and without the calibrator.
 
-    Raises InputError for a picture or label map that can't be used, and where nothing is labelled.
+    Raises InputError for an image or label map that can't be used, and where nothing is labelled.
     """
     folder = subject.folder
     before = Assessment(folder.num_classes)
@@ -209,20 +209,22 @@ def look(
     max_pixels: int,
     tta: Tta = "none",
 ) -> Looked:
-    """Run the model and the calibrator over one picture, as the service does."""
-    picture = read_picture(pair.image, max_pixels)
-    prepared = predictor.lay(picture)
+    """Run the model and the calibrator over one image, as the service does."""
+    image = read_image(pair.image, max_pixels)
+    prepared = predictor.prepare_windows(image)
     logits, geometry = predictor.grid(prepared, tta), prepared.geometry
     if calibrator is None:
         plain = logits[0]  # one and the same tensor spares emission a second upsampling
-        return Looked(picture, geometry, plain, plain, Rated(plain, plain))
-    seeing = shown(calibrator.calibrator, prepared, logits[0], Band.whole(logits.shape[2]))
-    calibrated, rated = seeing(logits)[0], rate(logits[0], seeing)
-    return Looked(picture, geometry, logits[0], calibrated, rated)
+        return Looked(image, geometry, plain, plain, CalibratedStrip(plain, plain))
+    with_image = with_strip_image(
+        calibrator.calibrator, prepared, logits[0], Band.whole(logits.shape[2])
+    )
+    calibrated, strip_result = with_image(logits)[0], calibrate_strip(logits[0], with_image)
+    return Looked(image, geometry, logits[0], calibrated, strip_result)
 
 
 def _measure(assessment: Assessment, answered: Answered, labels: Tensor) -> None:
-    """Take one picture's labels and confidence as emitted into account."""
+    """Take one image's labels and confidence as emitted into account."""
     predicted = torch.from_numpy(answered.mask.astype(np.int64))
     prediction = Prediction(torch.from_numpy(answered.confidence), predicted)
     assessment.add(prediction, labels, *answered.sums(labels))
@@ -230,7 +232,7 @@ def _measure(assessment: Assessment, answered: Answered, labels: Tensor) -> None
 
 @torch.inference_mode()
 def proper_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float, float]:
-    """Sum NLL and Brier over the labelled pixels of a picture: logits [K,h,w], labels [H,W]."""
+    """Sum NLL and Brier over the labelled pixels of an image: logits [K,h,w], labels [H,W]."""
     nll = brier = 0.0
     for rows, log_probabilities in log_probability_strips(grid, geometry):
         kept = labels[rows] != IGNORE

@@ -15,7 +15,7 @@ MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricRow:
     """One line of the table; `after` is None without a calibrator, NaN is undefined."""
 
     name: str
@@ -32,7 +32,7 @@ class Figure:
         return self.after - self.before
 
     @property
-    def verdict(self) -> str:
+    def direction(self) -> str:
         """Whether the change, as it is written, is for better or worse."""
         if self.change is None or self.better == "neither":
             return ""
@@ -41,12 +41,12 @@ class Figure:
         return "better" if (self.change < 0) == (self.better == "lower") else "worse"
 
 
-def figures(before: Assessment, after: Assessment | None) -> list[Figure]:
+def metric_rows(before: Assessment, after: Assessment | None) -> list[MetricRow]:
     """List the figures of the two ways of reading confidence, the ones to look at first first."""
     ours = _values(before)
     theirs = None if after is None else _values(after)
     return [
-        Figure(name, note, better, ours[name], None if theirs is None else theirs[name])
+        MetricRow(name, note, better, ours[name], None if theirs is None else theirs[name])
         for name, note, better in NAMES
     ]
 
@@ -97,14 +97,14 @@ def signed(value: float | None) -> str:
     return f"+{text}" if grows else text
 
 
-def percent(share: float, decimals: int = 1) -> str:
+def percent(fraction: float, decimals: int = 1) -> str:
     """Write a share of 0..1 in percent, an undefined one as a dash."""
-    return NONE if math.isnan(share) else f"{100 * share:.{decimals}f}%"
+    return NONE if math.isnan(fraction) else f"{100 * fraction:.{decimals}f}%"
 
 
-def round_percent(share: float) -> str:
+def round_percent(fraction: float) -> str:
     """Write a share in whole percent, in tenths where it is next to none or all."""
-    return percent(share, 1 if 0 < share < 0.01 or 0.99 < share < 1 else 0)
+    return percent(fraction, 1 if 0 < fraction < 0.01 or 0.99 < fraction < 1 else 0)
 
 
 def points(surplus: float) -> str:
@@ -154,7 +154,7 @@ def findings(before: Assessment, after: Assessment | None, change: Interval | No
         )
     found.append(_overall(served))
     if after is not None and change is not None:
-        found.append(_verdict(before, after, change))
+        found.append(_comparison(before, after, change))
     return [*found, *_abstention(served)]
 
 
@@ -170,7 +170,7 @@ def _overall(served: Assessment) -> str:
     return f"{means}{side}-confident by {100 * abs(group.surplus):.1f} percentage points."
 
 
-def _verdict(before: Assessment, after: Assessment, change: Interval) -> str:
+def _comparison(before: Assessment, after: Assessment, change: Interval) -> str:
     ours, theirs = (number(side.evaluation.result().ece_image) for side in (before, after))
     if number(change.low) == number(change.high) == number(0.0):
         return f"The calibrator leaves the image-wise calibration error at {ours}."
@@ -187,7 +187,7 @@ def _verdict(before: Assessment, after: Assessment, change: Interval) -> str:
 
 def _abstention(served: Assessment) -> list[str]:
     """Say what is gained by keeping the surest pixels only; nothing where nothing is wrong."""
-    curve = served.evaluation.ranking.risk_coverage()
+    curve = served.evaluation.confidence_histogram.risk_coverage()
     kept = next((point for point in curve if point.coverage >= KEPT), None)
     if kept is None or not curve[-1].risk:
         return []

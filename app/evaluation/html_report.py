@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from app import __version__
-from app.calibration.metrics import groups as analyses
+from app.calibration.metrics import subsets as analyses
 from app.calibration.metrics.assessment import Assessment
 from app.evaluation import charts
 from app.evaluation import formatting as sentences
 from app.evaluation.evaluate import Comparison
-from app.evaluation.formatting import count, figures, number, percent, points, signed
+from app.evaluation.formatting import count, metric_rows, number, percent, points, signed
 from app.evaluation.thumbnails import Views
 from app.storage.manifest import timestamp
 
@@ -34,8 +34,8 @@ KINDS = (
 )
 
 
-def render(comparison: Comparison, pictures: Mapping[int, Views]) -> str:
-    """Write the page; `pictures` are views of the set's pictures by index, in order."""
+def render(comparison: Comparison, images: Mapping[int, Views]) -> str:
+    """Write the page; `images` are views of the set's images by index, in order."""
     style = (TEMPLATES / "report.css").read_text("utf-8")
     return _environment().get_template("report.html").render(
         comparison=comparison,
@@ -45,16 +45,16 @@ def render(comparison: Comparison, pictures: Mapping[int, Views]) -> str:
         sides=_sides(comparison),
         headline=sentences.headline(comparison.before, comparison.after),
         findings=sentences.findings(comparison.before, comparison.after, comparison.difference),
-        figures=figures(comparison.before, comparison.after),
+        metric_rows=metric_rows(comparison.before, comparison.after),
         kinds=KINDS,
         classes=list(
             zip(comparison.folder.card.output.classes, comparison.served.classes(), strict=True)
         ),
-        pictures=pictures,
+        images=images,
         reasons=comparison.worst(),
         reason_names=REASONS,
         risk_coverage=charts.risk_coverage(
-            [charts.Line(kind, side.evaluation.ranking.risk_coverage())
+            [charts.Curve(kind, side.evaluation.confidence_histogram.risk_coverage())
              for kind, _, side in _sides(comparison)]
         ),
         style=Markup(style),  # noqa: S704 - our own file
@@ -85,7 +85,7 @@ def _environment() -> Environment:
         "percent": percent,
         "count": count,
         "points": points,
-        "share_bar": charts.share_bar,
+        "fraction_bar": charts.fraction_bar,
         "swatch": charts.swatch,
         "reliability": charts.reliability,
     }

@@ -1,4 +1,4 @@
-"""Untrusted bytes to an RGB picture, within limits, or a refusal that says why.
+"""Untrusted bytes to an RGB image, within limits, or a refusal that says why.
 
 Accepts JPEG, PNG, WebP, TIFF and BMP in every mode whose values have a defined range. Sizes are
 checked on the header, before a pixel is decoded.
@@ -24,11 +24,11 @@ MAX_PAGES = 64  # Pillow's count of pages takes time in the square of their numb
 # Our own limit, a setting, takes the place of Pillow's process-wide one.
 Image.MAX_IMAGE_PIXELS = None
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
-def decode_image(data: bytes, max_pixels: int) -> Picture:
-    """Decode one still picture to uint8 RGB [H,W,3], upright.
+def decode_image(data: bytes, max_pixels: int) -> ImageArray:
+    """Decode one still image to uint8 RGB [H,W,3], upright.
 
     EXIF orientation is applied, alpha dropped, grey promoted; 16-bit grey is scaled by 1/257.
     Raises UndecodableError and TooLargeError.
@@ -36,12 +36,12 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
     if not data:
         raise UndecodableError("expected an image, got 0 bytes")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            check_size(picture.size, max_pixels)
-            _check_still(picture)
-            levels = _grey_levels(picture)
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _pixels(_to_rgb(picture, levels))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image.size, max_pixels)
+            _check_still(image)
+            levels = _grey_levels(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(_to_rgb(image, levels))
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -55,7 +55,7 @@ def decode_image(data: bytes, max_pixels: int) -> Picture:
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse pictures of more pixels than the limit; `size` is (width, height)."""
+    """Refuse images of more pixels than the limit; `size` is (width, height)."""
     width, height = size
     if width * height > max_pixels:
         raise TooLargeError(
@@ -63,64 +63,64 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _check_still(picture: Image.Image) -> None:
+def _check_still(image: Image.Image) -> None:
     """Refuse animations and multi-page files: one mask can't answer for all their frames."""
-    if picture.format == "MPO":  # a phone's JPEG with its preview inside
+    if image.format == "MPO":  # a phone's JPEG with its preview inside
         return
-    if isinstance(picture, TiffImageFile):
-        _check_one_page(picture)
+    if isinstance(image, TiffImageFile):
+        _check_one_page(image)
         return
-    frames = getattr(picture, "n_frames", 1)
+    frames = getattr(image, "n_frames", 1)
     if frames != 1:
         raise UndecodableError(f"expected a still image, got one of {frames} frames")
 
 
-def _check_one_page(picture: TiffImageFile) -> None:
+def _check_one_page(image: TiffImageFile) -> None:
     """Refuse a TIFF of many pages; overviews and masks behind the first page are no pages."""
     for page in range(1, MAX_PAGES + 1):
         try:
-            picture.seek(page)
+            image.seek(page)
         except EOFError:
-            picture.seek(0)
+            image.seek(0)
             return
-        if not picture.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED_OR_MASK:
+        if not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED_OR_MASK:
             break
     raise UndecodableError("expected a still image, got a TIFF of several pages")
 
 
-def _grey_levels(picture: Image.Image) -> tuple[int, int]:
+def _grey_levels(image: Image.Image) -> tuple[int, int]:
     """Give the values of black and white in 16-bit grey; only a TIFF may have its own."""
-    if not isinstance(picture, TiffImageFile):
+    if not isinstance(image, TiffImageFile):
         return 0, 65535
-    top = 4095 if picture.tag_v2.get(BITS_PER_SAMPLE) == (12,) else 65535
-    return (top, 0) if picture.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0, top)
+    top = 4095 if image.tag_v2.get(BITS_PER_SAMPLE) == (12,) else 65535
+    return (top, 0) if image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO else (0, top)
 
 
-def _to_rgb(picture: Image.Image, levels: tuple[int, int]) -> Image.Image:
+def _to_rgb(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
     """Convert any mode to RGB; refuse the ones whose values have no defined range."""
-    if picture.mode.startswith("I;16"):
-        return _scaled_down(np.asarray(picture, np.uint16), levels)
-    if picture.mode == "I":
-        values = np.asarray(picture)
+    if image.mode.startswith("I;16"):
+        return _scaled_down(np.asarray(image, np.uint16), levels)
+    if image.mode == "I":
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UndecodableError(
                 "expected 8 bits a channel or unsigned 16, got grey values in "
                 f"{values.min()}..{values.max()}"
             )
         return _scaled_down(values, levels)
-    if picture.mode == "F":
+    if image.mode == "F":
         raise UndecodableError("expected 8 or 16 bits a channel, got floating-point pixels")
-    if picture.mode in ("LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # so that a transparent colour is kept, not mixed
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    if image.mode in ("LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")  # so that a transparent colour is kept, not mixed
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _pixels(picture: Image.Image) -> Picture:
-    """Copy a picture to uint8 [H,W,3] in pieces: Pillow would hold all of it twice more."""
-    width, height = picture.size
+def _pixels(image: Image.Image) -> ImageArray:
+    """Copy an image to uint8 [H,W,3] in pieces: Pillow would hold all of it twice more."""
+    width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     for rows in pieces(height, width):
-        pixels[rows] = np.asarray(picture.crop((0, rows.start, width, rows.stop)))
+        pixels[rows] = np.asarray(image.crop((0, rows.start, width, rows.stop)))
     return pixels
 
 

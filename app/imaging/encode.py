@@ -15,13 +15,13 @@ from app.imaging.colormap import HEAT
 from app.imaging.png import pieces, png
 from app.numerics import compiled
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 Confidence = NDArray[np.float32]
 Palette = Sequence[tuple[int, int, int]]
 
 ABSTAIN_COLOR = (255, 255, 255)
-OVERLAY_SHARE = 0.5
+OVERLAY_FRACTION = 0.5
 
 
 def mask_png(mask: Mask, palette: Palette) -> bytes:
@@ -39,19 +39,19 @@ def heatmap_png(confidence: Confidence) -> bytes:
     return png(_levels(confidence, np.uint8), HEAT)
 
 
-def overlay_png(picture: Picture, mask: Mask, palette: Palette) -> bytes:
-    """Blend the classes' colours into the picture [H,W,3]; abstained pixels turn white."""
+def overlay_png(image: ImageArray, mask: Mask, palette: Palette) -> bytes:
+    """Blend the classes' colours into the image [H,W,3]; abstained pixels turn white."""
     colors = np.array([*palette, ABSTAIN_COLOR], np.uint8)
-    blended = np.empty_like(picture)
+    blended = np.empty_like(image)
     for rows in pieces(*mask.shape):
         # The abstain value is above every class.
         tint = Image.fromarray(colors[np.minimum(mask[rows], len(palette))])
-        piece = Image.blend(Image.fromarray(picture[rows]), tint, OVERLAY_SHARE)
+        piece = Image.blend(Image.fromarray(image[rows]), tint, OVERLAY_FRACTION)
         blended[rows] = np.asarray(piece)
     return png(blended)
 
 
-def full_palette(palette: Palette) -> Picture:
+def full_palette(palette: Palette) -> ImageArray:
     """Spread class colours over 256 rows uint8 [256,3]; row 255 is the abstain colour."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: min(len(palette), 255)] = np.array(palette[:255], np.uint8)

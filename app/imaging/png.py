@@ -1,4 +1,4 @@
-"""Large pictures a piece at a time, so that what is made on the way takes little beside them.
+"""Large images a piece at a time, so that what is made on the way takes little beside them.
 
 PNG files of masks and maps, in a seventh to a tenth of Pillow's time (docs/benchmarks.md).
 
@@ -14,11 +14,11 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-PIECE = 1 << 22  # pixels; most pictures are a single piece
+PIECE = 1 << 22  # pixels; most images are a single piece
 
 
 def pieces(height: int, width: int) -> Iterator[slice]:
-    """Divide a picture's rows into slices of at most 4 million pixels, or of one row."""
+    """Divide an image's rows into slices of at most 4 million pixels, or of one row."""
     step = max(1, PIECE // width)
     for start in range(0, height, step):
         yield slice(start, min(start + step, height))
@@ -51,7 +51,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _deflated(pixels: NDArray[np.uint8 | np.uint16]) -> Iterator[bytes]:
-    """Deflate a picture in pieces, so that no second copy of all of it exists."""
+    """Deflate an image in pieces, so that no second copy of all of it exists."""
     deflater = isal_zlib.compressobj(LEVEL)
     above = np.zeros(pixels[:1].nbytes, np.uint8)
     for rows in pieces(*pixels.shape[:2]):

@@ -1,1 +1,1 @@
-"""Model cards, backbones, preprocessing and emission: from a picture to mask and confidence."""
+"""Model cards, backbones, preprocessing and emission: from an image to mask and confidence."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from app.errors import ArgumentError, ModelError
-from app.inference.threads import Crowd
+from app.inference.threads import ActiveRequests
 
 Array = NDArray[np.float32]
 
@@ -26,20 +26,22 @@ class Backbone(Protocol):
         """Images float32 [N,3,H,W] to logits float32 [N,K,h,w] on the network's own grid."""
 
 
-def open_backbone(path: Path, device: str, threads: int, crowd: Crowd | None = None) -> Backbone:
+def open_backbone(
+    path: Path, device: str, threads: int, active_requests: ActiveRequests | None = None
+) -> Backbone:
     """Load a model file by its ending: .onnx, .pt2 (torch.export) or .pt (TorchScript).
 
-    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With a `crowd`,
-    one of several callers at once gets its part of the threads. Raises ModelError for a file that
-    does not load, and for cuda without a working device.
+    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With a
+    `active_requests`, one of several callers at once gets its part of the threads. Raises
+    ModelError for a file that does not load, and for cuda without a working device.
     """
-    loaders: dict[str, Callable[[Path, str, int, Crowd | None], Backbone]] = {
+    loaders: dict[str, Callable[[Path, str, int, ActiveRequests | None], Backbone]] = {
         ".onnx": OnnxBackbone,
         ".pt2": TorchBackbone,
         ".pt": TorchBackbone,
     }
     try:
-        return loaders[path.suffix](path, device, threads, crowd)
+        return loaders[path.suffix](path, device, threads, active_requests)
     except ModelError:
         raise
     except Exception as error:  # the loaders raise whatever their parsers raise
@@ -62,7 +64,9 @@ class OnnxBackbone:
     `benchmarks.sessions`). In a crowd each caller has a session of fewer threads.
     """
 
-    def __init__(self, path: Path, device: str, threads: int, crowd: Crowd | None) -> None:
+    def __init__(
+        self, path: Path, device: str, threads: int, active_requests: ActiveRequests | None
+    ) -> None:
         self._session = open_session(path, device, threads)
         # ONNX Runtime falls back to the CPU without an error; whoever asked for CUDA must know.
         has_cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
@@ -71,8 +75,8 @@ class OnnxBackbone:
                 f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
             )
         self.device = "cuda" if has_cuda else "cpu"
-        self._crowd, self._narrow = crowd, self._session
-        if crowd is not None and not has_cuda and threads > 1:
+        self._active_requests, self._narrow = active_requests, self._session
+        if active_requests is not None and not has_cuda and threads > 1:
             self._narrow = open_session(path, device, threads // 2)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
@@ -84,8 +88,8 @@ class OnnxBackbone:
     def __call__(self, images: Array) -> Array:
         """Run the session on the first output; raises ArgumentError for a size it can't take."""
         feed = {self._input: images.astype(self._dtype, copy=False)}
-        crowded = self._crowd is not None and self._crowd.several
-        session = self._narrow if crowded else self._session
+        busy = self._active_requests is not None and self._active_requests.several
+        session = self._narrow if busy else self._session
         try:
             logits = session.run([self._output], feed)[0]
         except InvalidArgument as error:
@@ -109,8 +113,10 @@ class TorchBackbone:
     The thread count is the process's own, set once by whoever starts it.
     """
 
-    def __init__(self, path: Path, device: str, threads: int, crowd: Crowd | None) -> None:
-        del threads, crowd
+    def __init__(
+        self, path: Path, device: str, threads: int, active_requests: ActiveRequests | None
+    ) -> None:
+        del threads, active_requests
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
             raise ModelError(
@@ -143,8 +149,7 @@ def unsuitable_size(images: Array, error: Exception) -> ArgumentError:
     """Say that a model refuses an input of this size, in its own words as well."""
     size = "x".join(str(side) for side in images.shape[:1:-1])
     return ArgumentError(
-        f"expected a picture of a size the model takes, got {size} as its input: "
-        f"{first_line(error)}"
+        f"expected an image of a size the model takes, got {size} as its input: {first_line(error)}"
     )
 
 

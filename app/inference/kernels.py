@@ -19,7 +19,7 @@ Everything is in units of log2, relative to the larger of the values that the tw
 logits would give, interpolated: no exponential can then overflow, and no maximum has to be known
 before the sweep. Where that bound is far above the truth the tile is swept once more.
 
-A change in the log-odds of confidence, given at cells and taken to the picture.
+A change in the log-odds of confidence, given at cells and taken to the image.
 
 The network's own confidence is sharp at borders, where its classes cross; what a calibrator says
 about a place is smooth. So the latter is interpolated, rather than the calibrated classes.
@@ -187,9 +187,9 @@ _UNDERFLOW = np.float32(2.0**-64)
 
 
 @compiled
-def emit_rows(
-    labelling: Floats,
-    rating: Floats,
+def postprocess_kernel(
+    label_logits: Floats,
+    confidence_logits: Floats,
     two: bool,
     gain: np.float32,
     rows: Taps,
@@ -202,13 +202,13 @@ def emit_rows(
 ) -> None:
     """Write rows [start, stop) of `mask` [H,W] and `confidence` [H,W].
 
-    `labelling` and `rating` are contiguous logits [K,h,w]; `two` says whether they differ. `gain`
-    multiplies them before a softmax in powers of two. `phases` is the whole number of columns a
-    cell where the columns lie evenly on the grid, 0 where they do not.
+    `label_logits` and `confidence_logits` are contiguous logits [K,h,w]; `two` says whether they
+    differ. `gain` multiplies them before a softmax in powers of two. `phases` is the whole number
+    of columns a cell where the columns lie evenly on the grid, 0 where they do not.
     """
     top, bottom, down = rows
-    both = (labelling, rating)
-    classes = np.uint64(labelling.shape[0])
+    both = (label_logits, confidence_logits)
+    classes = np.uint64(label_logits.shape[0])
     padded = (classes + _4 - _1) // _4 * _4
     row = TWO if two else ONE
     running = padded * row

@@ -38,7 +38,7 @@ class ShortSide(Strict):
 
 
 class InputPolicy(Strict):
-    """How a picture becomes the network's input; mean and std are on the 0..1 scale, RGB."""
+    """How an image becomes the network's input; mean and std are on the 0..1 scale, RGB."""
 
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)

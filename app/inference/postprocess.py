@@ -1,8 +1,8 @@
-"""From logits on the backbone's grid to a mask and its confidence at the picture's size.
+"""From logits on the backbone's grid to a mask and its confidence at the image's size.
 
 Both come from one sweep over the classes, so that K full-size planes never exist.
 
-Whole class distributions at the picture's size, in strips of rows, for whoever measures them.
+Whole class distributions at the image's size, in strips of rows, for whoever measures them.
 
 Serving reads one class's probability a pixel (`app.inference.postprocess`); NLL and Brier need all.
 
@@ -17,24 +17,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.inference.kernels import Confidence, Floats, Mask, Taps, emit_rows, shift_rows
+from app.inference.kernels import Confidence, Floats, Mask, Taps, postprocess_kernel, shift_rows
 from app.inference.preprocess import Band, Geometry, Size
-from app.inference.threads import RowThreads
+from app.inference.threads import RowWorkers
 from app.numerics import LOG2_E, compiled
 
 STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
 MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
 
-ALONE = RowThreads(1)
+SERIAL = RowWorkers(1)
 
 
-def emit(
+def postprocess(
     logits: Tensor,
     calibrated: Tensor,
     geometry: Geometry,
     *,
     scale: float = 1.0,
-    threads: RowThreads = ALONE,
+    threads: RowWorkers = SERIAL,
 ) -> tuple[Mask, Confidence]:
     """Upsample bilinearly, label, and read the label's calibrated probability.
 
@@ -46,11 +46,13 @@ def emit(
     """
     mask, confidence = blank(geometry, logits.shape[0])
     whole = Band.whole(logits.shape[1])
-    emit_band(logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads)
+    postprocess_strip(
+        logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads
+    )
     return mask, confidence
 
 
-def emit_band(
+def postprocess_strip(
     logits: Tensor,
     calibrated: Tensor,
     geometry: Geometry,
@@ -59,28 +61,28 @@ def emit_band(
     confidence: Confidence,
     *,
     scale: float = 1.0,
-    threads: RowThreads = ALONE,
+    threads: RowWorkers = SERIAL,
 ) -> None:
     """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
 
-    As `emit` otherwise; the grids [K,n,w] begin at the band's `top`. Bands that divide the grid
-    divide the picture.
+    As `postprocess` otherwise; the grids [K,n,w] begin at the band's `top`. Bands that divide the
+    grid divide the image.
     """
     size = geometry.image[0], geometry.resized[0], geometry.padded[0]
     top, bottom, down = taps(*size, band.height)
     first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
     rows = top - band.top, bottom - band.top, down
     part = range(first, end)
-    emit_part(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
+    postprocess_rows(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
 
 
 def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
-    """Make room for a picture's mask and confidence, as `emit` returns them."""
+    """Make room for an image's mask and confidence, as `postprocess` returns them."""
     mask = np.empty(geometry.image, np.uint8 if classes < 256 else np.uint16)
     return mask, np.empty(geometry.image, np.float32)
 
 
-def emit_part(
+def postprocess_rows(
     logits: Tensor,
     calibrated: Tensor,
     geometry: Geometry,
@@ -89,11 +91,11 @@ def emit_part(
     mask: Mask,
     confidence: Confidence,
     scale: float,
-    threads: RowThreads,
+    threads: RowWorkers,
 ) -> None:
-    """Write some rows of `mask` and `confidence` [H,W], as `emit` otherwise.
+    """Write some rows of `mask` and `confidence` [H,W], as `postprocess` otherwise.
 
-    The taps of all the picture's `rows` count from the first row of `logits`; those outside of
+    The taps of all the image's `rows` count from the first row of `logits`; those outside of
     `part` are not read.
     """
     width = geometry.image[1]
@@ -102,17 +104,27 @@ def emit_part(
         _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
         return
     two = calibrated is not logits
-    labelling = logits.contiguous().numpy()
-    rating = calibrated.contiguous().numpy() if two else labelling
+    label_logits = logits.contiguous().numpy()
+    confidence_logits = calibrated.contiguous().numpy() if two else label_logits
     gain = np.float32(LOG2_E * scale)
     phases = whole_phases(width, geometry, logits.shape[2])
 
     def work(start: int, stop: int) -> None:
-        emit_rows(
-            labelling, rating, two, gain, rows, columns, phases, mask, confidence, start, stop
+        postprocess_kernel(
+            label_logits,
+            confidence_logits,
+            two,
+            gain,
+            rows,
+            columns,
+            phases,
+            mask,
+            confidence,
+            start,
+            stop,
         )
 
-    threads.share(work, part, logits.shape[0] * width)
+    threads.map_rows(work, part, logits.shape[0] * width)
 
 
 def shift_confidence(
@@ -121,9 +133,9 @@ def shift_confidence(
     grid: Size,
     step: int,
     geometry: Geometry,
-    threads: RowThreads = ALONE,
+    threads: RowWorkers = SERIAL,
 ) -> None:
-    """Add `shift`, interpolated, to the log-odds of a picture's confidence [H,W].
+    """Add `shift`, interpolated, to the log-odds of an image's confidence [H,W].
 
     It is float32 [n,m], given at every `step` rows and columns of a grid (h, w).
     """
@@ -132,7 +144,7 @@ def shift_confidence(
         for axis in (0, 1)
     )
     height, width = geometry.image
-    threads.share(
+    threads.map_rows(
         lambda start, stop: shift_rows(confidence, shift, rows, columns, start, stop),
         range(height),
         8 * width,
@@ -142,12 +154,12 @@ def shift_confidence(
 def taps(count: int, resized: int, padded: int, cells: int, step: int = 1) -> Taps:
     """Bilinear taps of one axis: for each output pixel two cells and the second one's weight.
 
-    Pixel centres map to the resized picture, that to the padded one, that to the grid. Of its
+    Pixel centres map to the resized image, that to the padded one, that to the grid. Of its
     cells every `step`-th one is there, from the first on.
     """
     last = (cells - 1) // step
-    share = resized / count * cells / padded
-    position = (((np.arange(count) + 0.5) * share - 0.5) / step).clip(0, last)
+    fraction = resized / count * cells / padded
+    position = (((np.arange(count) + 0.5) * fraction - 0.5) / step).clip(0, last)
     first = position.astype(np.int64)
     return first, np.minimum(first + 1, last), (position - first).astype(np.float32)
 
@@ -196,7 +208,7 @@ STRIP_BYTES = 16 << 20  # of upsampled logits at a time
 def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
     """Upsample logits float32 [K,h,w] bilinearly, as emission does, and normalise them.
 
-    Gives slices of the picture's rows, from the top, with log-probabilities float32 [K,rows,W].
+    Gives slices of the image's rows, from the top, with log-probabilities float32 [K,rows,W].
     """
     height, width = geometry.image
     sizes = zip(geometry.image, geometry.resized, geometry.padded, grid.shape[1:], strict=True)
@@ -211,7 +223,7 @@ def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[s
 
 
 @dataclass(frozen=True)
-class Tally:
+class ClassStatistics:
     """Pixels int64 [V] and sums of confidence float64 [V] by value of the mask.
 
     V is 256 or 65536; the last value is that of abstained pixels.
@@ -231,12 +243,12 @@ class Tally:
         return float(self.pixels[-1] / self.pixels.sum())
 
 
-def tally(mask: Mask, confidence: Confidence) -> Tally:
+def class_statistics(mask: Mask, confidence: Confidence) -> ClassStatistics:
     """Count a mask [H,W] and add up its confidence [H,W]."""
     values = np.iinfo(mask.dtype).max + 1
     pixels, sums = np.zeros(values, np.int64), np.zeros(values, np.float64)
     _add_up(mask.ravel(), confidence.ravel(), pixels, sums)
-    return Tally(pixels, sums)
+    return ClassStatistics(pixels, sums)
 
 
 @compiled

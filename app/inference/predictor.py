@@ -18,72 +18,79 @@ from app.inference.model_card import ModelFolder
 from app.inference.preprocess import (
     Geometry,
     Size,
-    glance,
     normalised,
     plan,
     preprocess,
     resized,
+    thumbnail,
 )
-from app.inference.sliding_window import Strip, Windows, lay, strips
-from app.inference.threads import Crowd
+from app.inference.sliding_window import Strip, Windows, strips, window_axis
+from app.inference.threads import ActiveRequests
 
 log = logging.getLogger(__name__)
 
 Tta = Literal["none", "flip", "multiscale"]
-SCALES = (0.75, 1.25)  # beside the picture's own
+SCALES = (0.75, 1.25)  # beside the image's own
 WARM_SIZE = (256, 320)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A picture on its way into the network: as resized, uint8 RGB, and cut into windows."""
+class PreparedImage:
+    """An image on its way into the network: as resized, uint8 RGB, and cut into windows."""
 
     geometry: Geometry
     windows: Windows
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
 
-    def glance(self, grid: Size, rows: range) -> Tensor:
+    def thumbnail(self, grid: Size, rows: range) -> Tensor:
         """Give the mean colour of each cell in some rows of the logits' grid: uint8 [3,n,w]."""
-        return torch.from_numpy(glance(self.picture, self.geometry, grid, rows))
+        return torch.from_numpy(thumbnail(self.image, self.geometry, grid, rows))
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Turns pictures into logits."""
+    """Turns images into logits."""
 
     folder: ModelFolder
     backbone: Backbone
     least: Size = (1, 1)  # height and width of the smallest input the network takes
 
-    def lay(self, picture: NDArray[np.uint8]) -> Prepared:
+    def prepare_windows(self, image: NDArray[np.uint8]) -> PreparedImage:
         """Lay the windows over uint8 RGB [H,W,3]: one in mode whole, some in mode slide."""
         policy = self.folder.card.input
-        geometry = plan((picture.shape[0], picture.shape[1]), policy, self.least)
-        picture = resized(picture, geometry)
+        geometry = plan((image.shape[0], image.shape[1]), policy, self.least)
+        image = resized(image, geometry)
         height, width = geometry.padded
         crop, stride = policy.crop or geometry.padded, policy.stride or geometry.padded
-        down, across = lay(height, crop[0], stride[0]), lay(width, crop[1], stride[1])
+        down, across = (
+            window_axis(height, crop[0], stride[0]),
+            window_axis(width, crop[1], stride[1]),
+        )
 
         def cut(row: int, column: int) -> Tensor:
             size = down.length, across.length
-            return torch.from_numpy(normalised(picture, policy, (row, column), size))
+            return torch.from_numpy(normalised(image, policy, (row, column), size))
 
         if len(down.starts) == len(across.starts) == 1:
             only = cut(0, 0)
-            return Prepared(geometry, Windows(down, across, lambda _row, _column: only), picture)
-        return Prepared(geometry, Windows(down, across, cut), picture)
+            return PreparedImage(geometry, Windows(down, across, lambda _row, _column: only), image)
+        return PreparedImage(geometry, Windows(down, across, cut), image)
 
-    def strips(self, prepared: Prepared, tta: Tta = "none", reach: int = 0) -> Iterator[Strip]:
-        """Give a picture's logits in rows of the grid, from top to bottom.
+    def strips(
+        self, prepared: PreparedImage, tta: Tta = "none", receptive_radius: int = 0
+    ) -> Iterator[Strip]:
+        """Give an image's logits in rows of the grid, from top to bottom.
 
-        `reach` is how many rows away the neighbours lie that will be read with a row. Test-time
-        augmentation acts on each window as on a picture of its own.
+        `receptive_radius` is how many rows away the neighbours lie that will be read with a row.
+        Test-time augmentation acts on each window as on an image of its own.
         """
         blend = self.folder.card.input.blend
-        return strips(prepared.windows, lambda images: self.logits(images, tta), blend, reach)
+        return strips(
+            prepared.windows, lambda images: self.logits(images, tta), blend, receptive_radius
+        )
 
-    def grid(self, prepared: Prepared, tta: Tta = "none") -> Tensor:
-        """Give a picture's logits [1,K,h,w] whole, as they are served in strips."""
+    def grid(self, prepared: PreparedImage, tta: Tta = "none") -> Tensor:
+        """Give an image's logits [1,K,h,w] whole, as they are served in strips."""
         found = list(self.strips(prepared, tta))
         if len(found) == 1:
             return found[0].logits
@@ -93,9 +100,9 @@ class Predictor:
         ]
         return torch.cat(own, dim=2)
 
-    def prepare(self, picture: NDArray[np.uint8]) -> tuple[Tensor, Geometry]:
+    def prepare(self, image: NDArray[np.uint8]) -> tuple[Tensor, Geometry]:
         """Preprocess uint8 RGB [H,W,3] to float32 [1,3,H',W']."""
-        planes, geometry = preprocess(picture, self.folder.card.input)
+        planes, geometry = preprocess(image, self.folder.card.input)
         return torch.from_numpy(planes), geometry
 
     @torch.inference_mode()
@@ -137,13 +144,13 @@ class Predictor:
 
 
 def open_predictor(
-    folder: ModelFolder, device: str, threads: int, crowd: Crowd | None = None
+    folder: ModelFolder, device: str, threads: int, active_requests: ActiveRequests | None = None
 ) -> Predictor:
-    """Load a model, run it once on a grey picture, and check what comes out.
+    """Load a model, run it once on a grey image, and check what comes out.
 
     Raises ModelError where the file does not load or its output does not fit the card.
     """
-    backbone = open_backbone(folder.path, device, threads, crowd)
+    backbone = open_backbone(folder.path, device, threads, active_requests)
     if backbone.device == "cuda":
         backbone = MicroBatches(backbone)
     predictor = Predictor(folder, backbone)

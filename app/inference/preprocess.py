@@ -1,4 +1,4 @@
-"""A picture becomes the network's input; the geometry remembers the way back."""
+"""An image becomes the network's input; the geometry remembers the way back."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,19 +11,19 @@ from app.errors import TooLargeError
 from app.inference.model_card import InputPolicy, ShortSide
 from app.numerics import compiled
 
-# A picture one pixel wide grows 32-fold when padded to 32: beyond this many pixels a network's
-# input may be at most MAX_GROWTH times the picture it is made from.
+# An image one pixel wide grows 32-fold when padded to 32: beyond this many pixels a network's
+# input may be at most MAX_GROWTH times the image it is made from.
 SMALL_INPUT = 1 << 25
 MAX_GROWTH = 4
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 Array = NDArray[np.float32]
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Heights and widths on the way in: the picture's, resized, and padded."""
+    """Heights and widths on the way in: the image's, resized, and padded."""
 
     image: Size
     resized: Size
@@ -49,10 +49,10 @@ class Band:
 
 
 def plan(image: Size, policy: InputPolicy, least: Size = (1, 1)) -> Geometry:
-    """Work out the sizes, (height, width) each, for a picture under a policy.
+    """Work out the sizes, (height, width) each, for an image under a policy.
 
-    The picture is padded to `least`, the smallest a network takes, if it is smaller. Raises
-    TooLargeError for a picture so long and thin that it would grow beyond all measure.
+    The image is padded to `least`, the smallest a network takes, if it is smaller. Raises
+    TooLargeError for an image so long and thin that it would grow beyond all measure.
     """
     height, width = image
     if policy.size == "native":
@@ -69,35 +69,35 @@ def plan(image: Size, policy: InputPolicy, least: Size = (1, 1)) -> Geometry:
     )
     if padded[0] * padded[1] > max(SMALL_INPUT, MAX_GROWTH * height * width):
         raise TooLargeError(
-            f"expected a picture that the model can take in, got {width}x{height}, which its "
+            f"expected an image that the model can take in, got {width}x{height}, which its "
             f"input policy makes {padded[1]}x{padded[0]}"
         )
     return Geometry(image, resized, padded)
 
 
-def preprocess(picture: Picture, policy: InputPolicy) -> tuple[Array, Geometry]:
+def preprocess(image: ImageArray, policy: InputPolicy) -> tuple[Array, Geometry]:
     """Resize, pad and normalise: uint8 RGB [H,W,3] to float32 [1,3,H',W'] and the geometry."""
-    geometry = plan((picture.shape[0], picture.shape[1]), policy)
-    return normalised(resized(picture, geometry), policy, (0, 0), geometry.padded), geometry
+    geometry = plan((image.shape[0], image.shape[1]), policy)
+    return normalised(resized(image, geometry), policy, (0, 0), geometry.padded), geometry
 
 
-def resized(picture: Picture, geometry: Geometry) -> Picture:
-    """Resize uint8 RGB [H,W,3] bilinearly; a picture of the right size is handed back."""
+def resized(image: ImageArray, geometry: Geometry) -> ImageArray:
+    """Resize uint8 RGB [H,W,3] bilinearly; an image of the right size is handed back."""
     if geometry.resized == geometry.image:
-        return picture
+        return image
     size = geometry.resized[1], geometry.resized[0]
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
-def glance(picture: Picture, geometry: Geometry, grid: Size, rows: range) -> Picture:
-    """Average a resized picture's colours over cells of the logits' grid (h, w): uint8 [3,n,w].
+def thumbnail(image: ImageArray, geometry: Geometry, grid: Size, rows: range) -> ImageArray:
+    """Average a resized image's colours over cells of the logits' grid (h, w): uint8 [3,n,w].
 
     Some rows are given; what lies in the padding has the edge's colours.
     """
     seen = np.empty((3, len(rows), grid[1]), np.uint8)
     down = _edges(rows, geometry.padded[0], grid[0])
     across = _edges(range(grid[1]), geometry.padded[1], grid[1])
-    _average(_lines(picture), down, across, seen)
+    _average(_lines(image), down, across, seen)
     return seen
 
 
@@ -107,16 +107,16 @@ def _edges(cells: range, pixels: int, count: int) -> NDArray[np.int64]:
     return edges
 
 
-def _lines(picture: Picture) -> Picture:
-    """Lay colours side by side: [H,3W]. Pictures of either kind share one compiled form."""
-    lines = picture.reshape(len(picture), -1)
+def _lines(image: ImageArray) -> ImageArray:
+    """Lay colours side by side: [H,3W]. Images of either kind share one compiled form."""
+    lines = image.reshape(len(image), -1)
     lines.flags.writeable = False
     return lines
 
 
 @compiled
 def _average(
-    lines: Picture, down: NDArray[np.int64], across: NDArray[np.int64], seen: Picture
+    lines: ImageArray, down: NDArray[np.int64], across: NDArray[np.int64], seen: ImageArray
 ) -> None:
     last = len(lines) - 1, lines.shape[1] // 3 - 1
     sums = np.empty((seen.shape[2], 3), np.int64)
@@ -138,22 +138,22 @@ def _average(
                 seen[colour, y, x] = np.uint8(np.rint(sums[x, colour] / count))
 
 
-def normalised(picture: Picture, policy: InputPolicy, corner: Size, size: Size) -> Array:
+def normalised(image: ImageArray, policy: InputPolicy, corner: Size, size: Size) -> Array:
     """Cut a window, pad and normalise it: uint8 RGB [H,W,3] to float32 [1,3,h,w].
 
-    The window begins at `corner` (row, column), inside the picture. Padding repeats the edge at
+    The window begins at `corner` (row, column), inside the image. Padding repeats the edge at
     the right and the bottom: black bars would be a new scene.
     """
     # One multiply-add a value: x/255 and (x - mean)/std in one go.
     mean, std = np.array(policy.mean, np.float32), np.array(policy.std, np.float32)
     gain: Array = np.reciprocal(255 * std)
     planes = np.empty((1, 3, *size), np.float32)
-    _normalise(_lines(picture), corner, gain, mean / std, planes[0])
+    _normalise(_lines(image), corner, gain, mean / std, planes[0])
     return planes
 
 
 @compiled
-def _normalise(lines: Picture, corner: Size, gain: Array, shift: Array, planes: Array) -> None:
+def _normalise(lines: ImageArray, corner: Size, gain: Array, shift: Array, planes: Array) -> None:
     # Colours side by side: an inner loop over one of them alone takes ten times as long.
     inside = min(lines.shape[1] // 3 - corner[1], planes.shape[2])
     for y in range(planes.shape[1]):

@@ -1,6 +1,6 @@
 """How many requests share the cores, which decides how many threads one of them should take.
 
-A picture's rows, shared among a few threads by work that leaves the interpreter's lock.
+An image's rows, shared among a few threads by work that leaves the interpreter's lock.
 
 Plain Python threads rather than numba's own: its default layer aborts the process when two
 requests enter it at once.
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 
-class Crowd:
+class ActiveRequests:
     """Counts who is inside; safe for threads."""
 
     def __init__(self) -> None:
@@ -42,18 +42,18 @@ STRIPS = 4  # for each thread, so that a slow one holds nobody up
 SMALLEST = 1 << 21
 
 
-class RowThreads:
+class RowWorkers:
     """Threads that help whoever calls; safe for several callers at once.
 
     In a crowd nobody is helped: the cores are taken, and a caller would wait for a helper that
     waits for a core.
     """
 
-    def __init__(self, count: int, crowd: Crowd | None = None) -> None:
-        self._count, self._crowd = count, crowd
+    def __init__(self, count: int, active_requests: ActiveRequests | None = None) -> None:
+        self._count, self._active_requests = count, active_requests
         self._helpers = ThreadPoolExecutor(max(count - 1, 1), "rows")
 
-    def share(self, work: Callable[[int, int], None], rows: range, per_row: int) -> None:
+    def map_rows(self, work: Callable[[int, int], None], rows: range, per_row: int) -> None:
         """Call `work(start, stop)` until all rows are done; `per_row` is what a row costs.
 
         The caller works too, and takes over what no helper has begun: it never waits for another
@@ -66,8 +66,8 @@ class RowThreads:
             for start in starts:
                 work(start, min(start + step, rows.stop))
 
-        crowded = self._crowd is not None and self._crowd.several
-        helpers = 0 if crowded else min(self._count, -(-len(rows) // step)) - 1
+        busy = self._active_requests is not None and self._active_requests.several
+        helpers = 0 if busy else min(self._count, -(-len(rows) // step)) - 1
         helping = [self._helpers.submit(run) for _ in range(helpers)]
         try:
             run()

@@ -124,7 +124,7 @@ Ending = tuple[State, str | None]  # how a job ended, and why if not well
 
 
 @dataclass(frozen=True)
-class Attempt:
+class JobRunner:
     """Runs fits; `stopping` says that the server ends, and `sweep` is called now and then."""
 
     files: JobFiles

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from app.errors import BusyError, ConflictError, SegcalError, StorageError
-from app.jobs.process import STOPPED, Attempt, Ending, ending_of
+from app.jobs.process import STOPPED, Ending, JobRunner, ending_of
 from app.jobs.store import (
     CANCEL,
     REPEATABLE,
@@ -47,7 +47,7 @@ class Jobs:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._attempt = Attempt(self.files, settings, self._stopping, self._sweep)
+        self._runner = JobRunner(self.files, settings, self._stopping, self._sweep)
 
     def start(self) -> None:
         """Mark what a dead server left behind, and begin to work."""
@@ -55,7 +55,7 @@ class Jobs:
             self.files.open()
             self.recover()
         except StorageError as error:
-            # Requests for pictures are served all the same.
+            # Requests for images are served all the same.
             log.warning("no calibration jobs: %s", error)
             return
         self._thread = threading.Thread(target=self._work, name="fits", daemon=True)
@@ -139,11 +139,11 @@ class Jobs:
         with self.files.exclusive():
             self.files.remove_abandoned()
             for job in self.files.all():
-                if job.state in WAITING and self._forsaken(job):
+                if job.state in WAITING and self._is_orphaned(job):
                     otherwise = ending_of(self.files, job.id, "interrupted", STOPPED)
                     self._end(job, *self._endings.get(job.id, otherwise))
 
-    def _forsaken(self, job: Job) -> bool:
+    def _is_orphaned(self, job: Job) -> bool:
         if job.owner == self.files.owner:
             return job.id != self._running and job.id not in self._queue
         return not self.files.alive(job.owner)
@@ -164,7 +164,7 @@ class Jobs:
         while not self._stopping.is_set():
             try:
                 self._sweep()
-                with self.files.turn() as ours:
+                with self.files.try_acquire() as ours:
                     if ours and self._queue:
                         self._running = self._queue[0]  # first, so that it is never in neither
                         self._run(self._queue.popleft())
@@ -194,7 +194,7 @@ class Jobs:
     def _run(self, job_id: str) -> None:
         """Run one fit to its end and write that down; where there is no room, `recover` will."""
         try:
-            ended = self._attempt.run(job_id)
+            ended = self._runner.run(job_id)
         except SegcalError as error:
             log.warning("the fit of %s failed: %s", job_id, error)
             ended = "failed", str(error)

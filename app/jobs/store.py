@@ -28,6 +28,7 @@ from typing import IO, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from app.calibration.dataset import Augmentation
 from app.errors import NotFoundError
 from app.recalibration import Activate
 from app.storage.files import locked, storage, write_json
@@ -53,7 +54,7 @@ class FitRequest:
     method: str = "auto"
     activate: Activate = "if_better"
     allow_label_changes: bool = False
-    weather: bool = False
+    augmentation: Augmentation = "none"
     ignore_index: int = 255
     seed: int = 0
     note: str = ""
@@ -158,7 +159,7 @@ class JobFiles:
             yield
 
     @contextmanager
-    def turn(self) -> Iterator[bool]:
+    def try_acquire(self) -> Iterator[bool]:
         """Hold the lock under which one fit at a time runs; gives False where another one does."""
         with (self.root / ".fitting").open("wb") as file:
             try:

@@ -20,7 +20,7 @@ from typing import IO
 import torch
 
 from app.calibration.base import FitContext
-from app.datasets.uploads import has_pictures, open_upload
+from app.datasets.uploads import has_images, open_upload
 from app.errors import ConflictError, SegcalError
 from app.inference.model_card import ModelFolder, read_model_folder
 from app.inference.predictor import open_predictor
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 NICENESS = 10
 EVERY_S = 0.2
-LOGITS_SHARE = 0.6  # of the time, where the model has to run over pictures first
+LOGITS_FRACTION = 0.6  # of the time, where the model has to run over images first
 
 
 class Progress:
@@ -44,22 +44,22 @@ class Progress:
         self._output, self._start = output, start
         self._stage, self._written = "", 0.0
 
-    def logits(self, stage: str, share: float) -> None:
+    def logits(self, stage: str, fraction: float) -> None:
         """Take the progress of running the model."""
-        self._tell(stage, share * self._start)
+        self._tell(stage, fraction * self._start)
 
-    def fit(self, stage: str, share: float) -> None:
+    def fit(self, stage: str, fraction: float) -> None:
         """Take the progress of the fit; once it is publishing, it is carried through."""
         if stage == PUBLISHING:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._tell(stage, self._start + share * (1 - self._start))
+        self._tell(stage, self._start + fraction * (1 - self._start))
 
-    def _tell(self, stage: str, share: float) -> None:
+    def _tell(self, stage: str, fraction: float) -> None:
         now = time.monotonic()
         if stage == self._stage and now - self._written < EVERY_S:
             return
         self._stage, self._written = stage, now
-        self.send({"stage": stage, "progress": min(share, 1.0)})
+        self.send({"stage": stage, "progress": min(fraction, 1.0)})
 
     def send(self, message: dict[str, object]) -> None:
         """Write one line."""
@@ -75,7 +75,7 @@ def main() -> int:
     output = private_output()
     settings = load_settings(**json.loads(read_line(0)))
     threading.Thread(target=end_with_parent, daemon=True).start()
-    progress = Progress(output, LOGITS_SHARE if has_pictures(folder / UPLOAD) else 0.0)
+    progress = Progress(output, LOGITS_FRACTION if has_images(folder / UPLOAD) else 0.0)
     try:
         run(folder, settings, progress)
     except SegcalError as error:
@@ -104,7 +104,7 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
         settings.max_pixels,
         lambda: open_predictor(model, settings.device, settings.fit_threads),
         progress.logits,
-        weather=request.weather,
+        augmentation=request.augmentation,
     )
     done = calibrate(
         model,

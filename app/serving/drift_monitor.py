@@ -19,7 +19,7 @@ RETURN = 0.8  # of the limit, below which a stale calibrator recovers
 
 
 @dataclass(frozen=True)
-class Watch:
+class DriftPolicy:
     """How many answers make a window, and how many must agree before `stale` turns."""
 
     window: int
@@ -56,15 +56,15 @@ class Window:
         self.state = DriftState(self.stored.manifest.id, UNKNOWN, self.limit or UNKNOWN)
 
     @classmethod
-    def of(cls, stored: StoredCalibrator, watch: Watch) -> "Window":
+    def of(cls, stored: StoredCalibrator, policy: DriftPolicy) -> "Window":
         """Open an empty window; resampling the reference for the limit takes some 50 ms."""
         reference = stored.reference
         width = 0 if reference is None else reference.images.shape[1]
         return cls(
             stored,
-            None if reference is None else reference.limits(watch.window),
+            None if reference is None else reference.limits(policy.window),
             np.zeros(0) if reference is None else reference.mean,
-            np.zeros((watch.window, width)),
+            np.zeros((policy.window, width)),
             np.zeros(width),
         )
 
@@ -98,8 +98,8 @@ class Window:
 class DriftMonitor:
     """Watches all models; constant memory for each, safe for threads."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, policy: DriftPolicy) -> None:
+        self._policy = policy
         self._windows: dict[str, Window] = {}
         self._lock = threading.Lock()
 
@@ -121,8 +121,8 @@ class DriftMonitor:
         with self._lock:
             window = self._windows.get(model)
             if window is None or window.stored.manifest.id != stored.manifest.id:
-                window = self._windows[model] = Window.of(stored, self._watch)
-            return window.add(row, self._watch.patience)
+                window = self._windows[model] = Window.of(stored, self._policy)
+            return window.add(row, self._policy.patience)
 
     def states(self) -> dict[str, DriftState]:
         """Tell each watched model's state."""

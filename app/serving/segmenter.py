@@ -1,6 +1,6 @@
 """The main flow: one upload becomes a mask with calibrated confidence.
 
-bytes -> picture -> network input -> logits -> calibrated log-probabilities -> mask, confidence
+bytes -> image -> network input -> logits -> calibrated log-probabilities -> mask, confidence
 """
 
 import time
@@ -16,12 +16,12 @@ from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.inference.kernels import Confidence, Mask
 from app.inference.model_card import ModelFolder, default_name
-from app.inference.postprocess import Tally, tally
+from app.inference.postprocess import ClassStatistics, class_statistics
 from app.inference.predictor import Predictor, Tta
-from app.inference.threads import RowThreads
+from app.inference.threads import RowWorkers
 from app.serving.drift_monitor import DriftMonitor
-from app.serving.pipeline import Emission, rate, shown
-from app.serving.warmup import rehearse
+from app.serving.pipeline import Postprocessor, calibrate_strip, with_strip_image
+from app.serving.warmup import warm_up
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import StoredCalibrator
 
@@ -32,7 +32,7 @@ ACTIVE = "active"
 
 
 @dataclass(frozen=True)
-class Wish:
+class SegmentOptions:
     """What a caller asks of one segmentation."""
 
     model: str | None = None
@@ -43,7 +43,7 @@ class Wish:
 
 
 @dataclass
-class Stopwatch:
+class StageTimer:
     """Milliseconds by stage, in the order the stages ran."""
 
     stages: dict[str, float] = field(default_factory=dict)
@@ -74,8 +74,8 @@ class Segmentation:
     """One answer, with what its confidence rests on.
 
     `mask` is uint8 or uint16 [H,W] with abstained pixels at the top value, `confidence` float32
-    [H,W] in 0..1, `threshold` the least confidence that was kept, if any, `tally` their sums.
-    `stale` says that live answers have drifted away from what the calibrator was measured on.
+    [H,W] in 0..1, `threshold` the least confidence that was kept, if any, `class_statistics` their
+    sums. `stale` says that live answers have drifted away from what the calibrator was measured on.
     """
 
     predictor: Predictor
@@ -83,13 +83,13 @@ class Segmentation:
     mask: NDArray[np.uint8] | NDArray[np.uint16]
     confidence: NDArray[np.float32]
     threshold: float | None
-    tally: Tally
+    class_statistics: ClassStatistics
     stale: bool = False
 
     @property
     def mean_confidence(self) -> float:
         """Mean over all pixels, in 0..1."""
-        return self.tally.mean_confidence
+        return self.class_statistics.mean_confidence
 
 
 class Segmenter:
@@ -101,7 +101,7 @@ class Segmenter:
         default_model: str | None,
         artifacts: ArtifactStore,
         max_pixels: int,
-        threads: RowThreads | None = None,
+        threads: RowWorkers | None = None,
         drift: DriftMonitor | None = None,
     ) -> None:
         self._drift = drift
@@ -110,43 +110,48 @@ class Segmenter:
         self.default_model = default_name(folders, default_model)
         self.artifacts = artifacts
         self._max_pixels = max_pixels
-        self._threads = threads or RowThreads(1)
+        self._threads = threads or RowWorkers(1)
 
-    def segment(self, upload: bytes, wish: Wish, watch: Stopwatch) -> Segmentation:
-        """Segment one encoded picture."""
-        predictor = self.predictor(wish.model)
-        stored = self.calibrator(predictor, wish.calibrator)
-        threshold = confidence_threshold(wish, stored)
-        with watch.stage("decode"):
-            picture = decode_image(upload, self._max_pixels)
-        with watch.stage("preprocess"):
-            prepared = predictor.lay(picture)
-        del picture  # needed no more, unless it is what was laid
+    def segment(self, upload: bytes, options: SegmentOptions, timer: StageTimer) -> Segmentation:
+        """Segment one encoded image."""
+        predictor = self.predictor(options.model)
+        stored = self.calibrator(predictor, options.calibrator)
+        threshold = confidence_threshold(options, stored)
+        with timer.stage("decode"):
+            image = decode_image(upload, self._max_pixels)
+        with timer.stage("preprocess"):
+            prepared = predictor.prepare_windows(image)
+        del image  # needed no more, unless it is what was laid
         calibrator = stored.calibrator if stored else None
         classes = predictor.folder.num_classes
-        emission = Emission(prepared.geometry, classes, self._threads)
-        reach, share = calibrator.invariances.reach if calibrator else 0, self._threads.share
-        for logits, band in watch.each("inference", predictor.strips(prepared, wish.tta, reach)):
-            with watch.stage("calibration"):
-                seeing = calibrator and shown(calibrator, prepared, logits[0], band)
-                rated = rate(logits[0], seeing, share, band)
-            with watch.stage("encode"):
-                emission.emit(rated, band)
-        with watch.stage("calibration"):
-            emission.settle()
-        with watch.stage("encode"):
-            mask, confidence = emission.mask, emission.confidence
-            stale = self._is_stale(predictor, stored, wish, mask, confidence)
+        postprocessor = Postprocessor(prepared.geometry, classes, self._threads)
+        receptive_radius, map_rows = (
+            calibrator.invariances.receptive_radius if calibrator else 0,
+            self._threads.map_rows,
+        )
+        for logits, band in timer.each(
+            "inference", predictor.strips(prepared, options.tta, receptive_radius)
+        ):
+            with timer.stage("calibration"):
+                with_image = calibrator and with_strip_image(calibrator, prepared, logits[0], band)
+                strip_result = calibrate_strip(logits[0], with_image, map_rows, band)
+            with timer.stage("encode"):
+                postprocessor.postprocess(strip_result, band)
+        with timer.stage("calibration"):
+            postprocessor.combine_shifts()
+        with timer.stage("encode"):
+            mask, confidence = postprocessor.mask, postprocessor.confidence
+            stale = self._is_stale(predictor, stored, options, mask, confidence)
             if threshold is not None:
                 np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)
-            sums = tally(mask, confidence)
+            sums = class_statistics(mask, confidence)
         return Segmentation(predictor, stored, mask, confidence, threshold, sums, stale)
 
     def _is_stale(
         self,
         predictor: Predictor,
         stored: StoredCalibrator | None,
-        wish: Wish,
+        options: SegmentOptions,
         mask: Mask,
         confidence: Confidence,
     ) -> bool:
@@ -157,7 +162,7 @@ class Segmenter:
         if self._drift is None or stored is None:
             return False
         model = predictor.folder.card.name
-        if wish.calibrator == ACTIVE and wish.tta == "none":
+        if options.calibrator == ACTIVE and options.tta == "none":
             self._drift.observe(model, stored, mask, confidence)
         return self._drift.is_stale(model, stored.manifest.id)
 
@@ -165,7 +170,7 @@ class Segmenter:
         """Calibrate and encode something once, so that no request waits for the kernels."""
         for predictor in self.predictors.values():
             stored = self.calibrator(predictor, ACTIVE)
-            rehearse(predictor.folder.num_classes, stored.calibrator if stored else None)
+            warm_up(predictor.folder.num_classes, stored.calibrator if stored else None)
 
     def predictor(self, name: str | None) -> Predictor:
         """Find a model; without a name, the default one."""
@@ -192,26 +197,26 @@ def find_calibrator(
     return store.load(folder.card.name, wanted, folder.sha256)
 
 
-def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float | None:
+def confidence_threshold(options: SegmentOptions, stored: StoredCalibrator | None) -> float | None:
     """Turn a wish into the least confidence that is kept.
 
     `max_error` takes the largest certified level up to it. Raises ConflictError where there is
     none, and with test-time augmentation, for which nothing is certified.
     """
-    if wish.max_error is None:
-        return wish.min_confidence
-    if wish.tta != "none":
+    if options.max_error is None:
+        return options.min_confidence
+    if options.tta != "none":
         raise ConflictError(
-            f"expected tta=none with max_error, which is certified without it, got {wish.tta}"
+            f"expected tta=none with max_error, which is certified without it, got {options.tta}"
         )
     levels = () if stored is None else stored.manifest.thresholds
-    met = [level for level in levels if level.max_error <= wish.max_error]
+    met = [level for level in levels if level.max_error <= options.max_error]
     if met:
         return max(met, key=lambda level: level.max_error).threshold
     name = NO_CALIBRATOR if stored is None else stored.manifest.id
     known = ", ".join(f"{level.max_error:g}" for level in levels) or "none"
     raise ConflictError(
-        f"expected a calibrator with a threshold certified for max_error={wish.max_error:g}, "
+        f"expected a calibrator with a threshold certified for max_error={options.max_error:g}, "
         f"got {name} (certified levels: {known})"
     )
 
@@ -219,7 +224,7 @@ def confidence_threshold(wish: Wish, stored: StoredCalibrator | None) -> float |
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
     """Count and rate the classes that are present, abstained pixels aside."""
     classes = segmentation.predictor.folder.card.output.classes
-    pixels, sums = segmentation.tally.pixels, segmentation.tally.confidence
+    pixels, sums = segmentation.class_statistics.pixels, segmentation.class_statistics.confidence
     return [
         {
             "id": index,
@@ -236,4 +241,4 @@ def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
 
 def abstained_fraction(segmentation: Segmentation) -> float:
     """Give the share of pixels that were not labelled, in 0..1."""
-    return segmentation.tally.abstained_fraction
+    return segmentation.class_statistics.abstained_fraction

@@ -12,25 +12,25 @@ from app.calibration.base import Calibrator
 from app.calibration.drift import histogram
 from app.calibration.methods.contextual.calibrator import Contextual
 from app.imaging.encode import confidence_png
-from app.inference.postprocess import tally
-from app.inference.preprocess import Geometry, glance
-from app.serving.pipeline import emit_rated, rate
+from app.inference.postprocess import class_statistics
+from app.inference.preprocess import Geometry, thumbnail
+from app.serving.pipeline import calibrate_strip, emit_rated
 
 SIDE = 8
 MASKS = (2, 256)  # classes, for a mask of each depth
 
 
-def rehearse(num_classes: int, calibrator: Calibrator | None = None) -> None:
-    """Answer a small grey picture by a calibrator, and by our own, which may become active."""
+def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
+    """Answer a small grey image by a calibrator, and by our own, which may become active."""
     own = Contextual(num_classes)
-    own.opinion.trust.fill_(1)
+    own.detector.detector_weight.fill_(1)
     size = SIDE, SIDE
     same = Geometry(size, size, size)
-    grey = torch.from_numpy(glance(np.full((*size, 3), 128, np.uint8), same, size, range(SIDE)))
+    grey = torch.from_numpy(thumbnail(np.full((*size, 3), 128, np.uint8), same, size, range(SIDE)))
     for each in [own] if calibrator is None else [own, calibrator]:
-        rated = rate(torch.zeros(num_classes, SIDE, SIDE), each.seeing(grey))
-        mask, confidence = emit_rated(rated, same)
-    tally(mask, confidence)
+        strip_result = calibrate_strip(torch.zeros(num_classes, SIDE, SIDE), each.with_image(grey))
+        mask, confidence = emit_rated(strip_result, same)
+    class_statistics(mask, confidence)
     histogram(confidence, mask, num_classes)
     for depth in (8, 16):
         confidence_png(confidence, depth)
@@ -38,4 +38,4 @@ def rehearse(num_classes: int, calibrator: Calibrator | None = None) -> None:
 
 if __name__ == "__main__":
     for count in MASKS:
-        rehearse(count)
+        warm_up(count)

@@ -1,4 +1,4 @@
-"""A backbone's logits on every group of pictures, kept in files so that methods can share them."""
+"""A backbone's logits on every group of images, kept in files so that methods can share them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from benchmarks.paper.scenes import Group
 from training.data import VOID, Frame
 from training.network import NetworkShape, PyramidNet
 
-STEP = 2  # of the logits' grid: every second cell each way, a quarter of the picture's resolution
+STEP = 2  # of the logits' grid: every second cell each way, a quarter of the image's resolution
 STRIDE = 2  # of the logits
 
 
@@ -22,13 +22,13 @@ STRIDE = 2  # of the logits
 class StoredSet:
     """A group's logits float16 [N,K,h,w] in a file that is mapped, with labels uint8 [N,h,w].
 
-    `pictures` uint8 [N,3,h,w] are on the same grid. `weather` are other sets of the same images,
+    `images` uint8 [N,3,h,w] are on the same grid. `weather` are other sets of the same images,
     spoiled, for methods that learn from those.
     """
 
     logits: Path
     labels: Path
-    pictures: Path
+    images: Path
     weather: tuple["StoredSet", ...] = ()
 
     @property
@@ -42,8 +42,8 @@ class StoredSet:
     def __getitem__(self, index: int) -> LabelledImage:
         logits = torch.from_numpy(self._logits()[index].astype(np.float32))
         labels = torch.from_numpy(np.load(self.labels, mmap_mode="r")[index].astype(np.int64))
-        picture = torch.from_numpy(np.load(self.pictures, mmap_mode="r")[index].copy())
-        return LabelledImage(logits, labels.where(labels != VOID, IGNORE), picture)
+        image = torch.from_numpy(np.load(self.images, mmap_mode="r")[index].copy())
+        return LabelledImage(logits, labels.where(labels != VOID, IGNORE), image)
 
     def copies(self, index: int) -> Sequence[LabelledImage]:
         """Read one image's copies under other weather."""
@@ -73,20 +73,20 @@ def store(network: PyramidNet, group: Group, folder: Path) -> StoredSet:
     """Run a network over a group, or find what an earlier run left."""
     folder.mkdir(parents=True, exist_ok=True)
     name = group.name.replace(" ", "-")
-    kinds = ("logits", "labels", "pictures")
-    logits, labels, pictures = (folder / f"{name}.{kind}.npy" for kind in kinds)
-    stored = StoredSet(logits, labels, pictures)
+    kinds = ("logits", "labels", "images")
+    logits, labels, images = (folder / f"{name}.{kind}.npy" for kind in kinds)
+    stored = StoredSet(logits, labels, images)
     if not stored.labels.is_file():
         np.save(stored.logits, np.stack([logits_of(network, frame) for frame in group.frames]))
         np.save(stored.labels, np.stack([labels_of(frame) for frame in group.frames]))
-    if not stored.pictures.is_file():
-        np.save(stored.pictures, np.stack([picture_of(frame) for frame in group.frames]))
+    if not stored.images.is_file():
+        np.save(stored.images, np.stack([image_of(frame) for frame in group.frames]))
     return stored
 
 
 @torch.inference_mode()
 def logits_of(network: PyramidNet, frame: Frame) -> NDArray[np.float16]:
-    """Run a network over one picture: float16 [K,h,w]."""
+    """Run a network over one image: float16 [K,h,w]."""
     planes = torch.from_numpy(frame.image.transpose(2, 0, 1).copy()).float().div(255)[None]
     height, width = frame.label.shape
     padding = (0, -width % 32, 0, -height % 32)
@@ -96,7 +96,7 @@ def logits_of(network: PyramidNet, frame: Frame) -> NDArray[np.float16]:
     return kept
 
 
-def picture_of(frame: Frame) -> NDArray[np.uint8]:
+def image_of(frame: Frame) -> NDArray[np.uint8]:
     """Take the mean colours about each kept cell: uint8 [3,h,w]."""
     height, width = (-(-(side // STRIDE) // STEP) for side in frame.label.shape)
     small = Image.fromarray(frame.image).resize((width, height), Image.Resampling.BOX)

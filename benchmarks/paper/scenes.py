@@ -1,4 +1,4 @@
-"""The pictures of the study: what calibrators are fitted on, and what they are measured on.
+"""The images of the study: what calibrators are fitted on, and what they are measured on.
 
 The backbones saw drive 0016E5 only. Calibrators see every second frame of drive 0006R0 and are
 measured on the others (the same day), on drive 0001TP (dusk, another day), on rendered streets by
@@ -23,7 +23,7 @@ SPOILED_EVERY = 3  # of the held-out frames: neighbours look alike
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that are measured together; `kind` is their corruption, if any."""
+    """Images that are measured together; `kind` is their corruption, if any."""
 
     name: str
     frames: Sequence[Frame]
@@ -31,7 +31,7 @@ class Group:
 
 
 def groups(root: Path) -> Iterator[Group]:
-    """Give every group of pictures: the ones to fit on, their copies, and the measured ones."""
+    """Give every group of images: the ones to fit on, their copies, and the measured ones."""
     day = load_frames(root / "train", root / "trainannot", (FIT_DRIVE,))
     fit, held_out = day[::2], day[1::2]
     yield Group("fit", fit)
@@ -54,7 +54,7 @@ def groups(root: Path) -> Iterator[Group]:
 
 
 def spoiled(frame: Frame, kind: str, strength: int, seed: int) -> Frame:
-    """Spoil a frame's picture; its labels stay."""
+    """Spoil a frame's image; its labels stay."""
     return Frame(corrupt(frame.image, kind, strength, seed), frame.label)
 
 

@@ -1,4 +1,4 @@
-"""BentoML: a service class with one endpoint that takes a picture.
+"""BentoML: a service class with one endpoint that takes an image.
 
 `bentoml serve benchmarks.servers.bentoml_app:Segmentation --port N`
 """
@@ -20,5 +20,5 @@ class Segmentation:
 
     @bentoml.api(route="/segment")
     def segment(self, image: Image.Image) -> dict[str, str]:
-        """Segment one picture."""
+        """Segment one image."""
         return self.pipeline.segment(image.convert("RGB"))

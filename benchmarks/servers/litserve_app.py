@@ -19,14 +19,14 @@ class Segmentation(litserve.LitAPI):
         self.pipeline = Pipeline(read_plan())
 
     def decode_request(self, request: Request) -> Image.Image:
-        """Take the picture out of the form: LitServe reads it where the hint says Request."""
+        """Take the image out of the form: LitServe reads it where the hint says Request."""
         upload = request["image"]
         assert isinstance(upload, UploadFile)
         return Image.open(io.BytesIO(upload.file.read())).convert("RGB")
 
-    def predict(self, picture: Image.Image) -> dict[str, str]:
+    def predict(self, image: Image.Image) -> dict[str, str]:
         """Run the network and what follows it."""
-        return self.pipeline.segment(picture)
+        return self.pipeline.segment(image)
 
     def encode_response(self, output: dict[str, str]) -> dict[str, str]:
         """Answer as JSON."""

@@ -8,18 +8,18 @@ from benchmarks.servers.pipeline import Pipeline, read_plan
 
 
 class Segmentation(Worker):
-    """Takes a picture's bytes; mosec itself writes the JSON."""
+    """Takes an image's bytes; mosec itself writes the JSON."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pipeline = Pipeline(read_plan())
 
     def deserialize(self, data: bytes) -> bytes:
-        """Leave the body as it is: a picture."""
+        """Leave the body as it is: an image."""
         return data
 
     def forward(self, data: bytes) -> dict[str, str]:
-        """Segment one picture."""
+        """Segment one image."""
         return self.pipeline(data)
 
 

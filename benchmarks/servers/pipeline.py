@@ -1,6 +1,6 @@
 """The pipeline every other server runs: what a user writes around an ONNX segmentation network.
 
-Decode with Pillow, normalise with numpy, run the session, interpolate the logits to the picture's
+Decode with Pillow, normalise with numpy, run the session, interpolate the logits to the image's
 size, softmax, maximum, and two PNGs as base64 in JSON. It imports nothing of this project.
 """
 
@@ -62,17 +62,17 @@ class Pipeline:
         self._png_level = plan.png_level
 
     def __call__(self, upload: bytes) -> dict[str, str]:
-        """Segment an encoded picture; mask and confidence are PNGs in base64."""
-        picture = Image.open(io.BytesIO(upload)).convert("RGB")
-        return self.segment(picture)
+        """Segment an encoded image; mask and confidence are PNGs in base64."""
+        image = Image.open(io.BytesIO(upload)).convert("RGB")
+        return self.segment(image)
 
     @torch.inference_mode()
-    def segment(self, picture: Image.Image) -> dict[str, str]:
-        """Segment a decoded picture."""
-        pixels = (np.asarray(picture, np.float32) / 255 - self._mean) / self._std
+    def segment(self, image: Image.Image) -> dict[str, str]:
+        """Segment a decoded image."""
+        pixels = (np.asarray(image, np.float32) / 255 - self._mean) / self._std
         images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])  # [1,3,H,W]
         logits = torch.from_numpy(self._session.run(None, {self._input: images})[0])
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         fine = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         confidence, mask = fine.softmax(dim=1).max(dim=1)
         return {

@@ -22,7 +22,7 @@ class Segmentation:
 
     @app.post("/segment")
     def segment(self, image: Annotated[bytes, File()]) -> dict[str, str]:
-        """Segment one picture."""
+        """Segment one image."""
         return self.pipeline(image)
 
 

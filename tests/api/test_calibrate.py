@@ -128,7 +128,7 @@ def test_unknown_job_can_not_be_changed(service):
 
 @pytest.mark.parametrize(
     ("method", "wanted", "came"),
-    [("lts", "maps of images", "a table"), ("lts_image", "pictures", "logits alone")],
+    [("lts", "maps of images", "a table"), ("lts_image", "images", "logits alone")],
 )
 def test_what_the_active_version_must_see_is_asked_for_at_once(
     make_client: MakeClient, models_dir, artifacts_dir, method, wanted, came
@@ -161,8 +161,8 @@ def nothing_left(service: TestClient, folder: Path) -> Iterator[None]:
         (UPLOAD, {"method": "vector"}, 422, "allow_label_changes with the method vector"),
         (UPLOAD, {"activate": "perhaps"}, 422, "activate: .*'perhaps'"),
         (UPLOAD, {"allow_label_changes": "x"}, 422, "allow_label_changes: "),
-        (UPLOAD, {"weather": "true"}, 422, "expected pictures with weather=true, got logits"),
-        (UPLOAD, {"method": "lts_image"}, 422, "expected pictures with the method lts_image"),
+        (UPLOAD, {"augmentation": "corruptions"}, 422, "expected images with augmentation"),
+        (UPLOAD, {"method": "lts_image"}, 422, "expected images with the method lts_image"),
         (TABLE, {"method": "lts"}, 422, r"maps \[N,K,h,w\] with the method lts, .* a table"),
         (TABLE, {"method": "selective+lts"}, 422, "with the method selective"),
         (UPLOAD, {"seed": "-1"}, 422, "seed: .*'-1'"),
@@ -290,13 +290,13 @@ def test_upload_becomes_the_active_calibrator(service, folder):
     assert not (folder / "artifacts" / ".jobs" / str(last["id"]) / "upload").exists()
 
 
-def test_pictures_are_fitted_on_and_left_inactive(service, folder):
+def test_images_are_fitted_on_and_left_inactive(service, folder):
     truth = np.zeros((8, 12), np.uint8)
     truth[:, 8:] = 1
-    pictures = {f"{i}.png": encoded(solid(RED)) for i in range(4)}
+    images = {f"{i}.png": encoded(solid(RED)) for i in range(4)}
     maps = {f"{i}.png": encoded(truth) for i in range(4)}
     active = service.get("/models/tiny").json()["active_calibrator"]
-    files = {"images": archive(pictures), "labels": archive(maps)}
+    files = {"images": archive(images), "labels": archive(maps)}
     answer = send(service, files, method="temperature", activate="never")
     assert answer.status_code == 202, answer.text
     last = events(service, answer.headers["location"])[-1]

@@ -47,9 +47,9 @@ def unfinished(url: str, length: int) -> Iterator[tuple[socket.socket, bytes]]:
         yield connection, connection.recv(65536)
 
 
-def padded(picture: np.ndarray, size: int) -> bytes:
-    """Encode a picture in just so many bytes; what follows a PNG's end is ignored."""
-    data = encoded(picture)
+def padded(image: np.ndarray, size: int) -> bytes:
+    """Encode an image in just so many bytes; what follows a PNG's end is ignored."""
+    data = encoded(image)
     return data + bytes(size - len(data))
 
 
@@ -153,8 +153,8 @@ def test_sixteen_at_once_each_get_their_own_answer(make_server: MakeServer):
 
     def ask(index: int) -> tuple[int, tuple[int, int], set[int]]:
         with httpx2.Client(base_url=url, timeout=60) as client:
-            picture = solid(colors[index % 3], 8 + 2 * index, 10)
-            response = post(client, picture, {"Accept": "image/png"})
+            image = solid(colors[index % 3], 8 + 2 * index, 10)
+            response = post(client, image, {"Accept": "image/png"})
             mask = decoded(response.content)
             return response.status_code, mask.size, set(np.unique(np.asarray(mask)).tolist())
 
@@ -171,6 +171,6 @@ def test_work_that_stops_an_iteration_fails_and_gives_its_place_back():
             async with admission.enter():
                 with pytest.raises(RuntimeError, match="got a stop of iteration"):
                     await asyncio.wait_for(admission.run(lambda: next(iter([]))), timeout=5)
-        assert not admission.crowd.several
+        assert not admission.active_requests.several
 
     asyncio.run(twice())

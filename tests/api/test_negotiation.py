@@ -24,7 +24,7 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;
         ("application/json;q=0, */*", None, PNG),
         ("text/html, application/json", None, JSON),
         (BROWSER, None, JSON),
-        # A caller that names a picture and takes anything gets the picture.
+        # A caller that names an image and takes anything gets the image.
         ("*/*", "overlay", PNG),
         (BROWSER, "overlay", PNG),
         ("image/*", "heatmap", PNG),
@@ -66,4 +66,4 @@ def test_several_accept_headers_count_as_one(client):
 
 
 def test_problem_stays_a_problem_whatever_is_accepted(client):
-    assert_problem(post(client, b"no picture", {"Accept": "image/png"}), 400)
+    assert_problem(post(client, b"no image", {"Accept": "image/png"}), 400)

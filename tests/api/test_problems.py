@@ -60,9 +60,9 @@ def in_float() -> bytes:
     return encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
 
 
-BAD_PICTURES: dict[str, tuple[Callable[[], bytes], int, str]] = {
+BAD_IMAGES: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "zero bytes": (lambda: b"", 400, "0 bytes"),
-    "text": (lambda: b"this is no picture, whatever its name says\n", 400, "JPEG"),
+    "text": (lambda: b"this is no image, whatever its name says\n", 400, "JPEG"),
     "html": (lambda: b"<html><body>404</body></html>", 400, "JPEG"),
     "truncated JPEG": (lambda: encoded(NOISE, "JPEG")[:1000], 400, "whole image"),
     "truncated PNG": (lambda: encoded(NOISE)[:1000], 400, "whole image"),
@@ -79,10 +79,10 @@ BAD_PICTURES: dict[str, tuple[Callable[[], bytes], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("way", ["raw", "multipart"])
-def test_bad_picture_is_a_problem_and_harms_nothing(client, name, way):
-    make, status, words = BAD_PICTURES[name]
+def test_bad_image_is_a_problem_and_harms_nothing(client, name, way):
+    make, status, words = BAD_IMAGES[name]
     if way == "raw":
         response = post(client, make())
     else:
@@ -112,7 +112,7 @@ def with_alpha() -> bytes:
 
 
 @pytest.mark.parametrize("make", [cmyk, palette, with_alpha])
-def test_unusual_red_picture_is_still_red(client, make):
+def test_unusual_red_image_is_still_red(client, make):
     classes = post(client, make()).json()["classes"]
 
     assert [entry["id"] for entry in classes] == [0]
@@ -120,7 +120,7 @@ def test_unusual_red_picture_is_still_red(client, make):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
-def test_grey_picture_of_any_kind_is_served(client, mode):
+def test_grey_image_of_any_kind_is_served(client, mode):
     grey = Image.fromarray(np.full((8, 8), 255, np.uint8)).convert(mode)
     body = post(client, encoded(grey), calibrator="none").json()
 
@@ -129,11 +129,11 @@ def test_grey_picture_of_any_kind_is_served(client, mode):
 
 def test_sixteen_bit_grey_is_scaled_not_clipped(client):
     response = post(client, sixteen_bit_grey(), output="overlay")
-    picture = np.asarray(Image.open(io.BytesIO(response.content)))
+    image = np.asarray(Image.open(io.BytesIO(response.content)))
 
     assert response.status_code == 200
     # Half of 0..255, in even steps: a clipped ramp would be white but for its first pixel.
-    assert picture[..., 0].ravel().tolist() == [value // 2 for value in range(256)]
+    assert image[..., 0].ravel().tolist() == [value // 2 for value in range(256)]
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/json", "video/mp4", "x", None])
@@ -146,9 +146,9 @@ def test_wrong_content_type_is_refused(client, kind):
 
 
 def test_form_without_the_field_is_refused(client):
-    response = client.post("/segment", files={"picture": ("a.png", encoded(thirds()))})
+    response = client.post("/segment", files={"image": ("a.png", encoded(thirds()))})
 
-    assert_problem(response, 422, "image", "picture")
+    assert_problem(response, 422, "image", "image")
     assert_serves(client)
 
 
@@ -179,7 +179,7 @@ def test_malformed_form_is_refused(client, kind, body):
     assert_serves(client)
 
 
-def test_form_of_two_pictures_is_refused(client):
+def test_form_of_two_images_is_refused(client):
     files = [("image", ("a.png", encoded(thirds()))), ("image", ("b.png", encoded(thirds())))]
     response = client.post("/segment", files=files)
 
@@ -236,8 +236,8 @@ def test_unknown_argument_is_refused_rather_than_ignored(client):
 
 
 def test_option_in_the_form_is_refused_rather_than_ignored(client):
-    picture = {"image": ("street.png", encoded(thirds()), "image/png")}
-    response = client.post("/segment", files=picture, data={"min_confidence": "0.9"})
+    image = {"image": ("street.png", encoded(thirds()), "image/png")}
+    response = client.post("/segment", files=image, data={"min_confidence": "0.9"})
 
     assert_problem(response, 422, "in the query", "min_confidence")
 
@@ -269,7 +269,7 @@ def test_fault_of_ours_is_logged_but_not_told(make_settings, caplog):
         assert_serves(client)
 
 
-def test_model_that_fails_on_a_picture_is_a_problem_and_harms_nothing(
+def test_model_that_fails_on_a_image_is_a_problem_and_harms_nothing(
     make_client: MakeClient, models_dir
 ):
     # Warms up at 256 x 320, and reshapes to just that: any other size fails inside the runtime.
@@ -339,7 +339,7 @@ def test_openapi_names_the_paths(client):
             assert set(operation["responses"]["4XX"]["content"]) == {"application/problem+json"}
     assert {
         "/segment", "/models", "/models/{model}", "/healthz", "/readyz",
-        "/results/{result_id}/data.npz", "/results/{result_id}/{picture}.png",
+        "/results/{result_id}/data.npz", "/results/{result_id}/{image}.png",
     } <= document["paths"].keys()  # fmt: skip
     body = document["paths"]["/segment"]["post"]["requestBody"]["content"]
     assert body.keys() == {"multipart/form-data", "image/*"}

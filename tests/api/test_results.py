@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from tests.conftest import MakeClient
 from tests.factories.service import (
     THIRDS_MASK,
-    Picture,
+    ImageArray,
     assert_problem,
     decoded,
     post,
@@ -20,8 +20,8 @@ from tests.factories.service import (
 FILES = ("mask.png", "confidence.png", "heatmap.png", "overlay.png", "data.npz")
 
 
-def result_of(client: TestClient, picture: Picture, **query: str | float) -> str:
-    return post(client, picture, **query).headers["x-result-id"]
+def result_of(client: TestClient, image: ImageArray, **query: str | float) -> str:
+    return post(client, image, **query).headers["x-result-id"]
 
 
 def test_mask_is_the_one_that_was_answered(client):
@@ -41,19 +41,19 @@ def test_mask_keeps_what_was_abstained_from(client):
 
 def test_confidence_has_eight_bits_by_default(client):
     name = result_of(client, solid((255, 0, 0)), calibrator="none")
-    picture = decoded(client.get(f"/results/{name}/confidence.png").content)
+    image = decoded(client.get(f"/results/{name}/confidence.png").content)
 
-    assert picture.mode == "L"
-    assert (np.asarray(picture) == 246).all()  # round(255 * 0.964664)
+    assert image.mode == "L"
+    assert (np.asarray(image) == 246).all()  # round(255 * 0.964664)
 
 
 def test_confidence_has_sixteen_bits_on_demand(client):
     name = result_of(client, solid((255, 0, 0)), calibrator="none")
     response = client.get(f"/results/{name}/confidence.png", params={"depth": 16})
-    picture = decoded(response.content)
+    image = decoded(response.content)
 
-    assert picture.mode == "I;16"
-    assert (np.asarray(picture) == 63219).all()  # round(65535 * 0.964664)
+    assert image.mode == "I;16"
+    assert (np.asarray(image) == 63219).all()  # round(65535 * 0.964664)
 
 
 @pytest.mark.parametrize("depth", ["7", "0", "sixteen", ""])
@@ -64,12 +64,12 @@ def test_confidence_of_another_depth_is_refused(client, depth):
     assert_problem(response, 422, "depth")
 
 
-def test_heatmap_and_overlay_are_rgb_or_indexed_at_the_pictures_size(client):
+def test_heatmap_and_overlay_are_rgb_or_indexed_at_the_images_size(client):
     name = result_of(client, thirds())
     for file in ("heatmap.png", "overlay.png"):
-        picture = decoded(client.get(f"/results/{name}/{file}").content)
-        assert picture.size == (12, 8)
-        assert picture.mode in ("P", "RGB")
+        image = decoded(client.get(f"/results/{name}/{file}").content)
+        assert image.size == (12, 8)
+        assert image.mode in ("P", "RGB")
 
 
 def test_arrays_are_mask_and_confidence(client):

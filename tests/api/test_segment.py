@@ -1,4 +1,4 @@
-"""`POST /segment`: what a picture is answered with."""
+"""`POST /segment`: what an image is answered with."""
 
 import base64
 import io
@@ -37,13 +37,13 @@ from tests.factories.service import (
 NPZ = {"Accept": "application/x-npz"}
 PNG = {"Accept": "image/png"}
 
-# Half a red picture is saturated, half is pale: confidences 0.9647 and 0.7882, mixed between.
+# Half a red image is saturated, half is pale: confidences 0.9647 and 0.7882, mixed between.
 HALVES = np.concatenate([solid(RED, 4), solid((128, 0, 0), 4)])
 
 
-def arrays(client: TestClient, picture: NDArray[np.uint8] | bytes, **query: str | float):
-    """Mask [H,W] and confidence [H,W] of a picture, from the npz answer."""
-    response = post(client, picture, NPZ, **query)
+def arrays(client: TestClient, image: NDArray[np.uint8] | bytes, **query: str | float):
+    """Mask [H,W] and confidence [H,W] of an image, from the npz answer."""
+    response = post(client, image, NPZ, **query)
     assert response.status_code == 200, response.text
     with np.load(io.BytesIO(response.content), allow_pickle=False) as data:
         assert set(data.files) == {"mask", "confidence"}
@@ -127,7 +127,7 @@ def test_link_resolves_to_what_was_answered(client, part):
     assert answer.headers["content-type"] == kind
 
 
-def test_included_mask_is_the_mask_picture(client):
+def test_included_mask_is_the_mask_image(client):
     response = post(client, thirds(), include="mask")
     mask = response.json()["mask"]
 
@@ -140,10 +140,10 @@ def test_included_mask_is_the_mask_picture(client):
 
 def test_included_confidence_is_eight_bit_grey(client):
     body = post(client, solid(BLUE), include="confidence", calibrator="none").json()
-    picture = decoded(base64.b64decode(body["confidence"]["data"]))
+    image = decoded(base64.b64decode(body["confidence"]["data"]))
 
-    assert picture.mode == "L"
-    assert (np.asarray(picture) == 246).all()  # round(255 * 0.96466) = round(245.99)
+    assert image.mode == "L"
+    assert (np.asarray(image) == 246).all()  # round(255 * 0.96466) = round(245.99)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools, in its decoder
@@ -163,39 +163,39 @@ def test_include_takes_a_list(client):
     assert {"mask", "confidence", "rle"} <= set(body)
 
 
-def test_mask_picture_is_indexed_with_the_classes_palette(client):
+def test_mask_image_is_indexed_with_the_classes_palette(client):
     response = post(client, thirds(), output="mask")
-    picture = decoded(response.content)
+    image = decoded(response.content)
     colors = [entry["color"] for entry in client.get("/models/tiny").json()["classes"]]
 
     assert response.headers["content-type"] == "image/png"
-    assert picture.mode == "P"
-    assert picture.size == (12, 8)
-    assert (np.asarray(picture) == THIRDS_MASK).all()
-    palette = picture.getpalette()
+    assert image.mode == "P"
+    assert image.size == (12, 8)
+    assert (np.asarray(image) == THIRDS_MASK).all()
+    palette = image.getpalette()
     assert palette is not None
     assert [bytes(palette[3 * k : 3 * k + 3]).hex() for k in range(3)] == [c[1:] for c in colors]
 
 
-def test_confidence_picture_is_255_times_the_probability(client):
-    picture = decoded(post(client, solid(RED), output="confidence").content)
+def test_confidence_image_is_255_times_the_probability(client):
+    image = decoded(post(client, solid(RED), output="confidence").content)
 
-    assert picture.mode == "L"
-    assert (np.asarray(picture) == 201).all()  # round(255 * 0.78699) = round(200.68)
+    assert image.mode == "L"
+    assert (np.asarray(image) == 201).all()  # round(255 * 0.78699) = round(200.68)
 
 
-def test_heatmap_picture_brightens_with_confidence(client):
+def test_heatmap_image_brightens_with_confidence(client):
     grey = decoded(post(client, HALVES, output="heatmap").content).convert("L")
 
     assert grey.size == (12, 8)
     assert np.asarray(grey)[0, 0] > np.asarray(grey)[7, 0]
 
 
-def test_overlay_picture_blends_the_palette_into_the_image(client):
-    picture = np.asarray(decoded(post(client, solid(RED), output="overlay").content))
+def test_overlay_image_blends_the_palette_into_the_image(client):
+    image = np.asarray(decoded(post(client, solid(RED), output="overlay").content))
 
-    assert picture.shape == (8, 12, 3)
-    assert (picture == (127, 0, 0)).all()  # half red, half the black of class 0
+    assert image.shape == (8, 12, 3)
+    assert (image == (127, 0, 0)).all()  # half red, half the black of class 0
 
 
 def test_npz_holds_mask_and_half_precision_confidence(client):
@@ -280,28 +280,28 @@ def test_odd_sizes_keep_their_size(client):
     assert (mask == 1).all()
 
 
-def test_one_pixel_is_a_picture_like_any_other(client):
+def test_one_pixel_is_a_image_like_any_other(client):
     mask, _ = arrays(client, solid(BLUE, 1, 1))
 
     assert mask.tolist() == [[2]]
 
 
 def test_calibrator_none_is_the_plain_softmax(client):
-    picture = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     # Two by two pixels are one cell: its logits hold everywhere.
-    planes = (picture / 255).astype(np.float32).transpose(2, 0, 1)[None]
+    planes = (image / 255).astype(np.float32).transpose(2, 0, 1)[None]
     logits = expected_logits(planes)[0, :, 0, 0]
     softmax = np.exp(logits) / np.exp(logits).sum()
-    mask, confidence = arrays(client, picture, calibrator="none")
+    mask, confidence = arrays(client, image, calibrator="none")
 
     assert (mask == logits.argmax()).all()
     assert confidence == pytest.approx(np.full((2, 2), softmax.max()), abs=1e-3)
 
 
 def test_calibrator_active_divides_by_the_temperature_and_keeps_labels(client):
-    picture = np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    plain, _ = arrays(client, picture, calibrator="none")
-    active, _ = arrays(client, picture, calibrator="active")
+    image = np.random.default_rng(1).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    plain, _ = arrays(client, image, calibrator="none")
+    active, _ = arrays(client, image, calibrator="active")
     _, confidence = arrays(client, solid(RED), calibrator="active")
 
     assert (plain == active).all()
@@ -525,8 +525,8 @@ def test_augmentation_changes_nothing_on_one_colour(client, tta):
 
 @pytest.mark.parametrize("tta", ["flip", "multiscale"])
 def test_augmentation_keeps_things_where_they_are(client, tta):
-    picture = np.repeat(np.repeat(thirds(), 8, axis=0), 8, axis=1)  # [64,96,3]
-    mask, _ = arrays(client, picture, tta=tta)
+    image = np.repeat(np.repeat(thirds(), 8, axis=0), 8, axis=1)  # [64,96,3]
+    mask, _ = arrays(client, image, tta=tta)
     expected = np.repeat(np.repeat(THIRDS_MASK, 8, axis=0), 8, axis=1)
 
     assert (mask == expected).mean() > 0.98

@@ -11,7 +11,7 @@ from tests.conftest import MakeClient
 from tests.factories.models import write_onnx_model
 from tests.factories.service import encoded, post, publish_temperature
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (75, 53, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (75, 53, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def client(models_dir, artifacts_dir, make_client: MakeClient):
     slide = write_onnx_model(models_dir, "windows", **card)
     for model in (slide, models_dir / "tiny"):
         publish_temperature(artifacts_dir, model, temperature=2)
-    return make_client(max_pixels=PICTURE.shape[0] * PICTURE.shape[1])
+    return make_client(max_pixels=IMAGE.shape[0] * IMAGE.shape[1])
 
 
 def arrays(client, model: str, **query: str | float) -> tuple[NDArray[Any], NDArray[Any]]:
-    answer = post(client, PICTURE, {"Accept": "application/x-npz"}, model=model, **query)
+    answer = post(client, IMAGE, {"Accept": "application/x-npz"}, model=model, **query)
     assert answer.status_code == 200, answer.text
     with np.load(io.BytesIO(answer.content), allow_pickle=False) as data:
         return data["mask"], data["confidence"].astype(np.float32)
@@ -35,7 +35,7 @@ def arrays(client, model: str, **query: str | float) -> tuple[NDArray[Any], NDAr
 def test_slide_answers_what_whole_does(client, query):
     mask, confidence = arrays(client, "windows", **query)
     expected_mask, expected = arrays(client, "tiny", **query)
-    assert mask.shape == PICTURE.shape[:2]
+    assert mask.shape == IMAGE.shape[:2]
     assert np.mean(mask != expected_mask) < 0.002  # where two classes tie
     assert np.abs(confidence - expected).max() < 1e-3
 
@@ -55,7 +55,7 @@ def test_abstaining_works_in_windows(client):
 
 
 def test_all_stages_are_timed(client):
-    timing = post(client, PICTURE, model="windows").headers["Server-Timing"]
+    timing = post(client, IMAGE, model="windows").headers["Server-Timing"]
     stages = [part.partition(";")[0] for part in timing.split(", ")]
     assert stages == ["decode", "preprocess", "inference", "calibration", "encode", "total"]
 
@@ -65,6 +65,6 @@ def test_card_of_windows_is_told(client):
     assert (policy["mode"], policy["crop"], policy["stride"]) == ("slide", [16, 24], [8, 12])
 
 
-def test_picture_above_the_limit_is_refused_before_any_window(client):
-    taller = np.concatenate([PICTURE, PICTURE[:1]])
+def test_image_above_the_limit_is_refused_before_any_window(client):
+    taller = np.concatenate([IMAGE, IMAGE[:1]])
     assert post(client, encoded(taller), model="windows").status_code == 413

@@ -164,7 +164,7 @@ def test_raw_and_multipart_bodies_are_served(served: Served):
     assert "server" not in raw.headers
 
 
-def test_curl_gets_the_picture_it_names(served: Served, tmp_path: Path):
+def test_curl_gets_the_image_it_names(served: Served, tmp_path: Path):
     (tmp_path / "street.png").write_bytes(encoded(thirds()))
     # curl's own headers: it accepts anything, and waits a moment before a long body.
     with httpx2.Client(headers={"Accept": "*/*", "User-Agent": "curl/8"}) as curl:
@@ -242,8 +242,8 @@ def test_activation_by_another_process_is_picked_up(served: Served, folder: Path
 
 
 def test_kill_in_the_middle_of_work_does_not_hinder_the_next_start(folder: Path):
-    picture = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
-    data = encoded(picture, "BMP")
+    image = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
+    data = encoded(image, "BMP")
     with serving(folder) as server:
         server.first_answer("/healthz")
         wait_until_ready(server.client)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from app import tokens
+from app.api import auth as tokens
 def killed(*_): os.kill(os.getpid(), signal.SIGKILL)
 os.fsync = killed
 tokens.admin_token(None, Path(sys.argv[1]))

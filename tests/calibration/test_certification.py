@@ -11,7 +11,7 @@ from app.calibration.certification import (
     least_images,
     thresholds_to_test,
 )
-from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.risk_control import Acceptance
 
 POPULATION, PIXELS = 20_000, 64
@@ -40,17 +40,17 @@ def acceptance(population, places, thresholds):
 
 def tuning_on(population, places):
     confidence, correct = (torch.from_numpy(part[places].ravel()) for part in population)
-    return Ranking().add(confidence, correct)
+    return ConfidenceHistogram().add(confidence, correct)
 
 
 def certified_on(population, places, tuning):
     images = acceptance(population, places, thresholds_to_test(tuning))
-    return certify_levels(images, tuning, 0, at_picture_size=True)
+    return certify_levels(images, tuning, 0, at_image_size=True)
 
 
 def certified_at(images, level):
-    tuning = Ranking().add(torch.tensor([0.6, 0.9]), torch.tensor([True, True]))
-    return certify_levels(images, tuning, 0, at_picture_size=False, levels=[level])
+    tuning = ConfidenceHistogram().add(torch.tensor([0.6, 0.9]), torch.tensor([True, True]))
+    return certify_levels(images, tuning, 0, at_image_size=False, levels=[level])
 
 
 def true_risk(population, threshold):
@@ -85,8 +85,8 @@ def test_no_stricter_level_is_certified_where_a_looser_one_was_not(population):
     certified = [level.max_error for level in found.thresholds]
 
     assert certified == sorted(certified)
-    assert max(found.refused) < min(certified)
-    assert set(certified) | set(found.refused) == set(LEVELS)
+    assert max(found.uncertified) < min(certified)
+    assert set(certified) | set(found.uncertified) == set(LEVELS)
 
 
 def test_stricter_levels_accept_no_more(population):
@@ -109,8 +109,8 @@ def test_refusal_counts_the_images_that_would_do_without_an_error(level, needed)
     found = certified_at(few, level)
 
     assert found.thresholds == ()
-    assert f"at least {needed} images" in found.refused[level]
-    assert f"got {needed - 1}" in found.refused[level]
+    assert f"at least {needed} images" in found.uncertified[level]
+    assert f"got {needed - 1}" in found.uncertified[level]
 
 
 def test_refusal_names_the_errors_where_images_are_enough():
@@ -119,12 +119,12 @@ def test_refusal_names_the_errors_where_images_are_enough():
         wrong.add(torch.ones(4), torch.tensor([True, True, True, False]))
     found = certified_at(wrong, 0.2)
 
-    assert "fewer errors than 20%" in found.refused[0.2]
-    assert "got 25.00% on 100 images" in found.refused[0.2]
+    assert "fewer errors than 20%" in found.uncertified[0.2]
+    assert "got 25.00% on 100 images" in found.uncertified[0.2]
 
 
 def test_nothing_is_certified_without_a_labelled_image():
     found = certified_at(Acceptance([0.5]), 0.3)
 
     assert found.thresholds == ()
-    assert "got 0" in found.refused[0.3]
+    assert "got 0" in found.uncertified[0.3]

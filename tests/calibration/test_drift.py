@@ -19,13 +19,13 @@ CLASSES = 3
 
 
 def scattered(rng, images, sureness=6.0, likeness=0.0):
-    """Histograms of images that differ in sureness and in classes; neighbours alike on a drive."""
+    """Histograms of images that differ in sureness and in classes; neighbours alike on a group."""
     rows, walk = [], 0.0
     for _ in range(images):
         walk = likeness * walk + math.sqrt(1 - likeness**2) * rng.normal()
         confidence = rng.beta(sureness * math.exp(0.3 * walk), 1.0, (40, 50))
-        shares = rng.dirichlet((8, 4, 2))
-        predicted = rng.choice(CLASSES, (40, 50), p=shares)
+        fractions = rng.dirichlet((8, 4, 2))
+        predicted = rng.choice(CLASSES, (40, 50), p=fractions)
         rows.append(torch.from_numpy(histogram(confidence, predicted, CLASSES)).float())
     return torch.stack(rows)
 
@@ -61,7 +61,7 @@ def test_histogram_holds_shares_of_confidence_and_of_classes():
     assert row[CONFIDENCE_BINS:].tolist() == [0.25, 0, 0.75]
 
 
-def test_large_picture_is_sampled_all_over():
+def test_large_image_is_sampled_all_over():
     confidence = np.linspace(0, 1, 480 * 360, dtype=np.float32).reshape(360, 480).T
     row = histogram(confidence, np.zeros((480, 360), np.uint8), CLASSES)
 

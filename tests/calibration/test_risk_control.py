@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.risk_control import (
     Acceptance,
     Floats,
@@ -181,9 +181,9 @@ def test_conformal_threshold_by_hand():
 
 def test_threshold_grid_goes_from_half_to_full_coverage():
     confidence = torch.linspace(0.2, 0.99, 1000)
-    grid = threshold_grid(Ranking().add(confidence, confidence > 0), points=6)
-    shares = Acceptance(grid).add(confidence, confidence > 0).accepted[0]
-    assert shares.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], abs=0.002)
+    grid = threshold_grid(ConfidenceHistogram().add(confidence, confidence > 0), points=6)
+    fractions = Acceptance(grid).add(confidence, confidence > 0).accepted[0]
+    assert fractions.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], abs=0.002)
 
 
 @pytest.mark.parametrize(
@@ -227,22 +227,22 @@ def test_measured_risk_alone_exceeds_alpha_far_more_often(population):
     assert violations / 200 > 2 * DELTA
 
 
-def test_frames_of_a_drive_are_one_draw():
+def test_frames_of_a_group_are_one_draw():
     images = Acceptance([0.8, 0.5])
-    for drive, confidence, correct in (
+    for group, confidence, correct in (
         (4, [0.9, 0.9, 0.6, 0.1], [1, 0, 1, 1]),
         (4, [0.9, 0.1], [1, 1]),
         (2, [0.6, 0.6], [0, 1]),
     ):
-        images.add(torch.tensor(confidence), torch.tensor(correct, dtype=torch.bool), drive)
-    drives = images.by_drive()
-    # drive 4: accepted (1/2 + 1/2)/2, (3/4 + 1/2)/2; wrong (1/4 + 0)/2 at both thresholds
-    assert np.allclose(np.stack(drives.accepted), np.array([[1 / 2, 5 / 8], [0, 1]]))
-    assert np.allclose(np.stack(drives.wrong), np.array([[1 / 8, 1 / 8], [0, 1 / 2]]))
+        images.add(torch.tensor(confidence), torch.tensor(correct, dtype=torch.bool), group)
+    groups = images.by_group()
+    # group 4: accepted (1/2 + 1/2)/2, (3/4 + 1/2)/2; wrong (1/4 + 0)/2 at both thresholds
+    assert np.allclose(np.stack(groups.accepted), np.array([[1 / 2, 5 / 8], [0, 1]]))
+    assert np.allclose(np.stack(groups.wrong), np.array([[1 / 8, 1 / 8], [0, 1 / 2]]))
 
 
-def test_images_without_a_drive_stay_apart():
+def test_images_without_a_group_stay_apart():
     images = Acceptance([0.5])
     for _ in range(3):
         images.add(torch.tensor([0.9]), torch.tensor([True]))
-    assert len(images.by_drive().accepted) == 3
+    assert len(images.by_group().accepted) == 3

@@ -50,7 +50,7 @@ def test_void_pixels_and_images_are_left_out():
 def test_thinned_sample_keeps_one_pixel_in_eight_with_its_label():
     logits, labels = torch.arange(16000.0).view(8000, 2), torch.arange(8000) % 2
     sample = Sample(logits, labels, torch.bincount(labels), complete=True)
-    few = sample.thinned(2)
+    few = sample.subsampled(2)
     places = (few.logits[:, 0] / 2).long()
     assert len(places) == 1000
     assert (places.diff() > 0).all()
@@ -62,7 +62,7 @@ def test_thinned_sample_keeps_one_pixel_in_eight_with_its_label():
 def test_thinning_keeps_classes_that_lie_at_regular_places():
     labels = (torch.arange(16000) % 8 == 3).long()
     sample = Sample(torch.zeros(16000, 2), labels, torch.bincount(labels), complete=True)
-    assert torch.bincount(sample.thinned(2).labels).min() > 150
+    assert torch.bincount(sample.subsampled(2).labels).min() > 150
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_thinning_keeps_classes_that_lie_at_regular_places():
 def test_thinning_leaves_fifty_pixels_of_each_parameter_and_class(parameters, rare, left):
     labels = (torch.arange(8000) >= rare).long()
     counts = torch.tensor([max(rare, 1), 8000 - rare])
-    few = Sample(torch.zeros(8000, 2), labels, counts, complete=False).thinned(parameters)
+    few = Sample(torch.zeros(8000, 2), labels, counts, complete=False).subsampled(parameters)
     assert len(few.labels) == left

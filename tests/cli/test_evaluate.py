@@ -18,7 +18,7 @@ __all__ = ["run"]  # the fixture
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Two pictures, all of one right and two thirds of the other."""
+    """Two images, all of one right and two thirds of the other."""
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
     labels.mkdir()
@@ -103,8 +103,8 @@ def void(images: Path, labels: Path) -> None:
         save_labels(np.full((8, 12), 255), path)
 
 
-def no_picture(images: Path, labels: Path) -> None:
-    (images / "blue.png").write_bytes(b"no picture")
+def no_image(images: Path, labels: Path) -> None:
+    (images / "blue.png").write_bytes(b"no image")
 
 
 def no_label_map(images: Path, labels: Path) -> None:
@@ -115,12 +115,12 @@ def no_label_map(images: Path, labels: Path) -> None:
     ("spoil", "words"),
     [
         (unmatched, "2 without a partner, such as ['blue', 'green']"),
-        (missing, "2 pictures, 1 label maps, and 1 without a partner"),
-        (empty, "got 0 pictures, 0 label maps"),
+        (missing, "2 images, 1 label maps, and 1 without a partner"),
+        (empty, "got 0 images, 0 label maps"),
         (too_small, "blue.png: expected labels of (8, 12) (height, width), got (4, 6)"),
         (out_of_range, "blue.png: expected labels in 0..2 or 255 for void, got 3..3"),
         (void, "expected labelled pixels, got none in 2 label maps"),
-        (no_picture, "blue.png: expected a JPEG, PNG, WebP, TIFF or BMP image"),
+        (no_image, "blue.png: expected a JPEG, PNG, WebP, TIFF or BMP image"),
         (no_label_map, "thirds.png: expected a label map, got"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -59,9 +59,9 @@ def run(monkeypatch, capsys, models_dir: Path, artifacts_dir: Path) -> Run:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     """`thirds.png` and `red.jpg`."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "image_files"
     folder.mkdir()
     (folder / "thirds.png").write_bytes(encoded(thirds()))
     (folder / "red.jpg").write_bytes(encoded(solid(RED, 16, 16), "JPEG"))
@@ -88,10 +88,10 @@ def test_module_runs_like_the_script():
     assert "--out" in done.stdout
 
 
-def test_segment_writes_masks_confidences_and_figures(run: Run, pictures, tmp_path, artifacts_dir):
+def test_segment_writes_masks_confidences_and_figures(run: Run, images, tmp_path, artifacts_dir):
     active = publish_temperature(artifacts_dir, artifacts_dir.parent / "models" / "tiny", 2)
     out = tmp_path / "out"
-    ended = run("segment", *pictures, "--out", out)
+    ended = run("segment", *images, "--out", out)
     rows = figures(out)
 
     assert ended.code == 0
@@ -106,7 +106,7 @@ def test_segment_writes_masks_confidences_and_figures(run: Run, pictures, tmp_pa
     assert (np.asarray(mask) == THIRDS_MASK).all()
     assert confidence.mode == "L"
     assert confidence.size == (12, 8)
-    assert [row["image"] for row in rows] == [str(path) for path in pictures]
+    assert [row["image"] for row in rows] == [str(path) for path in images]
     assert {(row["model"], row["calibrator"]) for row in rows} == {("tiny", active)}
     assert (rows[0]["width"], rows[0]["height"]) == ("12", "8")
     assert (rows[1]["width"], rows[1]["height"]) == ("16", "16")
@@ -115,13 +115,13 @@ def test_segment_writes_masks_confidences_and_figures(run: Run, pictures, tmp_pa
 
 
 def test_segment_over_http_writes_what_it_writes_here(
-    run: Run, pictures, tmp_path, make_server: MakeServer
+    run: Run, images, tmp_path, make_server: MakeServer
 ):
     url = make_server(api_tokens="alpha")
     here, there = tmp_path / "here", tmp_path / "there"
 
-    assert run("segment", *pictures, "--out", here).code == 0
-    assert run("segment", *pictures, "--out", there, "--url", url, "--token", "alpha").code == 0
+    assert run("segment", *images, "--out", here).code == 0
+    assert run("segment", *images, "--out", there, "--url", url, "--token", "alpha").code == 0
     for path in here.glob("*.png"):
         assert path.read_bytes() == (there / path.name).read_bytes()
     for ours, theirs in zip(figures(here), figures(there), strict=True):
@@ -131,38 +131,38 @@ def test_segment_over_http_writes_what_it_writes_here(
         assert ours == theirs
 
 
-def test_segment_over_http_passes_a_refusal_on(run: Run, pictures, tmp_path, make_server):
+def test_segment_over_http_passes_a_refusal_on(run: Run, images, tmp_path, make_server):
     url = make_server(api_tokens="alpha")
-    ended = run("segment", *pictures, "--out", tmp_path / "out", "--url", url, "--token", "beta")
+    ended = run("segment", *images, "--out", tmp_path / "out", "--url", url, "--token", "beta")
 
     assert ended.code == 1
     assert "expected a bearer token" in ended.err
 
 
-def test_segment_without_a_service_says_so(run: Run, pictures, tmp_path):
+def test_segment_without_a_service_says_so(run: Run, images, tmp_path):
     url = "http://127.0.0.1:9"
-    ended = run("segment", pictures[0], "--out", tmp_path / "out", "--url", url)
+    ended = run("segment", images[0], "--out", tmp_path / "out", "--url", url)
 
     assert ended.code == 1
     assert f"expected a service at {url}" in ended.err
 
 
-def test_segment_goes_on_after_a_bad_picture_and_fails_at_the_end(run: Run, pictures, tmp_path):
+def test_segment_goes_on_after_a_bad_image_and_fails_at_the_end(run: Run, images, tmp_path):
     bad = tmp_path / "bad.jpg"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     out = tmp_path / "out"
-    ended = run("segment", bad, *pictures, "--out", out)
+    ended = run("segment", bad, *images, "--out", out)
 
     assert ended.code == 1
     assert f"{bad}: expected a JPEG, PNG, WebP, TIFF or BMP image" in ended.err
     assert "2 of 3 images" in ended.err
-    assert [row["image"] for row in figures(out)] == [str(path) for path in pictures]
+    assert [row["image"] for row in figures(out)] == [str(path) for path in images]
 
 
-def test_segment_refuses_two_pictures_that_would_write_one_file(run: Run, pictures, tmp_path):
+def test_segment_refuses_two_images_that_would_write_one_file(run: Run, images, tmp_path):
     twin = tmp_path / "thirds.jpg"
     twin.write_bytes(encoded(thirds(), "JPEG"))
-    ended = run("segment", pictures[0], twin, "--out", tmp_path / "out")
+    ended = run("segment", images[0], twin, "--out", tmp_path / "out")
 
     assert ended.code == 2
     assert "different names" in ended.err
@@ -171,17 +171,17 @@ def test_segment_refuses_two_pictures_that_would_write_one_file(run: Run, pictur
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{picture}"], "--out"),
+        (["{image}"], "--out"),
         (["nowhere.png", "--out", "{out}"], "nowhere.png"),
-        (["{picture}", "--out", "{picture}"], "is a file"),
-        (["{picture}", "--out", "{out}", "--model", "street"], "expected one of ['tiny']"),
-        (["{picture}", "--out", "{out}", "--url", "ftp://x"], "expected http:// or https://"),
+        (["{image}", "--out", "{image}"], "is a file"),
+        (["{image}", "--out", "{out}", "--model", "street"], "expected one of ['tiny']"),
+        (["{image}", "--out", "{out}", "--url", "ftp://x"], "expected http:// or https://"),
     ],
 )
 def test_segment_refuses_wrong_arguments_in_a_sentence(
-    run: Run, pictures, tmp_path, arguments, words
+    run: Run, images, tmp_path, arguments, words
 ):
-    filled = [a.format(picture=pictures[0], out=tmp_path / "out") for a in arguments]
+    filled = [a.format(image=images[0], out=tmp_path / "out") for a in arguments]
     ended = run("segment", *filled)
 
     assert ended.code == 2
@@ -281,7 +281,7 @@ def test_activate_refuses_what_the_model_can_not_use(run: Run, models_dir, artif
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> tuple[Path, Path]:
-    """Eight red pictures, a quarter of whose pixels are labelled otherwise, and a row not at all.
+    """Eight red images, a quarter of whose pixels are labelled otherwise, and a row not at all.
 
     The model trusts each pixel with 0.965 and is right with three of four: it is over-confident.
     """
@@ -326,7 +326,7 @@ def test_calibrate_may_leave_the_active_one_alone(run: Run, labelled, artifacts_
     assert store.versions("tiny")[0].note == "a trial"
 
 
-def test_calibrate_refuses_a_picture_without_labels(run: Run, labelled):
+def test_calibrate_refuses_a_image_without_labels(run: Run, labelled):
     images, labels = labelled
     (labels / "3.png").unlink()
     ended = run("calibrate", "--images", images, "--labels", labels)
@@ -422,7 +422,7 @@ def test_calibrate_over_http_sends_folders_as_archives(
     assert "got magic" in magic.err
 
 
-def test_calibrate_needs_logits_or_pictures(run: Run, labelled, logits):
+def test_calibrate_needs_logits_or_images(run: Run, labelled, logits):
     images, labels = labelled
     for arguments in (
         [],
@@ -444,30 +444,32 @@ def test_calibrate_changes_labels_only_where_that_is_allowed(run: Run, logits, a
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
 
 
-def test_calibrate_learns_from_copies_of_pictures_only(run: Run, labelled, logits, artifacts_dir):
+def test_calibrate_learns_from_copies_of_images_only(run: Run, labelled, logits, artifacts_dir):
     images, labels = labelled
-    pictures = ["--images", images, "--labels", labels, "--method", "contextual", "--weather"]
+    source = ["--images", images, "--labels", labels, "--method", "contextual"]
+    source += ["--augmentation", "corruptions"]
 
-    assert "expected pictures with weather" in run("calibrate", "--logits", logits, "--weather").err
-    assert run("calibrate", *pictures).code == 0
+    ended = run("calibrate", "--logits", logits, "--augmentation", "corruptions")
+    assert "expected images with augmentation=corruptions" in ended.err
+    assert run("calibrate", *source).code == 0
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "contextual"
 
 
-def test_calibrate_reads_pictures_where_the_method_looks_at_them(
+def test_calibrate_reads_images_where_the_method_looks_at_them(
     run: Run, labelled, logits, artifacts_dir
 ):
     images, labels = labelled
-    pictures = ["--images", images, "--labels", labels]
+    source = ["--images", images, "--labels", labels]
 
     ended = run("calibrate", "--logits", logits, "--method", "lts_image")
-    assert "expected pictures with the method lts_image, got logits alone" in ended.err
-    ended = run("calibrate", *pictures, "--method", "lts_image", "--activate", "always")
+    assert "expected images with the method lts_image, got logits alone" in ended.err
+    ended = run("calibrate", *source, "--method", "lts_image", "--activate", "always")
     assert ended.code == 0, ended.err
     active = ArtifactStore(artifacts_dir).versions("tiny")[0]
     assert active.method == "lts_image"
     assert run("segment", *images.iterdir(), "--out", images.parent / "out").code == 0
     ended = run("calibrate", "--logits", logits, "--method", "temperature")
-    assert f"expected pictures, which the active calibrator {active.id} looks at" in ended.err
+    assert f"expected images, which the active calibrator {active.id} looks at" in ended.err
     ended = run("calibrate", "--logits", logits, "--method", "magic")
     assert "expected auto or one of identity" in ended.err
 

@@ -173,8 +173,8 @@ def deep_network() -> onnx.ModelProto:
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Eight pictures of soft colours and the original's labels for them."""
+def image_folders(tmp_path):
+    """Eight image_folders of soft colours and the original's labels for them."""
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
     labels.mkdir()
@@ -197,8 +197,8 @@ def deep(models_dir):
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "entropy", "percentile"])
-def test_int8_form_is_a_model_of_its_own(run, deep, pictures, models_dir, ranges):
-    images, labels = pictures
+def test_int8_form_is_a_model_of_its_own(run, deep, image_folders, models_dir, ranges):
+    images, labels = image_folders
     paths = ("--images", images, "--labels", labels)
     code, said = run("quantize", "--model", "deep", *paths, "--ranges", ranges)
     assert code == 0, said
@@ -206,7 +206,7 @@ def test_int8_form_is_a_model_of_its_own(run, deep, pictures, models_dir, ranges
     assert int8.sha256 != original.sha256
     assert (int8.card.input, int8.card.output) == (original.card.input, original.card.output)
     assert int8.card.title == "Deep, int8"
-    assert f"here; int8 (static, QDQ, per channel; {ranges} over 4 pictures)" in int8.card.source
+    assert f"here; int8 (static, QDQ, per channel; {ranges} over 4 images)" in int8.card.source
     assert original.sha256[:12] in int8.card.source
     price = json.loads((models_dir / "deep-int8" / "quantization.json").read_text())
     assert price["model_sha256"] == int8.sha256
@@ -218,22 +218,24 @@ def test_int8_form_is_a_model_of_its_own(run, deep, pictures, models_dir, ranges
     assert int8.card.metrics["label_agreement"] == pytest.approx(price["label_agreement"], abs=1e-5)
 
 
-def test_int8_form_takes_pictures_of_any_size_and_comes_close(run, deep, pictures, models_dir):
-    assert run("quantize", "--model", "deep", "--images", pictures[0], "--out", "small")[0] == 0
+def test_int8_form_takes_images_of_any_size_and_comes_close(run, deep, image_folders, models_dir):
+    assert (
+        run("quantize", "--model", "deep", "--images", image_folders[0], "--out", "small")[0] == 0
+    )
     models = [
         open_predictor(read_model_folder(models_dir / n), "cpu", 1) for n in ("deep", "small")
     ]
     for side in (8, 64):
-        image = Image.open(pictures[0] / "0.png").convert("RGB").resize((side, side))
+        image = Image.open(image_folders[0] / "0.png").convert("RGB").resize((side, side))
         original, int8 = (m.logits(m.prepare(np.asarray(image))[0]) for m in models)
         assert int8.shape == original.shape == (1, 3, side // 2, side // 2)
         assert 0 < (int8 - original).abs().mean() < 0.05 * original.abs().mean() + 0.05
 
 
 def test_int8_file_has_int8_weights_float_logits_and_no_trace_of_the_machine(
-    run, deep, pictures, models_dir
+    run, deep, image_folders, models_dir
 ):
-    assert run("quantize", "--model", "deep", "--images", pictures[0])[0] == 0
+    assert run("quantize", "--model", "deep", "--images", image_folders[0])[0] == 0
     path = models_dir / "deep-int8" / "model.onnx"
     graph = onnx.load(path).graph
     kinds = [weight.data_type for weight in graph.initializer if len(weight.dims) == 4]
@@ -247,34 +249,34 @@ def test_int8_file_has_int8_weights_float_logits_and_no_trace_of_the_machine(
         assert trace.encode() not in content
 
 
-def test_pictures_for_ranges_and_for_measuring_are_different(pictures):
-    chosen, measured = divide(pictures[0], None, None, 2)
+def test_images_for_ranges_and_for_measuring_are_different(image_folders):
+    chosen, measured = divide(image_folders[0], None, None, 2)
     odd = [f"{index}.png" for index in (1, 3, 5, 7)]
-    assert chosen == [pictures[0] / "0.png", pictures[0] / "4.png"]
-    assert measured == [pictures[0] / name for name in odd]
-    _, pairs = divide(pictures[0], None, pictures[1], 99)
-    assert pairs == [Pair(pictures[0] / name, pictures[1] / name) for name in odd]
-    chosen, measured = divide(pictures[0], pictures[1], None, 8)
+    assert chosen == [image_folders[0] / "0.png", image_folders[0] / "4.png"]
+    assert measured == [image_folders[0] / name for name in odd]
+    _, pairs = divide(image_folders[0], None, image_folders[1], 99)
+    assert pairs == [Pair(image_folders[0] / name, image_folders[1] / name) for name in odd]
+    chosen, measured = divide(image_folders[0], image_folders[1], None, 8)
     assert (len(chosen), len(measured)) == (8, 8)
 
 
-def test_single_picture_is_not_enough_without_others_to_measure_on(tmp_path):
+def test_single_image_is_not_enough_without_others_to_measure_on(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(ArgumentError, match="--images: expected more pictures, got 1"):
+    with pytest.raises(ArgumentError, match="--images: expected more images, got 1"):
         divide(tmp_path, None, None, 8)
 
 
-def test_without_the_extra_packages_one_sentence_says_so(run, deep, pictures, monkeypatch):
+def test_without_the_extra_packages_one_sentence_says_so(run, deep, image_folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    code, said = run("quantize", "--model", "deep", "--images", pictures[0])
+    code, said = run("quantize", "--model", "deep", "--images", image_folders[0])
     assert code == 2
     assert "expected the extra packages of `pip install segcal[quantize]`" in said
     assert names(deep.parent) == ["deep", "tiny"]
 
 
-def test_only_onnx_is_quantized(run, tmp_path, models_dir, pictures):
+def test_only_onnx_is_quantized(run, tmp_path, models_dir, image_folders):
     write_torch_model(models_dir, "script", "pt")
-    code, said = run("quantize", "--model", "script", "--images", pictures[0])
+    code, said = run("quantize", "--model", "script", "--images", image_folders[0])
     assert code == 2
     assert "script: expected an ONNX file, got model.pt" in said
     assert names(models_dir) == ["script", "tiny"]

@@ -7,14 +7,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.calibration.dataset import IGNORE, Subset, copies_of
+from app.calibration.dataset import IGNORE, Subset, augmented_images
 from app.calibration.methods.temperature import Temperature
 from app.calibration.predictions import emitted
-from app.datasets.images import Pair, SpooledLogits, checked, find_pairs, read_labels, to_grid
+from app.datasets.images import CachedLogits, Pair, checked, find_pairs, read_labels, to_grid
 from app.errors import ArgumentError, TooLargeError, UndecodableError
 from app.imaging.corruptions import KINDS
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import emit
+from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
 from tests.factories.models import expected_logits, write_onnx_model
@@ -37,12 +37,12 @@ def predictor(tmp_path):
 
 
 def saved(values: Image.Image | NDArray[Any], path: Path) -> Path:
-    picture = values if isinstance(values, Image.Image) else Image.fromarray(values)
-    picture.save(path)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    image.save(path)
     return path
 
 
-# Which picture goes with which label map
+# Which image goes with which label map
 
 
 def test_pairs_match_by_stem_whatever_the_ending(folders):
@@ -56,16 +56,16 @@ def test_pairs_match_by_stem_whatever_the_ending(folders):
     ]
 
 
-def test_picture_without_labels_is_named(folders):
+def test_image_without_labels_is_named(folders):
     images, labels = folders
     for path in (images / "a.png", images / "b.png", labels / "a.png"):
         path.touch()
-    with pytest.raises(ArgumentError, match=r"2 pictures, 1 label maps, and 1 .* as \['b'\]"):
+    with pytest.raises(ArgumentError, match=r"2 images, 1 label maps, and 1 .* as \['b'\]"):
         find_pairs(images, labels)
 
 
 def test_empty_folders_are_refused(folders):
-    with pytest.raises(ArgumentError, match="got 0 pictures, 0 label maps"):
+    with pytest.raises(ArgumentError, match="got 0 images, 0 label maps"):
         find_pairs(*folders)
 
 
@@ -93,9 +93,9 @@ def test_grey_labels_are_read_as_ids(tmp_path, ending):
 
 
 def test_indexed_labels_are_read_as_ids_not_colors(tmp_path):
-    picture = Image.fromarray(LABELS)
-    picture.putpalette(list(range(256)) * 3)
-    assert np.array_equal(read_labels(saved(picture, tmp_path / "labels.png"), LIMIT), LABELS)
+    image = Image.fromarray(LABELS)
+    image.putpalette(list(range(256)) * 3)
+    assert np.array_equal(read_labels(saved(image, tmp_path / "labels.png"), LIMIT), LABELS)
 
 
 def test_bilevel_labels_are_zero_and_one(tmp_path):
@@ -106,8 +106,8 @@ def test_bilevel_labels_are_zero_and_one(tmp_path):
 @pytest.mark.parametrize(("mode", "dtype"), [("I;16", "<u2"), ("I;16B", ">u2")])
 def test_sixteen_bit_labels_are_read_as_ids(tmp_path, mode, dtype):
     ids = np.array([[0, 255, 256], [299, 40000, 65535]])
-    picture = Image.frombytes(mode, (3, 2), ids.astype(dtype).tobytes())
-    assert np.array_equal(read_labels(saved(picture, tmp_path / "labels.tif"), LIMIT), ids)
+    image = Image.frombytes(mode, (3, 2), ids.astype(dtype).tobytes())
+    assert np.array_equal(read_labels(saved(image, tmp_path / "labels.tif"), LIMIT), ids)
 
 
 def test_colored_labels_are_refused(tmp_path):
@@ -179,7 +179,7 @@ def test_set_holds_logits_and_labels_of_each_pair(folders, predictor):
         saved(pixels[index], images / f"{name}.png")
         saved(np.full((5, 6), index, np.uint8), labels / f"{name}.png")
     steps: list[tuple[str, float]] = []
-    dataset = SpooledLogits(
+    dataset = CachedLogits(
         predictor, find_pairs(images, labels), 255, LIMIT, lambda *step: steps.append(step)
     )
     assert len(dataset) == 2
@@ -200,44 +200,44 @@ def pair(folders):
     return Pair(saved(np.zeros((4, 4, 3), np.uint8), folders[0] / "a.png"), folders[1] / "a.png")
 
 
-def spooled(predictor: Predictor, pair: Pair) -> SpooledLogits:
-    return SpooledLogits(predictor, [pair], 255, LIMIT, lambda *_: None)
+def cached(predictor: Predictor, pair: Pair) -> CachedLogits:
+    return CachedLogits(predictor, [pair], 255, LIMIT, lambda *_: None)
 
 
 def test_labels_of_another_size_are_refused(predictor, pair):
     saved(np.zeros((4, 5), np.uint8), pair.labels)
     with pytest.raises(ArgumentError, match=r"^a.png: expected labels of \(4, 4\) .*\(4, 5\)$"):
-        spooled(predictor, pair)
+        cached(predictor, pair)
 
 
 def test_labels_of_unknown_class_are_refused(predictor, pair):
     saved(np.full((4, 4), 3, np.uint8), pair.labels)
     with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..2 or 255 for void"):
-        spooled(predictor, pair)
+        cached(predictor, pair)
 
 
-def test_damaged_picture_is_refused(predictor, pair):
+def test_damaged_image_is_refused(predictor, pair):
     saved(np.zeros((4, 4), np.uint8), pair.labels)
-    pair.image.write_bytes(b"no picture")
+    pair.image.write_bytes(b"no image")
     with pytest.raises(UndecodableError):
-        spooled(predictor, pair)
+        cached(predictor, pair)
 
 
-def test_picture_is_answered_at_its_own_size_as_the_service_answers_it(folders, predictor):
+def test_image_is_answered_at_its_own_size_as_the_service_answers_it(folders, predictor):
     images, labels = folders
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (9, 13, 3), np.uint8)  # neither side a multiple of the grid
+    image = rng.integers(0, 256, (9, 13, 3), np.uint8)  # neither side a multiple of the grid
     truth = rng.integers(0, 3, (9, 13), np.uint8)
     truth[0, 0] = 255
-    Image.fromarray(picture).save(images / "a.png")
+    Image.fromarray(image).save(images / "a.png")
     Image.fromarray(truth).save(labels / "a.png")
-    data = SpooledLogits(predictor, find_pairs(images, labels), 255, 10**6, lambda *_: None)
+    data = CachedLogits(predictor, find_pairs(images, labels), 255, 10**6, lambda *_: None)
     halved = Temperature(3)
     halved.beta.fill_(0.5)
     answer = emitted(data, 0, halved)
-    planes, geometry = predictor.prepare(picture)
+    planes, geometry = predictor.prepare(image)
     logits = predictor.logits(planes)[0]
-    mask, confidence = emit(logits, logits / 2, geometry)
+    mask, confidence = postprocess(logits, logits / 2, geometry)
 
     assert (answer.predicted.numpy() == mask).all()
     assert answer.confidence.numpy() == pytest.approx(confidence, abs=1e-6)
@@ -247,52 +247,57 @@ def test_picture_is_answered_at_its_own_size_as_the_service_answers_it(folders, 
 
 def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
     images, labels = folders
-    picture = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
-    pair = Pair(saved(picture, images / "a.png"), labels / "a.png")
+    image = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
+    pair = Pair(saved(image, images / "a.png"), labels / "a.png")
     saved(np.ones((37, 21), np.uint8), pair.labels)
     policy: dict[str, Any] = {"mode": "slide", "crop": [8, 12], "window_stride": [4, 8]}
     predictor = open_predictor(
         read_model_folder(write_onnx_model(tmp_path, "tiny", **policy)), "cpu", 1
     )
-    strips = list(predictor.strips(predictor.lay(picture)))
-    logits = spooled(predictor, pair)[0].logits
+    strips = list(predictor.strips(predictor.prepare_windows(image)))
+    logits = cached(predictor, pair)[0].logits
     assert logits.shape == (3, 19, 11)
     assert len(strips) > 3
     for (part,), band in strips:
         assert torch.equal(logits[:, band.top : band.top + part.shape[1]], part)
 
 
-def test_picture_is_there_on_the_grid_of_the_logits(folders, predictor):
+def test_image_is_there_on_the_grid_of_the_logits(folders, predictor):
     images, labels = folders
-    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
-    pair = Pair(saved(picture, images / "a.png"), labels / "a.png")
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    pair = Pair(saved(image, images / "a.png"), labels / "a.png")
     saved(np.zeros((8, 12), np.uint8), pair.labels)
-    data = SpooledLogits(predictor, [pair], 255, LIMIT, lambda *_: None, weather=True)
+    data = CachedLogits(predictor, [pair], 255, LIMIT, lambda *_: None, augmentation="corruptions")
 
-    seen, height, width = data[0].picture, *data[0].labels.shape
-    cells = picture.reshape(height, 8 // height, width, 12 // width, 3).mean((1, 3))
+    seen, height, width = data[0].image, *data[0].labels.shape
+    cells = image.reshape(height, 8 // height, width, 12 // width, 3).mean((1, 3))
     assert seen is not None
     assert seen.numpy().transpose(1, 2, 0) == pytest.approx(cells, abs=0.5)
-    foggy = data.copies(0)[list(KINDS).index("fog")].picture
+    foggy = data.augmented(0)[list(KINDS).index("fog")].image
     assert foggy is not None
     assert foggy.float().std() < seen.float().std()
 
 
-@pytest.mark.parametrize("weather", [True, False])
-def test_copies_under_other_weather_keep_their_labels(folders, predictor, weather):
+@pytest.mark.parametrize("augmentation", ["corruptions", "none"])
+def test_copies_under_corruptions_keep_their_labels(folders, predictor, augmentation):
     images, labels = folders
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         saved(rng.integers(0, 256, (8, 12, 3), np.uint8), images / f"{name}.png")
         saved(rng.integers(0, 3, (8, 12), np.uint8), labels / f"{name}.png")
-    data = SpooledLogits(
-        predictor, find_pairs(images, labels), 255, LIMIT, lambda *_: None, weather=weather
+    data = CachedLogits(
+        predictor,
+        find_pairs(images, labels),
+        255,
+        LIMIT,
+        lambda *_: None,
+        augmentation=augmentation,
     )
-    copies = copies_of(Subset(data, [1, 0]), 0)
+    augmented = augmented_images(Subset(data, [1, 0]), 0)
 
-    assert len(copies) == (len(KINDS) if weather else 0)
-    changed = [not torch.equal(copy.logits, data[1].logits) for copy in copies]
-    assert sum(changed) == max(len(copies) - 1, 0)  # so small a picture is not blurred
-    for copy in copies:
+    assert len(augmented) == (len(KINDS) if augmentation == "corruptions" else 0)
+    changed = [not torch.equal(copy.logits, data[1].logits) for copy in augmented]
+    assert sum(changed) == max(len(augmented) - 1, 0)  # so small an image is not blurred
+    for copy in augmented:
         assert copy.logits.shape == data[1].logits.shape
         assert torch.equal(copy.labels, data[1].labels)

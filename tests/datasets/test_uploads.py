@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.calibration.dataset import IGNORE, ValidationSet, drives_of
+from app.calibration.dataset import IGNORE, ValidationSet, groups_of
 from app.datasets.archives import MAX_DIRECTORY
 from app.datasets.uploads import Limits, check, open_upload, unpack
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
@@ -30,7 +30,7 @@ from tests.factories.validation_data import (
     tensors,
 )
 
-LIMITS = Limits(unpacked_bytes=10_000_000, picture_bytes=100_000, picture_pixels=10_000)
+LIMITS = Limits(unpacked_bytes=10_000_000, image_bytes=100_000, image_pixels=10_000)
 LOGITS, LABELS = overconfident(images=4, height=2, width=3)
 ROWS, ROW_LABELS, INDEX = as_table(LOGITS, LABELS)
 NAN = LOGITS.copy()
@@ -119,25 +119,25 @@ def test_tables_are_read_from_every_format_in_any_order(tmp_path, kind, seed):
     assert_table(opened(tmp_path / "upload", **files))
 
 
-DRIVES = np.array([1, 1, 0, 0])
+GROUP_INDEX = np.array([1, 1, 0, 0])
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_drives_of_maps_and_tables_are_read(tmp_path, inside):
+def test_groups_of_maps_and_tables_are_read(tmp_path, inside):
     for name, arrays in {
-        "maps": {"logits": LOGITS, "labels": LABELS, "drive_index": DRIVES},
+        "maps": {"logits": LOGITS, "labels": LABELS, "group_index": GROUP_INDEX},
         "table": {"logits": ROWS, "labels": ROW_LABELS, "image_index": INDEX,
-                  "drive_index": DRIVES[INDEX]},
+                  "group_index": GROUP_INDEX[INDEX]},
     }.items():  # fmt: skip
         files = (
             {"logits": npz(False, **arrays)} if inside else {k: npy(v) for k, v in arrays.items()}
         )
-        assert list(drives_of(opened(tmp_path / name, **files))) == DRIVES.tolist()
+        assert list(groups_of(opened(tmp_path / name, **files))) == GROUP_INDEX.tolist()
 
 
-def test_without_an_index_each_image_is_a_drive(tmp_path):
-    maps = opened(tmp_path / "maps", logits=npz(logits=LOGITS, labels=LABELS))
-    assert list(drives_of(maps)) == [0, 1, 2, 3]
+def test_without_an_index_each_image_is_a_group(tmp_path):
+    maps = opened(tmp_path / "label_files", logits=npz(logits=LOGITS, labels=LABELS))
+    assert list(groups_of(maps)) == [0, 1, 2, 3]
 
 
 def test_half_precision_stays_as_it_is(tmp_path):
@@ -147,7 +147,7 @@ def test_half_precision_stays_as_it_is(tmp_path):
     assert torch.allclose(data[0].logits.float(), reference(0)[0], atol=2e-2)
 
 
-def test_labels_of_the_pictures_size_are_taken_at_the_cells_centres(tmp_path):
+def test_labels_of_the_images_size_are_taken_at_the_cells_centres(tmp_path):
     # Cells of 3x3 pixels with the wanted label in the middle and another class around it.
     large = (LABELS.repeat(3, axis=1).repeat(3, axis=2) + 1) % 3
     large[:, 1::3, 1::3] = LABELS
@@ -187,8 +187,8 @@ def test_upload_opens_again_as_it_was_left(tmp_path):
 # What is refused
 
 
-def cut(data: bytes, share: float = 0.6) -> bytes:
-    return data[: int(len(data) * share)]
+def cut(data: bytes, fraction: float = 0.6) -> bytes:
+    return data[: int(len(data) * fraction)]
 
 
 def lying_safetensors() -> bytes:
@@ -246,7 +246,7 @@ def wrong_crc() -> bytes:
         (
             {"logits": archive({"a.txt": b"hello"})},
             ArgumentError,
-            r"logits or labels or image_index or drive_index inside, got \['a.txt'\]",
+            r"logits or labels or image_index or group_index inside, got \['a.txt'\]",
         ),
         ({"logits": cut(npy(LOGITS)), "labels": npy(LABELS)}, UndecodableError, "expected 416 b"),
         ({"logits": lying_npy(), "labels": npy(LABELS)}, UndecodableError, r"\[9, 3, 2, 3\], got"),
@@ -292,12 +292,12 @@ def wrong_crc() -> bytes:
         (
             {"logits": npy(LOGITS), "labels": npy(LABELS[:, :1])},
             ArgumentError,
-            "on the logits' grid or at the pictures' size",
+            "on the logits' grid or at the images' size",
         ),
         (
             {"logits": npy(LOGITS), "labels": npy(LABELS.repeat(4, 2))},
             ArgumentError,
-            "on the logits' grid or at the pictures' size",
+            "on the logits' grid or at the images' size",
         ),
         ({"logits": npy(LOGITS), "labels": npy(LABELS + 3)}, ArgumentError, "got [345] in image 0"),
         ({"logits": npy(NAN), "labels": npy(LABELS)}, ArgumentError, "NaN or infinity at 1 in im"),
@@ -325,24 +325,24 @@ def wrong_crc() -> bytes:
             r"expected labels \[M\] for the rows",
         ),
         (
-            {"logits": npy(LOGITS), "labels": npy(LABELS), "drive_index": npy(DRIVES[1:])},
+            {"logits": npy(LOGITS), "labels": npy(LABELS), "group_index": npy(GROUP_INDEX[1:])},
             ArgumentError,
-            r"drive_index \[N\]",
+            r"group_index \[N\]",
         ),
         (
-            {"logits": npy(LOGITS), "labels": npy(LABELS), "drive_index": npy(DRIVES / 1)},
+            {"logits": npy(LOGITS), "labels": npy(LABELS), "group_index": npy(GROUP_INDEX / 1)},
             ArgumentError,
-            "drive_index of integers",
+            "group_index of integers",
         ),
         (
             {
                 "logits": npy(ROWS),
                 "labels": npy(ROW_LABELS),
                 "image_index": npy(INDEX),
-                "drive_index": npy(np.arange(len(INDEX))),
+                "group_index": npy(np.arange(len(INDEX))),
             },
             ArgumentError,
-            "rows of an image to be of one drive, got image 0 in drives 0 and 1",
+            "rows of an image to be of one group, got image 0 in groups 0 and 1",
         ),
         (
             {"logits": npy(ROWS), "labels": npy(ROW_LABELS), "image_index": npy(INDEX / 1)},
@@ -375,9 +375,9 @@ def test_what_can_not_be_used_is_refused(
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
 def test_probabilities_are_refused_and_their_logarithms_are_not(tmp_path, kind):
-    shares = torch.from_numpy(LOGITS).float().softmax(dim=1).numpy()
+    fractions = torch.from_numpy(LOGITS).float().softmax(dim=1).numpy()
     for number, maps in enumerate(
-        (shares, np.log(shares), shares * 0 + np.eye(3)[1][:, None, None])
+        (fractions, np.log(fractions), fractions * 0 + np.eye(3)[1][:, None, None])
     ):
         rows = maps.transpose(0, 2, 3, 1).reshape(-1, 3)
         as_map = {"logits": npy(maps.astype(kind)), "labels": npy(LABELS)}
@@ -463,7 +463,7 @@ def test_uncommon_compression_is_refused(tmp_path, method):
         opened(tmp_path / "upload", logits=archive({"logits.npy": npy(LOGITS)}, method))
 
 
-# Pictures
+# Images
 
 
 @pytest.fixture(scope="module")
@@ -476,11 +476,11 @@ def label_map(value: int = 1, height: int = 8, width: int = 12) -> bytes:
     return encoded(Image.fromarray(np.full((height, width), value, np.uint8)))
 
 
-PICTURES = {"a.png": encoded(solid((255, 0, 0))), "b.jpg": encoded(solid((0, 255, 0)), "JPEG")}
+IMAGE_FILES = {"a.png": encoded(solid((255, 0, 0))), "b.jpg": encoded(solid((0, 255, 0)), "JPEG")}
 LABEL_MAPS = {"a.png": label_map(0), "b.png": label_map(1)}
 
 
-def open_pictures(
+def open_images(
     folder: Path, predictor: Predictor, images: bytes, labels: bytes, limits: Limits = LIMITS
 ) -> ValidationSet:
     arrange(folder, images=images, labels=labels)
@@ -489,23 +489,23 @@ def open_pictures(
     return open_upload(folder, 3, VOID, 10_000, lambda: predictor, lambda _stage, _share: None)
 
 
-@pytest.mark.parametrize("drives", [None, [5, 4]])
-def test_drives_of_pictures_are_in_the_order_of_their_stems(tmp_path, predictor, drives):
-    index = {} if drives is None else {"drive_index": npy(np.array(drives))}
+@pytest.mark.parametrize("groups", [None, [5, 4]])
+def test_groups_of_images_are_in_the_order_of_their_stems(tmp_path, predictor, groups):
+    index = {} if groups is None else {"group_index": npy(np.array(groups))}
     arrange(tmp_path / "upload", **index)
-    data = open_pictures(tmp_path / "upload", predictor, archive(PICTURES), archive(LABEL_MAPS))
-    assert list(drives_of(data)) == (drives or [0, 1])
+    data = open_images(tmp_path / "upload", predictor, archive(IMAGE_FILES), archive(LABEL_MAPS))
+    assert list(groups_of(data)) == (groups or [0, 1])
 
 
-@pytest.mark.parametrize("drives", [np.zeros(3, int), np.zeros(2), np.zeros((2, 1), int)])
-def test_drives_that_fit_no_pictures_are_refused(tmp_path, predictor, drives):
-    arrange(tmp_path / "upload", drive_index=npy(drives))
-    with pytest.raises(ArgumentError, match="drive_index of integers"):
-        open_pictures(tmp_path / "upload", predictor, archive(PICTURES), archive(LABEL_MAPS))
+@pytest.mark.parametrize("groups", [np.zeros(3, int), np.zeros(2), np.zeros((2, 1), int)])
+def test_groups_that_fit_no_images_are_refused(tmp_path, predictor, groups):
+    arrange(tmp_path / "upload", group_index=npy(groups))
+    with pytest.raises(ArgumentError, match="group_index of integers"):
+        open_images(tmp_path / "upload", predictor, archive(IMAGE_FILES), archive(LABEL_MAPS))
 
 
-def test_pictures_go_through_the_model(tmp_path, predictor):
-    data = open_pictures(tmp_path / "upload", predictor, archive(PICTURES), archive(LABEL_MAPS))
+def test_images_go_through_the_model(tmp_path, predictor):
+    data = open_images(tmp_path / "upload", predictor, archive(IMAGE_FILES), archive(LABEL_MAPS))
 
     assert len(data) == 2
     assert data[0].logits[:, 0, 0].tolist() == [4, 0, 0]
@@ -514,18 +514,21 @@ def test_pictures_go_through_the_model(tmp_path, predictor):
 
 
 def test_names_in_archives_are_never_paths(tmp_path, predictor):
-    images = {f"../../{tmp_path}/x/../a.png": PICTURES["a.png"], "/etc/b.jpg": PICTURES["b.jpg"]}
+    images = {
+        f"../../{tmp_path}/x/../a.png": IMAGE_FILES["a.png"],
+        "/etc/b.jpg": IMAGE_FILES["b.jpg"],
+    }
     litter = {"__MACOSX/._a.png": b"x", ".hidden.png": b"x", "Thumbs.db": b"x", "folder/": b""}
     labels = {f"deep/er/{name}": data for name, data in LABEL_MAPS.items()}
     upload = tmp_path / "in" / "upload"
     upload.mkdir(parents=True)
-    data = open_pictures(upload, predictor, archive(images | litter), archive(labels))
+    data = open_images(upload, predictor, archive(images | litter), archive(labels))
 
     assert len(data) == 2
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
-        "in/upload/maps/000000.png", "in/upload/maps/000001.png",
-        "in/upload/picture_names.json",
-        "in/upload/pictures/000000.png", "in/upload/pictures/000001.jpg",
+        "in/upload/image_files/000000.png", "in/upload/image_files/000001.jpg",
+        "in/upload/image_names.json",
+        "in/upload/label_files/000000.png", "in/upload/label_files/000001.png",
     ]  # fmt: skip
 
 
@@ -544,7 +547,7 @@ def link_archive() -> bytes:
 
 
 def encrypted_archive() -> bytes:
-    data = bytearray(archive(PICTURES))
+    data = bytearray(archive(IMAGE_FILES))
     start = data.find(b"PK\1\2")
     data[start + 8] |= 1
     return bytes(data)
@@ -554,61 +557,61 @@ def encrypted_archive() -> bytes:
     ("images", "labels", "kind", "sentence"),
     [
         (npy(LOGITS), archive(LABEL_MAPS), UndecodableError, "images: expected a zip archive"),
-        (archive(PICTURES), npy(LABELS), UndecodableError, "labels: expected a zip archive"),
-        (cut(archive(PICTURES)), archive(LABEL_MAPS), UndecodableError, "whole zip archive"),
+        (archive(IMAGE_FILES), npy(LABELS), UndecodableError, "labels: expected a zip archive"),
+        (cut(archive(IMAGE_FILES)), archive(LABEL_MAPS), UndecodableError, "whole zip archive"),
         (link_archive(), archive(LABEL_MAPS), ArgumentError, "got the link 'a.png'"),
         (encrypted_archive(), archive(LABEL_MAPS), UndecodableError, "in the clear"),
         (
-            archive({**PICTURES, "x/a.jpg": PICTURES["b.jpg"]}),
+            archive({**IMAGE_FILES, "x/a.jpg": IMAGE_FILES["b.jpg"]}),
             archive(LABEL_MAPS),
             ArgumentError,
             "images: expected one file for each stem, got 'a' twice",
         ),
         (
-            archive(PICTURES),
+            archive(IMAGE_FILES),
             archive({"a.png": label_map(), "c.png": label_map()}),
             ArgumentError,
             r"2 without a partner, such as \['b', 'c'\]",
         ),
-        (archive({}), archive({}), ArgumentError, "got 0 pictures"),
+        (archive({}), archive({}), ArgumentError, "got 0 images"),
         (
-            archive({"a.png": PICTURES["a.png"]}),
+            archive({"a.png": IMAGE_FILES["a.png"]}),
             archive({"a.png": label_map()}),
             ArgumentError,
-            "at least 2 pictures",
+            "at least 2 images",
         ),
         (
-            archive(PICTURES),
+            archive(IMAGE_FILES),
             archive({"a.png": label_map(0), "b.png": label_map(7)}),
             ArgumentError,
             r"b.png: expected labels in 0\.\.2 or 255 for void, got 7\.\.7",
         ),
         (
-            archive(PICTURES),
+            archive(IMAGE_FILES),
             archive({"a.png": label_map(0), "b.png": label_map(0, 12, 8)}),
             ArgumentError,
             r"b.png: expected labels of \(8, 12\)",
         ),
         (
-            archive(PICTURES),
-            archive({"a.png": PICTURES["a.png"], "b.png": label_map()}),
+            archive(IMAGE_FILES),
+            archive({"a.png": IMAGE_FILES["a.png"], "b.png": label_map()}),
             ArgumentError,
             "a.png: expected an indexed or grey label map, got mode RGB",
         ),
         (
-            archive({**PICTURES, "a.png": b"no picture"}),
+            archive({**IMAGE_FILES, "a.png": b"no image"}),
             archive(LABEL_MAPS),
             UndecodableError,
             "a.png: expected an image",
         ),
         (
-            archive({**PICTURES, "a.png": encoded(solid((0, 0, 0), 200, 200))}),
+            archive({**IMAGE_FILES, "a.png": encoded(solid((0, 0, 0), 200, 200))}),
             archive(LABEL_MAPS),
             TooLargeError,
             "at most 10000 pixels",
         ),
         (
-            archive({**PICTURES, "a.png": b"\0" * 200_000}),
+            archive({**IMAGE_FILES, "a.png": b"\0" * 200_000}),
             archive(LABEL_MAPS),
             TooLargeError,
             "a: expected at most 100000 bytes, got 200000",
@@ -623,28 +626,28 @@ def test_archives_that_can_not_be_used_are_refused(
         prepare(folder)
 
 
-def test_picture_that_is_cut_off_is_named_when_it_is_read(tmp_path, predictor):
-    images = {**PICTURES, "a.png": encoded(solid((9, 9, 9), 8, 12), "BMP")[:-40]}
+def test_image_that_is_cut_off_is_named_when_it_is_read(tmp_path, predictor):
+    images = {**IMAGE_FILES, "a.png": encoded(solid((9, 9, 9), 8, 12), "BMP")[:-40]}
 
     with pytest.raises(UndecodableError, match=r"^a\.png: expected a whole image"):
-        open_pictures(tmp_path / "upload", predictor, archive(images), archive(LABEL_MAPS))
+        open_images(tmp_path / "upload", predictor, archive(images), archive(LABEL_MAPS))
 
 
-def test_pictures_come_with_labels_and_nothing_else(tmp_path):
+def test_images_come_with_labels_and_nothing_else(tmp_path):
     for files in (
-        {"images": archive(PICTURES)},
-        {"images": archive(PICTURES), "labels": archive(LABEL_MAPS), "logits": npy(LOGITS)},
+        {"images": archive(IMAGE_FILES)},
+        {"images": archive(IMAGE_FILES), "labels": archive(LABEL_MAPS), "logits": npy(LOGITS)},
     ):
         folder = arrange(tmp_path / str(len(files)), **files)
         with pytest.raises(ArgumentError, match="images with labels and nothing else"):
             unpack(folder, LIMITS)
 
 
-def test_sideways_picture_has_its_labels_upright(tmp_path, predictor):
+def test_sideways_image_has_its_labels_upright(tmp_path, predictor):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned: Any = encoded(solid((255, 0, 0), 12, 8), "JPEG", exif=exif)
-    images = {"a.jpg": turned, "b.jpg": PICTURES["b.jpg"]}
-    data = open_pictures(tmp_path / "upload", predictor, archive(images), archive(LABEL_MAPS))
+    images = {"a.jpg": turned, "b.jpg": IMAGE_FILES["b.jpg"]}
+    data = open_images(tmp_path / "upload", predictor, archive(images), archive(LABEL_MAPS))
 
     assert data[0].logits.shape == data[1].logits.shape

@@ -1,4 +1,4 @@
-"""A tiny model over rendered pictures: every figure can be worked out from its logits by hand."""
+"""A tiny model over rendered images: every figure can be worked out from its logits by hand."""
 
 import math
 from pathlib import Path
@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from app.calibration.methods.vector import Vector
-from app.calibration.metrics.groups import BOUNDARY
+from app.calibration.metrics.subsets import BOUNDARY
 from app.datasets.images import find_pairs
 from app.errors import ArgumentError, ConflictError, NotFoundError
-from app.evaluation.evaluate import Comparison, Here, Options, evaluate, look, proper_sums
+from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate, look, proper_sums
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import emit, log_probability_strips
+from app.inference.postprocess import log_probability_strips, postprocess
 from app.inference.predictor import open_predictor
 from app.inference.preprocess import Geometry
-from app.serving.segmenter import Segmenter, Stopwatch, Wish, find_calibrator
+from app.serving.segmenter import Segmenter, SegmentOptions, StageTimer, find_calibrator
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import StoredCalibrator
 from tests.factories.models import write_onnx_model
@@ -41,7 +41,7 @@ def nothing() -> None:
 
 def run_over(predictor, calibrator, pairs, options, advance) -> Comparison:
     """Evaluate a model of this process."""
-    subject = Here(predictor, calibrator, options.max_pixels, options.tta)
+    subject = LocalModel(predictor, calibrator, options.max_pixels, options.tta)
     return evaluate(subject, pairs, options, advance)
 
 
@@ -55,10 +55,10 @@ def predictor(model):
     return open_predictor(read_model_folder(model), "cpu", 1)
 
 
-def write_set(root: Path, **pictures: tuple[object, object]):
-    """Save pictures with their label maps and pair them."""
-    for name, (picture, labels) in pictures.items():
-        for folder, values in (("images", picture), ("labels", labels)):
+def write_set(root: Path, **images: tuple[object, object]):
+    """Save images with their label maps and pair them."""
+    for name, (image, labels) in images.items():
+        for folder, values in (("images", image), ("labels", labels)):
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(np.asarray(values, np.uint8)).save(root / folder / f"{name}.png")
     return find_pairs(root / "images", root / "labels")
@@ -151,7 +151,7 @@ def test_other_void_labels_count_nowhere(predictor, pairs):
     assert done.before.overall[:3] == pytest.approx((48, SATURATED, 1))
 
 
-def test_worst_pictures_come_first_and_perfect_ones_never(predictor, tmp_path):
+def test_worst_images_come_first_and_perfect_ones_never(predictor, tmp_path):
     grey = np.full((8, 12, 3), 90, np.uint8)
     pairs = write_set(
         tmp_path,
@@ -171,7 +171,7 @@ def test_worst_pictures_come_first_and_perfect_ones_never(predictor, tmp_path):
     assert list(run_over(predictor, None, pairs, few, nothing).worst()) == [1]
 
 
-def test_progress_is_told_of_every_picture(predictor, pairs):
+def test_progress_is_told_of_every_image(predictor, pairs):
     told = []
     run_over(predictor, None, pairs, OPTIONS, lambda: told.append(1))
     assert len(told) == 3
@@ -206,24 +206,29 @@ def test_calibrators_are_found_as_the_service_finds_them(predictor, model, tmp_p
 
 @pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
 def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path, tta):
-    """The same mask and confidence, pixel by pixel, of a picture that the grid does not fit."""
-    picture = np.random.default_rng(0).integers(0, 256, (37, 51, 3), np.uint8)
-    (pair,) = write_set(tmp_path, noise=(picture, np.zeros((37, 51))))
+    """The same mask and confidence, pixel by pixel, of an image that the grid does not fit."""
+    image = np.random.default_rng(0).integers(0, 256, (37, 51, 3), np.uint8)
+    (pair,) = write_set(tmp_path, noise=(image, np.zeros((37, 51))))
     version = publish_temperature(tmp_path / "artifacts", model, 2)
     store = ArtifactStore(tmp_path / "artifacts")
     segmenter = Segmenter({"tiny": predictor}, None, store, 10_000)
-    answer = segmenter.segment(pair.image.read_bytes(), Wish(tta=tta), Stopwatch())
+    answer = segmenter.segment(pair.image.read_bytes(), SegmentOptions(tta=tta), StageTimer())
 
     stored = find_calibrator(store, predictor.folder, version)
     looked = look(predictor, stored, pair, 10_000, tta)
-    rated = looked.rated
-    mask, confidence = emit(rated.labelling, rated.rating, looked.geometry, scale=rated.scale)
+    strip_result = looked.strip_result
+    mask, confidence = postprocess(
+        strip_result.label_logits,
+        strip_result.confidence_logits,
+        looked.geometry,
+        scale=strip_result.scale,
+    )
 
     assert (mask == answer.mask).all()
     assert (confidence == answer.confidence).all()
 
 
-# Distributions at the picture's size
+# Distributions at the image's size
 
 
 @pytest.mark.parametrize(
@@ -234,7 +239,7 @@ def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path
 def test_strips_hold_what_emission_emits(image, resized, padded, cells, monkeypatch):
     geometry = Geometry(image, resized, padded)
     grid = torch.randn(5, *cells, generator=torch.Generator().manual_seed(0)) * 4
-    mask, confidence = emit(grid, grid, geometry)
+    mask, confidence = postprocess(grid, grid, geometry)
     monkeypatch.setattr("app.inference.postprocess.STRIP_BYTES", 4 * 5 * image[1] * 7)
     strips = list(log_probability_strips(grid, geometry))
 
@@ -269,8 +274,8 @@ def test_impossible_classes_have_the_metrics_floor():
     assert brier == pytest.approx(2)
 
 
-def test_look_gives_the_picture_and_both_sets_of_logits(predictor, pairs):
+def test_look_gives_the_image_and_both_sets_of_logits(predictor, pairs):
     looked = look(predictor, None, pairs[0], 10_000)
-    assert looked.picture.shape == (8, 12, 3)
-    assert looked.calibrated is looked.rated.labelling
+    assert looked.image.shape == (8, 12, 3)
+    assert looked.calibrated is looked.strip_result.label_logits
     assert looked.logits[:, 0, 0].tolist() == pytest.approx([4, 0, 0])

@@ -1,4 +1,4 @@
-"""Sentences, numbers, charts and pictures, each by itself."""
+"""Sentences, numbers, charts and images, each by itself."""
 
 import base64
 import io
@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from app.calibration.metrics.assessment import Assessment
-from app.calibration.metrics.groups import Prediction
+from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.intervals import Interval
-from app.calibration.metrics.ranking import RiskCoverage
 from app.calibration.metrics.reliability import ReliabilityBin
+from app.calibration.metrics.subsets import Prediction
 from app.evaluation import charts
 from app.evaluation.formatting import (
     MINUS,
@@ -130,12 +130,12 @@ def test_reliability_bars_are_as_high_as_accuracy():
         ReliabilityBin(0.5, 1.0, 1000, 0.8, 0.6),
     ]
     svg = charts.reliability(curve, "after")
-    accuracy, share = shapes(svg, "bar")
+    accuracy, fraction = shapes(svg, "bar")
     (gap,) = shapes(svg, "gap")
     assert float(accuracy.get("height", "")) == pytest.approx(0.6 * charts.SIDE)
     assert float(gap.get("height", "")) == pytest.approx(0.2 * charts.SIDE, abs=0.01)
     assert float(gap.get("y", "")) == pytest.approx(charts.TOP + 0.2 * charts.SIDE)
-    assert float(share.get("height", "")) == charts.SHARES_HEIGHT
+    assert float(fraction.get("height", "")) == charts.MASS_HEIGHT
     assert "1\u202f000 pixels, says 80.0%, right in 60.0%" in svg
 
 
@@ -150,7 +150,9 @@ def test_reliability_of_nothing_is_an_empty_plot():
 
 def test_risk_coverage_curves_lie_in_the_plot():
     points_ = [RiskCoverage(0.001, 1.0), RiskCoverage(0.5, 0.01), RiskCoverage(1.0, 0.04)]
-    svg = charts.risk_coverage([charts.Line("before", points_), charts.Line("after", points_[1:])])
+    svg = charts.risk_coverage(
+        [charts.Curve("before", points_), charts.Curve("after", points_[1:])]
+    )
     curves = {e.get("class"): e.get("points", "") for e in shapes(svg, "curve")}
     assert curves.keys() == {"curve before", "curve after"}
     drawn = [tuple(map(float, pair.split(","))) for pair in curves["curve before"].split()]
@@ -161,19 +163,19 @@ def test_risk_coverage_curves_lie_in_the_plot():
 
 
 def test_share_bar_of_nothing_is_nothing():
-    assert charts.share_bar(math.nan) == ""
-    assert 'width="15.0"' in charts.share_bar(0.25)
+    assert charts.fraction_bar(math.nan) == ""
+    assert 'width="15.0"' in charts.fraction_bar(0.25)
 
 
-# Pictures
+# Images
 
 
 def test_errors_run_from_yellow_to_red_and_the_rest_is_dim():
-    picture = np.full((1, 4, 3), 200, np.uint8)
+    image = np.full((1, 4, 3), 200, np.uint8)
     mask = np.array([[0, 1, 1, 1]], np.uint8)
     labels = np.array([[0, 0, 0, -1]], np.int32)
     confidence = np.array([[0.9, 0.4, 1.0, 1.0]], np.float32)
-    right, unsure, sure, void = error_map(picture, mask, confidence, labels)[0]
+    right, unsure, sure, void = error_map(image, mask, confidence, labels)[0]
     assert right.tolist() == [70, 70, 70]
     assert unsure.tolist() == UNSURE.tolist()
     assert sure.tolist() == SURE.tolist()
@@ -182,9 +184,9 @@ def test_errors_run_from_yellow_to_red_and_the_rest_is_dim():
 
 def test_views_are_small_and_in_proportion():
     height, width = 1000, 1500
-    picture = np.zeros((height, width, 3), np.uint8)
+    image = np.zeros((height, width, 3), np.uint8)
     mask = np.zeros((height, width), np.uint8)
-    drawn = views(picture, mask, np.ones((height, width), np.float32), mask.astype(np.int32),
+    drawn = views(image, mask, np.ones((height, width), np.float32), mask.astype(np.int32),
                   [(255, 0, 0)])  # fmt: skip
     assert (drawn.width, drawn.height) == (LONG_SIDE, 320)
     for uri in drawn[2:]:
@@ -193,7 +195,7 @@ def test_views_are_small_and_in_proportion():
             assert decoded.size == (480, 320)
 
 
-def test_long_thin_pictures_keep_a_row():
+def test_long_thin_images_keep_a_row():
     strip = np.zeros((1, 4000), np.uint8)
     drawn = views(np.zeros((1, 4000, 3), np.uint8), strip, np.ones((1, 4000), np.float32),
                   strip.astype(np.int32), [(0, 0, 0)])  # fmt: skip

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from app.calibration.methods.identity import Identity
-from app.cli.evaluate import picture_views
+from app.cli.evaluate import image_views
 from app.datasets.images import find_pairs
-from app.evaluation.evaluate import Comparison, Here, Options, evaluate
-from app.evaluation.formatting import figures, headline, number, percent, points
+from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate
+from app.evaluation.formatting import headline, metric_rows, number, percent, points
 from app.evaluation.html_report import TEMPLATES, render
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import open_predictor
@@ -74,7 +74,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Four pictures, one of a hostile name, with a hostile class, with and without a calibrator."""
+    """Four images, one of a hostile name, with a hostile class, with and without a calibrator."""
     root = tmp_path_factory.mktemp("page")
     classes = [{"name": HOSTILE, "color": "#804020"}, {"name": "green", "color": "#00ff00"},
                {"name": "blue", "color": "#0000ff"}]  # fmt: skip
@@ -86,8 +86,8 @@ def evaluated(tmp_path_factory):
         "good": (solid(GREEN), np.ones((8, 12))),
         "void": (solid(RED), np.full((8, 12), 255)),
     }
-    for name, (picture, labels) in sets.items():
-        for folder, values in (("images", picture), ("labels", labels)):
+    for name, (image, labels) in sets.items():
+        for folder, values in (("images", image), ("labels", labels)):
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(np.asarray(values, np.uint8)).save(root / folder / f"{name}.png")
     version = publish_temperature(root / "artifacts", model, 2)
@@ -97,9 +97,9 @@ def evaluated(tmp_path_factory):
     options = Options(ignore_index=255, max_pixels=10_000)
 
     def run(calibrator: object) -> tuple[Comparison, str]:
-        subject = Here(predictor, stored if calibrator else None, options.max_pixels)
+        subject = LocalModel(predictor, stored if calibrator else None, options.max_pixels)
         done = evaluate(subject, pairs, options, lambda: None)
-        return done, render(done, {i: picture_views(subject, done, i) for i in done.worst()})
+        return done, render(done, {i: image_views(subject, done, i) for i in done.worst()})
 
     return {"with": run(True), "without": run(False)}
 
@@ -192,7 +192,7 @@ def test_page_without_calibrator_compares_nothing(evaluated):
     assert "Change" not in text
 
 
-def test_pictures_to_look_at(evaluated):
+def test_images_to_look_at(evaluated):
     done, text = evaluated["without"]
     page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -200,8 +200,8 @@ def test_pictures_to_look_at(evaluated):
     assert len(images) == 12
     for attributes in images:
         data = base64.b64decode(str(attributes["src"]).split(",", 1)[1], validate=True)
-        with Image.open(io.BytesIO(data)) as picture:
-            assert picture.size == tuple(int(attributes[side] or 0) for side in ("width", "height"))
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.size == tuple(int(attributes[side] or 0) for side in ("width", "height"))
     # `dull` says 1/3 of a wrong label; `a` is sure of a third that is wrong.
     assert page.texts["h3"][:2] == ["dull.png", 'a"><b>&.png']
     assert ["most errors at 90%" in article for article in page.texts["article"]] == [
@@ -209,19 +209,19 @@ def test_pictures_to_look_at(evaluated):
     ]  # fmt: skip
 
 
-def test_pictures_can_be_left_out(evaluated):
+def test_images_can_be_left_out(evaluated):
     done, _ = evaluated["with"]
     text = render(done, {})
     assert "<img" not in text
-    assert "Pictures to look at" not in text
+    assert "Images to look at" not in text
     Page(text)
 
 
-def test_only_one_picture_gives_no_interval(evaluated):
+def test_only_one_image_gives_no_interval(evaluated):
     done, _ = evaluated["with"]
     one = find_pairs(done.pairs[0].image.parent, done.pairs[0].labels.parent)[:1]
     predictor = open_predictor(done.folder, "cpu", 1)
-    subject = Here(predictor, StoredCalibrator(done.manifest, Identity(3)), 10_000)
+    subject = LocalModel(predictor, StoredCalibrator(done.manifest, Identity(3)), 10_000)
     alone = evaluate(subject, one, done.options, lambda: None)
     assert alone.difference is not None
     assert math.isnan(alone.difference.low)
@@ -232,13 +232,13 @@ def test_only_one_picture_gives_no_interval(evaluated):
 
 def test_figures_say_what_is_better(evaluated):
     done, _ = evaluated["with"]
-    for figure in figures(done.before, done.after):
+    for figure in metric_rows(done.before, done.after):
         assert figure.after is not None
-        if figure.verdict == "better":
+        if figure.direction == "better":
             assert (figure.after < figure.before) == (figure.better == "lower")
-    by_name = {figure.name: figure for figure in figures(done.before, done.after)}
-    assert by_name["mIoU"].verdict == "same"
-    assert by_name["Mean confidence"].verdict == ""
+    by_name = {figure.name: figure for figure in metric_rows(done.before, done.after)}
+    assert by_name["mIoU"].direction == "same"
+    assert by_name["Mean confidence"].direction == ""
 
 
 def test_style_suits_dark_screens_and_paper_and_loads_nothing():

@@ -9,7 +9,7 @@ from app.calibration.methods.contextual.features import interpolated
 def synthetic_set(num_classes, images=6, side=12, seed=0, sharpness=2.5):
     """Images whose labels are drawn from an affine map of the logits; a tenth is unlabelled.
 
-    Their pictures are noise and say nothing.
+    Their images are noise and say nothing.
     """
     rng = torch.Generator().manual_seed(seed)
     confusion = torch.eye(num_classes) + 0.1 * torch.randn(num_classes, num_classes, generator=rng)
@@ -20,9 +20,9 @@ def synthetic_set(num_classes, images=6, side=12, seed=0, sharpness=2.5):
         labels = torch.multinomial((confusion @ truth + bias).softmax(0).T, 1, generator=rng)[:, 0]
         labels[torch.rand(side * side, generator=rng) < 0.1] = IGNORE
         logits = sharpness * truth + 2 * torch.randn(1, side * side, generator=rng)
-        picture = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=rng)
+        image = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=rng)
         grid = num_classes, side, side
-        made.append(LabelledImage(logits.view(grid), labels.view(side, side), picture))
+        made.append(LabelledImage(logits.view(grid), labels.view(side, side), image))
     return InMemory(num_classes, made)
 
 
@@ -40,7 +40,7 @@ def nll(calibrator, data):
     for image in data.images:
         labelled = image.labels != IGNORE
         with torch.no_grad():
-            logs = calibrator.seeing(image.picture)(image.logits[None])[0][:, labelled]
+            logs = calibrator.with_image(image.image)(image.logits[None])[0][:, labelled]
         total -= logs.gather(0, image.labels[labelled][None]).sum().item()
         count += int(labelled.sum())
     return total / count
@@ -54,6 +54,6 @@ def table(data):
 
 def shift_of(calibrator, logits):
     """What a calibrator adds to the log-odds on the grid of logits [K,h,w], float32 [h,w]."""
-    changes = calibrator.changes(logits)
-    settled = torch.from_numpy(changes.settled())
-    return interpolated(settled[None, None], logits.shape[1:], changes.step)[0, 0]
+    shift = calibrator.log_odds_shift(logits)
+    combined = torch.from_numpy(shift.combined())
+    return interpolated(combined[None, None], logits.shape[1:], shift.step)[0, 0]

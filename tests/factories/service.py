@@ -1,4 +1,4 @@
-"""Helpers around the service: pictures to send, ways to send them, and what answers must hold.
+"""Helpers around the service: images to send, ways to send them, and what answers must hold.
 
 The model `tiny` (see `tiny_models`) gives a saturated red pixel the logits (4, 0, 0), and so on
 for green and blue; a saturated colour's confidence is e^4 / (e^4 + 2).
@@ -34,9 +34,9 @@ from app.storage.manifest import Manifest, new_id
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 SATURATED = math.exp(4) / (math.exp(4) + 2)  # 0.9647
 SATURATED_AT_2 = math.exp(2) / (math.exp(2) + 2)  # 0.7870, at temperature 2
-READY_S = 30
+READY_S = 120
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 
 class Response(Protocol):
@@ -51,12 +51,12 @@ class Response(Protocol):
     def json(self) -> dict[str, object]: ...
 
 
-def solid(color: tuple[int, int, int], height: int = 8, width: int = 12) -> Picture:
+def solid(color: tuple[int, int, int], height: int = 8, width: int = 12) -> ImageArray:
     """One colour, uint8 RGB [height,width,3]."""
     return np.full((height, width, 3), color, np.uint8)
 
 
-def thirds() -> Picture:
+def thirds() -> ImageArray:
     """Red, green and blue side by side, uint8 RGB [8,12,3]; the classes 0, 1 and 2."""
     return np.concatenate([solid(color, 8, 4) for color in (RED, GREEN, BLUE)], axis=1)
 
@@ -64,30 +64,30 @@ def thirds() -> Picture:
 THIRDS_MASK = np.repeat(np.array([[0, 1, 2]], np.uint8), 4, axis=1).repeat(8, axis=0)
 
 
-def encoded(picture: Picture | Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """Encode a picture."""
+def encoded(image: ImageArray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """Encode an image."""
     buffer = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image.save(buffer, kind, **options)
+    with_strip_image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    with_strip_image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Decode an answer's picture."""
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-    return picture
+    """Decode an answer's image."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 def post(
     client: TestClient | httpx2.Client,
-    picture: Picture | bytes,
+    image: ImageArray | bytes,
     headers: dict[str, str] | None = None,
     /,
     **query: str | float,
 ) -> httpx2.Response:
-    """Send a picture as a raw body."""
-    body = picture if isinstance(picture, bytes) else encoded(picture)
+    """Send an image as a raw body."""
+    body = image if isinstance(image, bytes) else encoded(image)
     return client.post(
         "/segment",
         content=body,

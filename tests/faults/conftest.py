@@ -10,7 +10,7 @@ import pytest
 from tests.factories.service import publish_temperature
 from tests.faults.steps import End, Order, as_line
 
-Attempt = Callable[[Order], End]
+JobRunner = Callable[[Order], End]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(models_dir: Path, artifacts_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def attempt() -> Iterator[Attempt]:
+def attempt() -> Iterator[JobRunner]:
     """Does a piece of work in a process that dies when it is told to; see `steps`."""
     command = [sys.executable, "-m", "tests.faults.steps"]
     with subprocess.Popen(

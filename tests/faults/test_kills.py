@@ -12,7 +12,7 @@ from app.jobs.queue import Jobs
 from app.jobs.store import UPLOAD, Job, State
 from app.storage.artifacts import ArtifactStore
 from tests.factories.service import open_client, post, publish_temperature, thirds
-from tests.faults.conftest import Attempt
+from tests.faults.conftest import JobRunner
 from tests.faults.steps import Order, settings_of, submit
 from tests.faults.stored import assert_clean, assert_whole
 
@@ -20,7 +20,7 @@ MANY = 2000  # steps; no work here takes as many
 
 
 def until_it_ends(
-    attempt: Attempt, work: str, folder: Path, prepare: Callable[[], object] = int, every: int = 1
+    attempt: JobRunner, work: str, folder: Path, prepare: Callable[[], object] = int, every: int = 1
 ) -> Iterator[int]:
     """Do a work again and again, killed one step later each time, until it comes to its end."""
     for step in range(1, MANY, every):
@@ -74,7 +74,7 @@ def test_history_killed_in_the_middle_of_a_line_goes_on_behind_it(folder, attemp
     assert json.loads(last)["calibrator"] == assert_whole(folder) != active
 
 
-def copies(folder: Path) -> Iterator[Path]:
+def augmented(folder: Path) -> Iterator[Path]:
     """Give the same folder anew each time, for work that takes longer the more there is."""
     for number in range(MANY):
         copy = folder.with_name(f"{folder.name}-{number}")
@@ -86,7 +86,7 @@ def copies(folder: Path) -> Iterator[Path]:
 def test_deletion_killed_at_every_step_deletes_all_of_a_version_or_nothing(folder, attempt):
     publish_temperature(folder / "artifacts", folder / "models" / "tiny", 4, activate=False)
     active = ArtifactStore(folder / "artifacts").active_id("tiny")
-    for step, copy in enumerate(copies(folder), 1):
+    for step, copy in enumerate(augmented(folder), 1):
         ended = attempt(Order("delete", str(copy), step=step))
         assert assert_whole(copy) == active
         assert_clean(copy)
@@ -124,7 +124,7 @@ def test_job_killed_at_every_step_is_interrupted_or_done_and_others_stay(folder,
     assert attempt(Order("run_a_job", str(folder))) == "finished"
     (earlier,) = settled(folder)
     seen: set[State] = set()
-    for step, copy in enumerate(copies(folder), 1):
+    for step, copy in enumerate(augmented(folder), 1):
         ended = attempt(Order("run_a_job", str(copy), step=step))
         *new, old = settled(copy)
         assert old == earlier

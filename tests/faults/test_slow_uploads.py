@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from app.api.middleware import STRIDE
-from app.cli.calibrate import Service, Wanted
+from app.cli.calibrate import CalibrateOptions, RemoteFit
 from app.client import Connection
 from app.errors import InputError
 from app.main import WORKERS
@@ -88,13 +88,13 @@ def test_calibration_upload_that_stands_still_leaves_nothing(
     url = make_server(upload_timeout_s=PATIENCE_S, admin_token=TOKEN)
     waits = threading.Event()
 
-    def standing() -> Iterator[bytes]:
+    def detector_parameters() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="logits"; filename="l"\r\n\r\nabc'
         waits.wait(10 * PATIENCE_S)
 
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     with httpx2.Client(base_url=url, timeout=60) as client:
-        answer = client.post("/calibrate", content=standing(), headers=ADMIN | kind)
+        answer = client.post("/calibrate", content=detector_parameters(), headers=ADMIN | kind)
 
     assert_problem(answer, 408, f"expected the next {STRIDE} bytes")
     wait_for(lambda: jobs_folder(artifacts_dir) == [], "the folder to be removed")
@@ -114,8 +114,8 @@ def test_command_hears_a_refusal_of_a_large_upload(
     large = tmp_path / "large.npz"
     with large.open("wb") as file:
         file.truncate(64 << 20)  # far more than the server reads before it closes
-    wanted = Wanted({"logits": large}, "auto", "never", False, False, None, 0, "")
+    wanted = CalibrateOptions({"logits": large}, "auto", "never", False, "none", None, 0, "")
 
     for _ in range(3):
         with pytest.raises(InputError, match=sentence):
-            Service(Connection(url, token)).fit(wanted, None, lambda _stage, _share: None)
+            RemoteFit(Connection(url, token)).fit(wanted, None, lambda _stage, _share: None)

@@ -30,11 +30,11 @@ SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[0:200:40j, 50:250:60j], 99), -1)
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def encoded(picture: Image.Image | NDArray[Any], kind: str, **options: Any) -> bytes:
-    if not isinstance(picture, Image.Image):
-        picture = Image.fromarray(picture)
+def encoded(image: Image.Image | NDArray[Any], kind: str, **options: Any) -> bytes:
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -74,11 +74,11 @@ def tiff_of_pages(*subfile_types: int) -> bytes:
 
 
 def decoded(data: bytes) -> NDArray[np.uint8]:
-    picture = decode_image(data, LIMIT)
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert picture.shape[2] == 3
-    return picture
+    image = decode_image(data, LIMIT)
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.shape[2] == 3
+    return image
 
 
 def grey(values: object) -> NDArray[np.uint8]:
@@ -168,16 +168,16 @@ def test_grey_with_alpha_drops_it():
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
 def test_palette_gives_its_colors(kind):
-    picture = Image.fromarray(COLORS).quantize(8)
-    assert np.array_equal(decoded(encoded(picture, kind)), np.asarray(picture.convert("RGB")))
+    image = Image.fromarray(COLORS).quantize(8)
+    assert np.array_equal(decoded(encoded(image, kind)), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("transparency", [0, b"\x00\x80\xff"])
 def test_palette_with_transparency_keeps_the_color(transparency):
-    picture = Image.new("P", (3, 1))
-    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    picture.putdata([0, 1, 2])
-    data = encoded(picture, "PNG", transparency=transparency)
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([0, 1, 2])
+    data = encoded(image, "PNG", transparency=transparency)
     assert decoded(data).tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
 
 
@@ -195,9 +195,9 @@ def test_cmyk_becomes_rgb(kind, options):
 def test_lab_becomes_rgb():
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     soft = Image.new("RGB", (4, 4), (150, 110, 90))
-    picture = ImageCms.applyTransform(soft, ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
-    assert picture is not None
-    assert np.abs(decoded(encoded(picture, "TIFF")).astype(int) - [150, 110, 90]).max() <= 4
+    image = ImageCms.applyTransform(soft, ImageCms.buildTransform(srgb, lab, "RGB", "LAB"))
+    assert image is not None
+    assert np.abs(decoded(encoded(image, "TIFF")).astype(int) - [150, 110, 90]).max() <= 4
 
 
 # More than eight bits
@@ -271,8 +271,8 @@ def test_orientation_is_applied(kind, orientation):
     blocks = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, np.ones((16, 16), np.uint8))
     options: dict[str, Any] = {"quality": 95} if kind == "JPEG" else {}
     options |= {"lossless": True} if kind == "WEBP" else {}
-    picture = decoded(encoded(grey(blocks), kind, exif=exif, **options))
-    assert np.rint(picture[8::16, 8::16, 0] / 40).tolist() == UPRIGHT[orientation]
+    image = decoded(encoded(grey(blocks), kind, exif=exif, **options))
+    assert np.rint(image[8::16, 8::16, 0] / 40).tolist() == UPRIGHT[orientation]
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
@@ -292,7 +292,7 @@ def test_unknown_orientation_changes_nothing(orientation):
     assert np.array_equal(decoded(encoded(COLORS, "PNG", exif=exif)), COLORS)
 
 
-# Still pictures and others
+# Still images and others
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "PNG", "TIFF"])
@@ -334,7 +334,7 @@ def test_tiff_of_endless_pages_is_refused_without_counting_them(subfile_type):
         decode_image(tiff_of_pages(0, *[subfile_type] * 60_000), LIMIT)
 
 
-def test_mpo_gives_its_first_picture():
+def test_mpo_gives_its_first_image():
     data = encoded(
         SMOOTH, "MPO", save_all=True, append_images=[Image.fromarray(255 - SMOOTH)], quality=95
     )
@@ -344,15 +344,15 @@ def test_mpo_gives_its_first_picture():
 # Limits
 
 
-def test_single_pixel_is_a_picture():
+def test_single_pixel_is_a_image():
     assert decoded(encoded(COLORS[:1, :1], "PNG")).tolist() == [[[255, 0, 0]]]
 
 
-def test_picture_at_the_limit_is_accepted():
+def test_image_at_the_limit_is_accepted():
     assert decode_image(encoded(COLORS, "PNG"), max_pixels=8).shape == (2, 4, 3)
 
 
-def test_picture_above_the_limit_is_refused():
+def test_image_above_the_limit_is_refused():
     with pytest.raises(TooLargeError, match="expected at most 7 pixels, got 4x2 = 8"):
         decode_image(encoded(COLORS, "PNG"), max_pixels=7)
 
@@ -406,10 +406,10 @@ def test_other_kinds_are_refused(data):
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.99])
-def test_truncated_picture_is_refused(kind, share):
+def test_truncated_image_is_refused(kind, fraction):
     data = encoded(NOISE, kind)
     with pytest.raises(UndecodableError):
-        decode_image(data[: int(share * len(data))], LIMIT)
+        decode_image(data[: int(fraction * len(data))], LIMIT)
 
 
 def test_jpeg_without_its_last_byte_is_refused():
@@ -418,7 +418,7 @@ def test_jpeg_without_its_last_byte_is_refused():
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 1), (1, 0)])
-def test_picture_without_pixels_is_refused(width, height):
+def test_image_without_pixels_is_refused(width, height):
     with pytest.raises(UndecodableError):
         decode_image(png(width, height, 8, 0, b""), LIMIT)
 
@@ -446,7 +446,7 @@ def answers_or_refuses(data: bytes) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damaged_picture_is_decoded_or_refused(data):
+def test_damaged_image_is_decoded_or_refused(data):
     seed = bytearray(data.draw(st.sampled_from(SEEDS)))
     spots = st.integers(0, min(len(seed), 400) - 1)
     for spot, value in data.draw(st.lists(st.tuples(spots, st.integers(1, 255)), max_size=6)):

@@ -23,9 +23,9 @@ MASK = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
 
 
 def opened(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data))
-    assert picture.format == "PNG"
-    return picture
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "PNG"
+    return image
 
 
 def many_colors(count: int) -> list[tuple[int, int, int]]:
@@ -36,9 +36,9 @@ def many_colors(count: int) -> list[tuple[int, int, int]]:
 
 
 def test_mask_is_indexed_with_ids_as_values():
-    picture = opened(mask_png(MASK, PALETTE))
-    assert picture.mode == "P"
-    assert np.array_equal(np.asarray(picture), MASK)
+    image = opened(mask_png(MASK, PALETTE))
+    assert image.mode == "P"
+    assert np.array_equal(np.asarray(image), MASK)
 
 
 def test_mask_shows_the_classes_colors_and_abstains_in_white():
@@ -51,18 +51,18 @@ def test_mask_shows_the_classes_colors_and_abstains_in_white():
 
 def test_mask_of_255_classes_keeps_the_abstain_value_apart():
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    picture = opened(mask_png(mask, many_colors(255)))
-    assert np.array_equal(np.asarray(picture), mask)
-    colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    image = opened(mask_png(mask, many_colors(255)))
+    assert np.array_equal(np.asarray(image), mask)
+    colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert colors[:255].tolist() == [list(color) for color in many_colors(255)]
     assert tuple(colors[255]) == WHITE
 
 
 def test_mask_of_more_classes_has_sixteen_bits():
     mask = np.array([[0, 255, 256], [299, 65533, 65535]], np.uint16)
-    picture = opened(mask_png(mask, many_colors(300)))
-    assert picture.mode == "I;16"
-    assert np.array_equal(np.asarray(picture), mask)
+    image = opened(mask_png(mask, many_colors(300)))
+    assert image.mode == "I;16"
+    assert np.array_equal(np.asarray(image), mask)
 
 
 def test_full_palette_leaves_unused_rows_black():
@@ -83,10 +83,10 @@ def test_confidence_is_rounded_exactly(depth, mode, top):
     # The values next to the middle of two levels are where a float32 product goes wrong.
     random[1] = (np.arange(50) + 0.5) / top
     random[2] = (np.arange(top - 50, top) + 0.5) / top
-    picture = opened(confidence_png(random, depth))
-    assert picture.mode == mode
+    image = opened(confidence_png(random, depth))
+    assert image.mode == mode
     expected = [[round(Fraction(float(p)) * top) for p in row] for row in random]
-    assert np.asarray(picture).tolist() == expected
+    assert np.asarray(image).tolist() == expected
 
 
 def test_heatmap_gives_each_level_its_color():
@@ -98,7 +98,7 @@ def test_heatmap_gives_each_level_its_color():
 # Overlay
 
 
-def test_overlay_is_halfway_between_picture_and_color():
+def test_overlay_is_halfway_between_image_and_color():
     grey = np.full((2, 3, 3), 100, np.uint8)
     overlay = np.asarray(opened(overlay_png(grey, MASK, PALETTE)))
     assert overlay.shape == grey.shape

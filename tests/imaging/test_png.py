@@ -16,38 +16,38 @@ SIDES = st.integers(1, 40)
 
 
 def read(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-    return picture
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 @given(st.data(), st.sampled_from([np.uint8, np.uint16]))
 def test_grey_comes_back(data, dtype):
     pixels = data.draw(arrays.arrays(dtype, st.tuples(SIDES, SIDES)))
-    picture = read(png(pixels))
-    assert picture.mode == {1: "L", 2: "I;16"}[pixels.itemsize]
-    assert np.array_equal(np.asarray(picture), pixels)
+    image = read(png(pixels))
+    assert image.mode == {1: "L", 2: "I;16"}[pixels.itemsize]
+    assert np.array_equal(np.asarray(image), pixels)
 
 
 @given(st.data())
 def test_colours_come_back(data):
     pixels = data.draw(arrays.arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(3))))
-    picture = read(png(pixels))
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture), pixels)
+    image = read(png(pixels))
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_indices_come_back_with_their_palette():
     pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
     palette = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
-    picture = read(png(pixels, palette))
-    assert picture.mode == "P"
-    assert np.array_equal(np.asarray(picture), pixels)
-    assert np.array_equal(np.asarray(picture.convert("RGB")), palette[pixels])
+    image = read(png(pixels, palette))
+    assert image.mode == "P"
+    assert np.array_equal(np.asarray(image), pixels)
+    assert np.array_equal(np.asarray(image.convert("RGB")), palette[pixels])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_pieces_make_one_picture(monkeypatch, dtype):
+def test_pieces_make_one_image(monkeypatch, dtype):
     monkeypatch.setattr(pieces_room, "PIECE", 100)
     pixels = np.random.default_rng(0).integers(0, 255, (50, 30)).astype(dtype)
     assert np.array_equal(np.asarray(read(png(pixels))), pixels)
@@ -59,5 +59,5 @@ def test_views_are_written_as_what_they_show():
 
 
 def test_checksums_are_right():
-    with Image.open(io.BytesIO(png(np.zeros((5, 5), np.uint8)))) as picture:
-        picture.verify()  # reads all chunks and compares their checksums
+    with Image.open(io.BytesIO(png(np.zeros((5, 5), np.uint8)))) as image:
+        image.verify()  # reads all chunks and compares their checksums

@@ -24,28 +24,28 @@ def test_pieces_divide_the_rows_and_are_bounded(height, width):
 
 HEIGHT, WIDTH = 23, 17
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+IMAGE = RNG.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 GREY16 = RNG.integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
 CONFIDENCE = RNG.random((HEIGHT, WIDTH), np.float32)
 MASK = RNG.integers(0, 3, (HEIGHT, WIDTH), dtype=np.uint8)
 PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
-def tiff(picture):
+def tiff(image):
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "TIFF")
+    Image.fromarray(image).save(buffer, "TIFF")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: decode_image(tiff(PICTURE), 1000),
+        lambda: decode_image(tiff(IMAGE), 1000),
         lambda: decode_image(tiff(GREY16), 1000),
         lambda: confidence_png(CONFIDENCE),
         lambda: confidence_png(CONFIDENCE, 16),
         lambda: heatmap_png(CONFIDENCE),
-        lambda: overlay_png(PICTURE, MASK, PALETTE),
+        lambda: overlay_png(IMAGE, MASK, PALETTE),
     ],
     ids=["rgb", "grey16", "confidence", "confidence16", "heatmap", "overlay"],
 )

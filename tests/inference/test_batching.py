@@ -37,7 +37,7 @@ def tiny(tiny_folders):
     return open_backbone(tiny_folders["onnx"] / "model.onnx", "cpu", 1)
 
 
-def pictures(*sizes):
+def make_images(*sizes):
     rng = np.random.default_rng(0)
     return [rng.random((1, 3, *size), dtype=np.float32) for size in sizes]
 
@@ -56,7 +56,7 @@ def all_at_once(gate, images, largest=8):
 
 
 def test_company_of_one_size_runs_together_and_each_gets_its_own(tiny):
-    images = pictures((4, 6), (4, 6), (8, 8), (4, 6), (8, 8))
+    images = make_images((4, 6), (4, 6), (8, 8), (4, 6), (8, 8))
     gate = Gate(tiny)
     for image, future in zip(images, all_at_once(gate, images), strict=True):
         assert np.allclose(future.result(), expected_logits(image), atol=1e-6)
@@ -66,7 +66,7 @@ def test_company_of_one_size_runs_together_and_each_gets_its_own(tiny):
 
 def test_batches_have_a_largest_size(tiny):
     gate = Gate(tiny)
-    images = pictures(*[(4, 6)] * 6)
+    images = make_images(*[(4, 6)] * 6)
     for image, future in zip(images, all_at_once(gate, images, largest=2), strict=True):
         assert np.allclose(future.result(), expected_logits(image), atol=1e-6)
     assert max(size[0] for size in gate.sizes) == 2
@@ -74,7 +74,7 @@ def test_batches_have_a_largest_size(tiny):
 
 def test_network_that_refuses_batches_is_asked_for_each(tiny):
     gate = Gate(tiny, refuses=lambda images: len(images) > 1)
-    images = pictures(*[(4, 6)] * 4)
+    images = make_images(*[(4, 6)] * 4)
     for image, future in zip(images, all_at_once(gate, images), strict=True):
         assert np.allclose(future.result(), expected_logits(image), atol=1e-6)
     assert [size[0] for size in gate.sizes] == [1, 3, 1, 1, 1]
@@ -82,7 +82,7 @@ def test_network_that_refuses_batches_is_asked_for_each(tiny):
 
 def test_who_is_refused_alone_leaves_the_others_their_batches(tiny):
     gate = Gate(tiny, refuses=lambda images: images.shape[2] == 4)
-    images = pictures((8, 8), (4, 6), (4, 6), (8, 8), (8, 8))
+    images = make_images((8, 8), (4, 6), (4, 6), (8, 8), (8, 8))
     futures = all_at_once(gate, images)
     for place in (0, 3, 4):
         assert np.allclose(futures[place].result(), expected_logits(images[place]), atol=1e-6)
@@ -93,5 +93,5 @@ def test_who_is_refused_alone_leaves_the_others_their_batches(tiny):
 
 
 def test_nobody_waits_for_company(tiny):
-    (image,) = pictures((4, 6))
+    (image,) = make_images((4, 6))
     assert np.array_equal(MicroBatches(tiny)(image), tiny(image))

@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from app.inference.postprocess import tally
+from app.inference.postprocess import class_statistics
 
 
-def test_a_picture_by_hand():
+def test_a_image_by_hand():
     mask = np.array([[0, 0, 2], [2, 255, 0]], np.uint8)
     confidence = np.array([[0.5, 0.25, 1.0], [0.5, 0.125, 0.75]], np.float32)
-    sums = tally(mask, confidence)
+    sums = class_statistics(mask, confidence)
     assert sums.pixels.dtype == np.int64
     assert sums.confidence.dtype == np.float64
     assert {k: int(n) for k, n in enumerate(sums.pixels) if n} == {0: 3, 2: 2, 255: 1}
@@ -28,7 +28,7 @@ def test_a_picture_by_hand():
 )
 def test_tally_counts_what_bincount_counts(mask, seed):
     confidence = np.random.default_rng(seed).random(mask.shape, np.float32)
-    sums, values = tally(mask, confidence), np.iinfo(mask.dtype).max + 1
+    sums, values = class_statistics(mask, confidence), np.iinfo(mask.dtype).max + 1
     assert np.array_equal(sums.pixels, np.bincount(mask.ravel(), minlength=values))
     expected = np.bincount(mask.ravel(), confidence.ravel(), values)
     assert np.allclose(sums.confidence, expected, rtol=1e-12)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from app.errors import ModelError
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import emit
+from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
 from tests.factories.models import expected_logits, write_card
@@ -23,16 +23,16 @@ def opened(folder: Path) -> Predictor:
     return open_predictor(read_model_folder(folder), "cpu", 1)
 
 
-# From picture to answer
+# From image to answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_picture_is_segmented_by_its_strongest_channel(tiny_folders, kind):
+def test_image_is_segmented_by_its_strongest_channel(tiny_folders, kind):
     predictor = opened(tiny_folders[kind])
     images, geometry = predictor.prepare(HALVES)
     logits = predictor.logits(images)
     assert logits.shape == (1, 3, 3, 4)
-    mask, confidence = emit(logits[0], logits[0], geometry)
+    mask, confidence = postprocess(logits[0], logits[0], geometry)
     assert mask.tolist() == [[0] * 4 + [2] * 4] * 6
     # Logits (4, 0, 0): e^4 / (e^4 + 2).
     assert confidence[0, 0] == pytest.approx(np.exp(4) / (np.exp(4) + 2), abs=1e-6)
@@ -46,7 +46,7 @@ def test_logits_follow_the_input_policy(tiny_predictor):
     assert predictor.logits(images)[0, :, 3, 0].tolist() == pytest.approx([4.0, -8.0, -2.0])
 
 
-def test_batch_gives_what_its_pictures_give_alone(tiny_predictor):
+def test_batch_gives_what_its_images_give_alone(tiny_predictor):
     predictor = tiny_predictor()
     images = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     alone = torch.cat([predictor.logits(image[None]) for image in images])
@@ -83,7 +83,7 @@ def test_flip_averages_log_probabilities_of_both_views(graph_folder):
         assert torch.allclose(logits[0, :, 0, column], (first + second) / 2, atol=1e-6)
 
 
-def test_multiscale_of_a_flat_picture_changes_nothing(tiny_predictor):
+def test_multiscale_of_a_flat_image_changes_nothing(tiny_predictor):
     predictor = tiny_predictor()
     flat = torch.tensor([0.9, 0.5, 0.1])[None, :, None, None].expand(1, 3, 16, 24)
     expected = torch.tensor([3.6, 2.0, 0.4]).log_softmax(0)[None, :, None, None]
@@ -102,7 +102,7 @@ def test_multiscale_averages_three_scales_on_the_plain_grid(tiny_predictor, imag
     assert torch.allclose(answer.double(), torch.stack(views).mean(0), atol=1e-4)
 
 
-def test_multiscale_keeps_to_multiples_even_of_a_small_picture(tiny_predictor):
+def test_multiscale_keeps_to_multiples_even_of_a_small_image(tiny_predictor):
     small = torch.zeros(1, 3, 8, 8)
     assert tiny_predictor(multiple_of=8).logits(small, "multiscale").shape == (1, 3, 4, 4)
 
@@ -125,7 +125,7 @@ def test_nan_logits_give_uniform_confidence(graph_folder):
     images = torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [-1.0, np.e]])[None, :, None]
     logits = opened(folder).logits(images)
     assert logits.isfinite().all()
-    _, confidence = emit(logits[0], logits[0], Geometry((1, 2), (1, 2), (1, 2)))
+    _, confidence = postprocess(logits[0], logits[0], Geometry((1, 2), (1, 2), (1, 2)))
     assert confidence[0].tolist() == pytest.approx([1 / 3, np.e / (np.e + 2)], abs=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_infinite_logits_are_clamped(graph_folder):
     )
     logits = opened(folder).logits(torch.tensor([0.0, -0.0, 1.0])[None, :, None, None])
     assert logits.ravel().tolist() == [3e4, -3e4, 1]
-    _, confidence = emit(logits[0], logits[0], Geometry((1, 1), (1, 1), (1, 1)))
+    _, confidence = postprocess(logits[0], logits[0], Geometry((1, 1), (1, 1), (1, 1)))
     assert confidence.item() == 1
 
 

@@ -6,11 +6,11 @@ from PIL import Image
 
 from app.errors import TooLargeError
 from app.inference.model_card import InputPolicy, ShortSide
-from app.inference.preprocess import Geometry, glance, normalised, plan, preprocess
+from app.inference.preprocess import Geometry, normalised, plan, preprocess, thumbnail
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
@@ -54,22 +54,22 @@ def test_plan_keeps_its_promises(image, side, multiple):
         ((1, 1_000_000), InputPolicy(size=ShortSide(short_side=512))),
     ],
 )
-def test_picture_too_thin_for_the_policy_is_refused(image, policy):
+def test_image_too_thin_for_the_policy_is_refused(image, policy):
     with pytest.raises(TooLargeError, match=f"got {image[1]}x{image[0]}, which its input policy"):
         plan(image, policy)
 
 
-def test_large_picture_that_hardly_grows_is_accepted():
+def test_large_image_that_hardly_grows_is_accepted():
     assert plan((7001, 7001), InputPolicy()).padded == (7008, 7008)
 
 
-def test_native_picture_is_put_on_the_unit_scale(picture):
-    images, geometry = preprocess(picture, InputPolicy(multiple_of=1))
+def test_native_image_is_put_on_the_unit_scale(image):
+    images, geometry = preprocess(image, InputPolicy(multiple_of=1))
     assert images.shape == (1, 3, 5, 7)
     assert images.dtype == np.float32
     assert images.flags.c_contiguous
     assert geometry == Geometry((5, 7), (5, 7), (5, 7))
-    assert np.allclose(images[0], picture.transpose(2, 0, 1) / 255, atol=1e-7)
+    assert np.allclose(images[0], image.transpose(2, 0, 1) / 255, atol=1e-7)
 
 
 def test_normalisation_by_hand():
@@ -79,65 +79,65 @@ def test_normalisation_by_hand():
     assert images.ravel().tolist() == pytest.approx([2.0, 0.0, -0.2], abs=1e-6)
 
 
-def test_padding_repeats_the_edge_right_and_below(picture):
-    images, geometry = preprocess(picture, InputPolicy(multiple_of=8))
+def test_padding_repeats_the_edge_right_and_below(image):
+    images, geometry = preprocess(image, InputPolicy(multiple_of=8))
     assert geometry.padded == (8, 8)
-    expected = np.pad(picture, ((0, 3), (0, 1), (0, 0)), mode="edge").transpose(2, 0, 1) / 255
+    expected = np.pad(image, ((0, 3), (0, 1), (0, 0)), mode="edge").transpose(2, 0, 1) / 255
     assert np.allclose(images[0], expected, atol=1e-7)
 
 
-def test_resizing_is_bilinear_and_comes_before_padding(picture):
-    images, geometry = preprocess(picture, InputPolicy(size=(10, 13), multiple_of=4))
+def test_resizing_is_bilinear_and_comes_before_padding(image):
+    images, geometry = preprocess(image, InputPolicy(size=(10, 13), multiple_of=4))
     assert geometry == Geometry((5, 7), (10, 13), (12, 16))
-    small = np.asarray(Image.fromarray(picture).resize((13, 10), Image.Resampling.BILINEAR))
+    small = np.asarray(Image.fromarray(image).resize((13, 10), Image.Resampling.BILINEAR))
     assert np.allclose(images[0, :, :10, :13], small.transpose(2, 0, 1) / 255, atol=1e-7)
     assert (images[0, :, 10:, :] == images[0, :, 9:10, :]).all()
     assert (images[0, :, :, 13:] == images[0, :, :, 12:13]).all()
 
 
-def test_resizing_keeps_a_flat_picture_flat():
+def test_resizing_keeps_a_flat_image_flat():
     flat = np.full((5, 7, 3), 102, np.uint8)
     images, _ = preprocess(flat, InputPolicy(size=ShortSide(short_side=11), multiple_of=16))
     assert np.allclose(images, 0.4)
 
 
-def test_picture_is_left_as_it_was(picture):
-    before = picture.copy()
-    preprocess(picture, InputPolicy(mean=(0.5, 0.5, 0.5), multiple_of=1))
-    assert np.array_equal(picture, before)
+def test_image_is_left_as_it_was(image):
+    before = image.copy()
+    preprocess(image, InputPolicy(mean=(0.5, 0.5, 0.5), multiple_of=1))
+    assert np.array_equal(image, before)
 
 
 @given(
     size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     window=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    share=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
+    fraction=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)),
     frozen=st.booleans(),
 )
-def test_windows_are_cut_padded_and_scaled(size, window, share, frozen):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    picture.flags.writeable = not frozen
+def test_windows_are_cut_padded_and_scaled(size, window, fraction, frozen):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image.flags.writeable = not frozen
     policy = InputPolicy(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    corner = int(share[0] * size[0]), int(share[1] * size[1])
-    found = normalised(picture, policy, corner, window)
+    corner = int(fraction[0] * size[0]), int(fraction[1] * size[1])
+    found = normalised(image, policy, corner, window)
     rows, columns = (
         np.minimum(np.arange(start, start + length), side - 1)
         for start, length, side in zip(corner, window, size, strict=True)
     )
-    expected = (picture[rows][:, columns] / 255 - policy.mean) / policy.std
+    expected = (image[rows][:, columns] / 255 - policy.mean) / policy.std
     np.testing.assert_allclose(found[0], expected.transpose(2, 0, 1), atol=2e-6)
-    assert picture.flags.writeable != frozen  # the picture itself is not touched
+    assert image.flags.writeable != frozen  # the image itself is not touched
 
 
 def test_glance_by_hand():
-    picture = np.zeros((3, 4, 3), np.uint8)
-    picture[:2, :2, 0] = [[10, 20], [30, 40]]
-    picture[2, :, 1] = [8, 8, 0, 4]
+    image = np.zeros((3, 4, 3), np.uint8)
+    image[:2, :2, 0] = [[10, 20], [30, 40]]
+    image[2, :, 1] = [8, 8, 0, 4]
     # A grid of 2x2 over 4x4, of which the last row is padding: it repeats the edge.
     geometry = Geometry((3, 4), (3, 4), (4, 4))
-    seen = glance(picture, geometry, (2, 2), range(2))
+    seen = thumbnail(image, geometry, (2, 2), range(2))
     assert seen.dtype == np.uint8
     assert seen.tolist() == [[[25, 0], [0, 0]], [[0, 0], [8, 2]], [[0, 0], [0, 0]]]
-    assert np.array_equal(glance(picture, geometry, (2, 2), range(1, 2)), seen[:, 1:])
+    assert np.array_equal(thumbnail(image, geometry, (2, 2), range(1, 2)), seen[:, 1:])
 
 
 @given(
@@ -147,19 +147,17 @@ def test_glance_by_hand():
     seed=st.integers(0, 9),
 )
 def test_glance_in_parts_is_the_glance(size, multiple, cells, seed):
-    picture = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
     geometry = Geometry(size, size, padded)
     grid = (max(int(padded[0] / cells), 1), max(int(padded[1] / cells), 1))
-    whole = glance(picture, geometry, grid, range(grid[0]))
+    whole = thumbnail(image, geometry, grid, range(grid[0]))
     assert whole.shape == (3, *grid)
     middle = grid[0] // 2
     parts = [range(middle), range(middle, grid[0])]
-    joined = np.concatenate([glance(picture, geometry, grid, rows) for rows in parts if rows], 1)
+    joined = np.concatenate([thumbnail(image, geometry, grid, rows) for rows in parts if rows], 1)
     assert np.array_equal(whole, joined)
     if cells <= 1:
-        finest = np.pad(
-            picture, [(0, padded[0] - size[0]), (0, padded[1] - size[1]), (0, 0)], "edge"
-        )
+        finest = np.pad(image, [(0, padded[0] - size[0]), (0, padded[1] - size[1]), (0, 0)], "edge")
         repeated = finest.repeat(round(1 / cells), 0).repeat(round(1 / cells), 1)
         assert np.array_equal(whole, repeated.transpose(2, 0, 1))

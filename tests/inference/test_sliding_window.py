@@ -9,17 +9,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from app.calibration.methods.contextual.calibrator import Contextual
-from app.calibration.methods.contextual.image_statistics import figures_of, row_means
+from app.calibration.methods.contextual.image_statistics import compute_statistics, row_statistics
 from app.calibration.methods.contextual.position_prior import BANDS
 from app.calibration.registry import build
 from app.errors import ModelError
 from app.inference import sliding_window as sliding
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import ALONE, blank, emit, emit_band
+from app.inference.postprocess import SERIAL, blank, postprocess, postprocess_strip
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Band
-from app.inference.sliding_window import Line, Strip, Windows, bands, lay, shares, strips
-from app.serving.pipeline import Emission, emit_rated, rate, shown
+from app.inference.sliding_window import (
+    Strip,
+    WindowAxis,
+    Windows,
+    bands,
+    blend_weights,
+    strips,
+    window_axis,
+)
+from app.serving.pipeline import Postprocessor, calibrate_strip, emit_rated, with_strip_image
 from tests.factories.models import write_card, write_onnx_model
 
 CELL = 2
@@ -37,9 +45,9 @@ def pooled(images: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(images, CELL)
 
 
-def windows(picture: Tensor, down: Line, across: Line) -> Windows:
+def windows(image: Tensor, down: WindowAxis, across: WindowAxis) -> Windows:
     def cut(row: int, column: int) -> Tensor:
-        return picture[:, :, row : row + down.length, column : column + across.length]
+        return image[:, :, row : row + down.length, column : column + across.length]
 
     return Windows(down, across, cut)
 
@@ -59,20 +67,20 @@ def joined(found: list[Strip]) -> Tensor:
 
 
 def test_last_window_ends_with_the_axis():
-    assert lay(total=10, crop=4, stride=4) == Line((0, 4, 6), 4, 10)
+    assert window_axis(total=10, crop=4, stride=4) == WindowAxis((0, 4, 6), 4, 10)
 
 
 def test_windows_that_fit_are_not_doubled():
-    assert lay(total=12, crop=4, stride=4) == Line((0, 4, 8), 4, 12)
+    assert window_axis(total=12, crop=4, stride=4) == WindowAxis((0, 4, 8), 4, 12)
 
 
 def test_axis_shorter_than_the_crop_is_one_window_of_its_own_length():
-    assert lay(total=3, crop=8, stride=4) == Line((0,), 3, 3)
+    assert window_axis(total=3, crop=8, stride=4) == WindowAxis((0,), 3, 3)
 
 
 @given(axis)
 def test_windows_cover_every_pixel_and_stay_inside(sides):
-    line = lay(*sides)
+    line = window_axis(*sides)
     covered = Counter(pixel for start in line.starts for pixel in range(start, start + line.length))
     assert set(covered) == set(range(line.total))
     assert len(set(line.starts)) == len(line.starts)
@@ -81,10 +89,10 @@ def test_windows_cover_every_pixel_and_stay_inside(sides):
 @pytest.mark.parametrize("blend", ["hann", "mean"])
 @given(sides=axis)
 def test_weights_are_positive_and_sum_to_one_at_every_cell(blend, sides):
-    line = lay(*sides)
+    line = window_axis(*sides)
     cells = line.length // CELL
     total = np.zeros(line.total // CELL)
-    for start, weights in zip(line.starts, shares(line, cells, blend), strict=True):
+    for start, weights in zip(line.starts, blend_weights(line, cells, blend), strict=True):
         assert weights.min() > 0
         total[start // CELL : start // CELL + cells] += weights
     assert np.abs(total - 1).max() < 1e-6
@@ -93,13 +101,13 @@ def test_weights_are_positive_and_sum_to_one_at_every_cell(blend, sides):
 def test_hann_weights_by_hand():
     # sin^2 of 22.5, 67.5, ... degrees; the windows overlap by two of four cells.
     faint, strong = np.sin(np.pi / 8) ** 2, np.sin(3 * np.pi / 8) ** 2
-    first, second = shares(Line((0, 2), 4, 6), 4, "hann")
+    first, second = blend_weights(WindowAxis((0, 2), 4, 6), 4, "hann")
     assert first.tolist() == pytest.approx([1, 1, strong, faint])
     assert second.tolist() == pytest.approx([faint, strong, 1, 1])
 
 
 def test_mean_counts_all_windows_alike():
-    first, second = shares(Line((0, 2), 4, 6), 4, "mean")
+    first, second = blend_weights(WindowAxis((0, 2), 4, 6), 4, "mean")
     assert first.tolist() == [1, 1, 0.5, 0.5]
     assert second.tolist() == [0.5, 0.5, 1, 1]
 
@@ -108,30 +116,35 @@ def test_mean_counts_all_windows_alike():
 
 
 @settings(max_examples=80, deadline=None)
-@given(down=axis, across=axis, blend=st.sampled_from(["hann", "mean"]), reach=st.integers(0, 5))
+@given(
+    down=axis,
+    across=axis,
+    blend=st.sampled_from(["hann", "mean"]),
+    receptive_radius=st.integers(0, 5),
+)
 def test_network_that_sees_single_cells_gives_the_same_logits_in_windows(
-    down, across, blend, reach
+    down, across, blend, receptive_radius
 ):
-    picture = noise(1, 3, down[0], across[0])
-    cut = windows(picture, lay(*down), lay(*across))
-    found = list(strips(cut, pooled, blend, reach))
-    assert torch.allclose(joined(found), pooled(picture), atol=1e-5)
+    image = noise(1, 3, down[0], across[0])
+    cut = windows(image, window_axis(*down), window_axis(*across))
+    found = list(strips(cut, pooled, blend, receptive_radius))
+    assert torch.allclose(joined(found), pooled(image), atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
-@given(down=axis, across=axis, reach=st.integers(0, 5))
-def test_each_row_is_given_once_with_the_rows_that_are_read_with_it(down, across, reach):
-    picture = noise(1, 3, down[0], across[0])
-    cut = windows(picture, lay(*down), lay(*across))
-    expected, done = pooled(picture), 0
+@given(down=axis, across=axis, receptive_radius=st.integers(0, 5))
+def test_each_row_is_given_once_with_the_rows_that_are_read_with_it(down, across, receptive_radius):
+    image = noise(1, 3, down[0], across[0])
+    cut = windows(image, window_axis(*down), window_axis(*across))
+    expected, done = pooled(image), 0
     height = expected.shape[2]
-    for logits, band in strips(cut, pooled, "hann", reach):
+    for logits, band in strips(cut, pooled, "hann", receptive_radius):
         assert (band.height, band.cells.start) == (height, done)
         done = band.cells.stop
         end = band.top + logits.shape[2]
-        assert band.top <= max(0, band.cells.start - reach)
+        assert band.top <= max(0, band.cells.start - receptive_radius)
         assert band.top % 2 == 0
-        assert end >= min(height, band.cells.stop + 1 + reach)
+        assert end >= min(height, band.cells.stop + 1 + receptive_radius)
         assert torch.allclose(logits, expected[:, :, band.top : end], atol=1e-5)
     assert done == height
 
@@ -142,15 +155,15 @@ def test_disagreeing_windows_are_mixed_by_their_weights():
     def network(images: Tensor) -> Tensor:
         return torch.full((1, 2, 4, 4), next(calls))
 
-    cut = windows(noise(1, 3, 4, 6), Line((0,), 4, 4), Line((0, 2), 4, 6))
+    cut = windows(noise(1, 3, 4, 6), WindowAxis((0,), 4, 4), WindowAxis((0, 2), 4, 6))
     (strip,) = strips(cut, network, "mean", 0)
     assert strip.logits[0, 0, 0].tolist() == [0, 0, 3, 3, 6, 6]
 
 
-def test_held_rows_do_not_grow_with_the_picture():
+def test_held_rows_do_not_grow_with_the_image():
     sizes = []
     for height in (40, 400, 4000):
-        cut = windows(noise(1, 3, height, 16), lay(height, 16, 8), lay(16, 16, 8))
+        cut = windows(noise(1, 3, height, 16), window_axis(height, 16, 8), window_axis(16, 16, 8))
         sizes.append(max(s.logits.shape[2] for s in strips(cut, pooled, "hann", 4)))
     assert sizes[0] == sizes[1] == sizes[2] <= 8 + sliding.ALIGNMENT + 2 * 4
 
@@ -165,7 +178,7 @@ def test_strips_of_many_classes_are_divided_by_their_bytes(monkeypatch):
 
 def test_grid_that_changes_between_windows_is_refused():
     grids = iter([(4, 4), (4, 5)])
-    cut = windows(noise(1, 3, 4, 6), Line((0,), 4, 4), Line((0, 2), 4, 6))
+    cut = windows(noise(1, 3, 4, 6), WindowAxis((0,), 4, 4), WindowAxis((0, 2), 4, 6))
     with pytest.raises(ModelError, match=r"expected a grid of \(4, 4\) cells .*, got \(4, 5\)"):
         list(strips(cut, lambda _images: torch.zeros(1, 2, *next(grids)), "mean", 0))
 
@@ -191,31 +204,31 @@ def tiny(tmp_path):
     return make
 
 
-def picture_of(height: int, width: int) -> np.ndarray:
+def make_image(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("tta", ["none", "flip"])
 @pytest.mark.parametrize("size", ["native", (50, 46), {"short_side": 41}])
-@pytest.mark.parametrize("image", [(70, 33), (9, 61), (5, 5), (16, 16)])
-def test_slide_gives_the_logits_of_whole(tiny, tta, size, image):
-    picture = picture_of(*image)
+@pytest.mark.parametrize("shape", [(70, 33), (9, 61), (5, 5), (16, 16)])
+def test_slide_gives_the_logits_of_whole(tiny, tta, size, shape):
+    image = make_image(*shape)
     slide = tiny(size=size, mode="slide", crop=[16, 16], window_stride=[10, 12], multiple_of=2)
-    prepared = slide.lay(picture)
+    prepared = slide.prepare_windows(image)
     found = joined(list(slide.strips(prepared, tta)))
     whole = tiny(size=size, multiple_of=2)
-    images, geometry = whole.prepare(picture)
+    images, geometry = whole.prepare(image)
     assert prepared.geometry == geometry
     assert torch.allclose(found, whole.logits(images, tta), atol=1e-5)
     assert torch.equal(slide.grid(prepared, tta), found)
 
 
-def test_multiscale_acts_on_each_window_as_on_a_picture(tiny):
+def test_multiscale_acts_on_each_window_as_on_a_image(tiny):
     slide = tiny(mode="slide", crop=[16, 16], window_stride=[16, 16], multiple_of=2)
-    picture = picture_of(32, 16)
-    found = joined(list(slide.strips(slide.lay(picture), "multiscale")))
+    image = make_image(32, 16)
+    found = joined(list(slide.strips(slide.prepare_windows(image), "multiscale")))
     for top in (0, 16):
-        images, _ = slide.prepare(picture[top : top + 16])
+        images, _ = slide.prepare(image[top : top + 16])
         part = found[:, :, top // 2 : top // 2 + 8]
         assert torch.allclose(part, slide.logits(images, "multiscale"), atol=1e-5)
 
@@ -226,19 +239,19 @@ def test_calibrated_strips_emit_what_the_whole_grid_does(tiny, method):
     calibrator = build(method, 3)
     for value in calibrator.state_dict().values():
         value.add_(0.05 * torch.randn(value.shape))
-    picture = picture_of(88, 31)
+    image = make_image(88, 31)
     # Without overlap, so that labels where two classes tie stay what they are.
     slide = tiny(mode="slide", crop=[8, 16], window_stride=[8, 16], multiple_of=2)
-    prepared = slide.lay(picture)
+    prepared = slide.prepare_windows(image)
     mask, confidence = blank(prepared.geometry, 3)
-    found = list(slide.strips(prepared, reach=calibrator.invariances.reach))
+    found = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
     assert len(found) > 3
     for (logits,), band in found:
         calibrated = calibrator(logits[None])[0]
-        emit_band(logits, calibrated, prepared.geometry, band, mask, confidence)
-    images, geometry = slide.prepare(picture)
+        postprocess_strip(logits, calibrated, prepared.geometry, band, mask, confidence)
+    images, geometry = slide.prepare(image)
     logits = slide.logits(images)
-    expected = emit(logits[0], calibrator(logits)[0], geometry)
+    expected = postprocess(logits[0], calibrator(logits)[0], geometry)
     assert np.array_equal(mask, expected[0])
     assert np.abs(confidence - expected[1]).max() < 1e-5
 
@@ -251,19 +264,23 @@ def contextual(step):
     for name, tensor in calibrator.state_dict().items():
         if "selectors." in name and not name.endswith("scale"):
             tensor.normal_(0, 0.3, generator=rng)
-    calibrator.opinion.trust.fill_(0.75)
-    calibrator.wary.trust.fill_(0.75)
+    calibrator.detector.detector_weight.fill_(0.75)
+    calibrator.robust_detector.detector_weight.fill_(0.75)
     return calibrator
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
     calibrator = contextual(step)
-    picture = picture_of(120, 488)
+    image = make_image(120, 488)
     slide = tiny(mode="slide", crop=[8, 488], window_stride=[8, 488], multiple_of=2)
-    found = list(slide.strips(slide.lay(picture), reach=calibrator.invariances.reach))
+    found = list(
+        slide.strips(
+            slide.prepare_windows(image), receptive_radius=calibrator.invariances.receptive_radius
+        )
+    )
     assert len(found) > 3
-    images, _ = slide.prepare(picture)
+    images, _ = slide.prepare(image)
     whole = calibrator(slide.logits(images))[0]
     for (logits,), band in found:
         own = slice(band.cells.start - band.top, band.cells.stop - band.top)
@@ -271,70 +288,75 @@ def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
         assert torch.allclose(part, whole[:, band.cells.start : band.cells.stop], atol=1e-5)
 
 
-def means_of(changes):
+def means_of(log_odds_shift):
     """Mean features [1,F] over all cells, and what comes after them."""
-    return torch.from_numpy(changes.sums.mean(axis=0) / changes.change.shape[2])[None]
+    return torch.from_numpy(log_odds_shift.sums.mean(axis=0) / log_odds_shift.change.shape[2])[None]
 
 
-@pytest.mark.parametrize("pictured", [False, True])
-def test_strips_are_familiar_or_not_as_the_picture_is(tiny, pictured):
-    """What contextual says of a picture in strips is what it says of it whole."""
+@pytest.mark.parametrize("imaged", [False, True])
+def test_strips_are_familiar_or_not_as_the_image_is(tiny, imaged):
+    """What contextual says of an image in strips is what it says of it whole."""
     calibrator = contextual(2)
-    calibrator.warned = True
-    calibrator.layout.copy_(-torch.rand(3, BANDS, generator=torch.Generator().manual_seed(1)))
-    picture = np.concatenate([picture_of(64, 60) // 8, 255 - picture_of(64, 60) // 8])
+    calibrator.robust = True
+    generator = torch.Generator().manual_seed(1)
+    calibrator.position_prior.copy_(-torch.rand(3, BANDS, generator=generator))
+    image = np.concatenate([make_image(64, 60) // 8, 255 - make_image(64, 60) // 8])
     slide = tiny(mode="slide", crop=[8, 60], window_stride=[8, 60], multiple_of=2)
-    prepared = slide.lay(picture)
+    prepared = slide.prepare_windows(image)
     whole = slide.grid(prepared)[0]
-    means = means_of(calibrator.changes(whole))
-    calibrator.wary.known.usual.copy_(means[0])
-    calibrator.wary.known.limit.fill_(1e-3)
-    calibrator.opinion.known.limit.fill_(1e-3)  # nothing is to the other opinion
-    if pictured:  # it looks halfway as the fit's did
-        seen = prepared.glance(whole.shape[1:], range(whole.shape[1]))
-        look = figures_of(row_means(seen[:, :: calibrator.step]))
-        calibrator.scenery.usual.copy_(look + 1.25)
-        calibrator.scenery.limit.fill_(1.0)
-        calibrator.sees_picture = True
-        assert calibrator.scenery(look[None]).item() == pytest.approx(0.5)
-    all_of_it = shown(calibrator, prepared, whole, Band.whole(whole.shape[1]))
-    emission = Emission(prepared.geometry, 3, ALONE)
+    means = means_of(calibrator.log_odds_shift(whole))
+    calibrator.robust_detector.known.mean.copy_(means[0])
+    calibrator.robust_detector.known.threshold.fill_(1e-3)
+    calibrator.detector.known.threshold.fill_(1e-3)  # nothing is to the other opinion
+    if imaged:  # it looks halfway as the fit's did
+        seen = prepared.thumbnail(whole.shape[1:], range(whole.shape[1]))
+        look = compute_statistics(row_statistics(seen[:, :: calibrator.step]))
+        calibrator.image_statistics.mean.copy_(look + 1.25)
+        calibrator.image_statistics.threshold.fill_(1.0)
+        calibrator.needs_image = True
+        assert calibrator.image_statistics(look[None]).item() == pytest.approx(0.5)
+    all_of_it = with_strip_image(calibrator, prepared, whole, Band.whole(whole.shape[1]))
+    postprocessor = Postprocessor(prepared.geometry, 3, SERIAL)
     count = 0
-    for (logits,), band in slide.strips(prepared, reach=calibrator.invariances.reach):
-        part = shown(calibrator, prepared, logits, band)
-        emission.emit(rate(logits, part, band=band), band)
+    for (logits,), band in slide.strips(
+        prepared, receptive_radius=calibrator.invariances.receptive_radius
+    ):
+        part = with_strip_image(calibrator, prepared, logits, band)
+        postprocessor.postprocess(calibrate_strip(logits, part, band=band), band)
         count += 1
-        means = means_of(part.changes(logits))
-        assert calibrator.wary.familiarity(means) == 0  # each strip by itself is strange
-    emission.settle()
+        means = means_of(part.log_odds_shift(logits))
+        assert (
+            calibrator.robust_detector.in_distribution_score(means) == 0
+        )  # each strip by itself is strange
+    postprocessor.combine_shifts()
     assert count > 3
-    mask, confidence = emit_rated(rate(whole, all_of_it), prepared.geometry)
-    assert np.array_equal(emission.mask, mask)
-    assert np.abs(emission.confidence - confidence).max() < 1e-5
-    assert np.abs(confidence - emit(whole, whole, prepared.geometry)[1]).max() > (
-        0.02 if pictured else 0.05
+    mask, confidence = emit_rated(calibrate_strip(whole, all_of_it), prepared.geometry)
+    assert np.array_equal(postprocessor.mask, mask)
+    assert np.abs(postprocessor.confidence - confidence).max() < 1e-5
+    assert np.abs(confidence - postprocess(whole, whole, prepared.geometry)[1]).max() > (
+        0.02 if imaged else 0.05
     )
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"
 
 
-def test_network_of_one_size_serves_pictures_of_any(graph_folder):
+def test_network_of_one_size_serves_images_of_any(graph_folder):
     slide = opened(
         graph_folder(FIXED, mode="slide", crop=[16, 16], window_stride=[8, 8], multiple_of=4)
     )
     for height, width in ((5, 7), (16, 16), (40, 9), (30, 70)):
-        prepared = slide.lay(picture_of(height, width))
+        prepared = slide.prepare_windows(make_image(height, width))
         high, wide = prepared.geometry.padded
         assert min(high, wide) >= 16
         assert joined(list(slide.strips(prepared))).shape == (1, 3, high, wide)
 
 
-def test_picture_that_fits_one_window_is_run_as_in_mode_whole(tiny):
+def test_image_that_fits_one_window_is_run_as_in_mode_whole(tiny):
     slide = tiny(mode="slide", crop=[64, 64], window_stride=[32, 32], multiple_of=2)
-    picture = picture_of(20, 30)
-    (strip,) = slide.strips(slide.lay(picture))
-    images, geometry = slide.prepare(picture)
+    image = make_image(20, 30)
+    (strip,) = slide.strips(slide.prepare_windows(image))
+    images, geometry = slide.prepare(image)
     assert geometry.padded == (20, 30)
     assert torch.equal(strip.logits, slide.logits(images))
 

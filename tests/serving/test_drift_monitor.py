@@ -15,9 +15,9 @@ from app.calibration.drift import Reference, histogram
 from app.calibration.methods.identity import Identity
 from app.imaging.corruptions import corrupt
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import emit
+from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
-from app.serving.drift_monitor import DriftMonitor, Watch
+from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.storage.manifest import Manifest, StoredCalibrator
 from tests.conftest import MakeClient
 from tests.factories.service import post, publish_temperature, solid
@@ -57,7 +57,7 @@ def feed(monitor: DriftMonitor, version: StoredCalibrator, answers: list[Answer]
 def test_monitor_is_quiet_then_stale_then_fresh_again():
     rng = np.random.default_rng(0)
     version = stored(reference_to([answer(rng) for _ in range(40)]))
-    monitor = DriftMonitor(Watch(window=16, patience=8))
+    monitor = DriftMonitor(DriftPolicy(window=16, patience=8))
 
     assert not any(feed(monitor, version, [answer(rng) for _ in range(200)]))
     drifted = feed(monitor, version, [answer(rng, sureness=2.0) for _ in range(40)])
@@ -73,7 +73,7 @@ def test_monitor_is_quiet_then_stale_then_fresh_again():
 def test_window_that_is_not_full_says_nothing():
     rng = np.random.default_rng(0)
     version = stored(reference_to([answer(rng) for _ in range(40)]))
-    monitor = DriftMonitor(Watch(window=16, patience=1))
+    monitor = DriftMonitor(DriftPolicy(window=16, patience=1))
 
     assert not any(feed(monitor, version, [answer(rng, sureness=1.0) for _ in range(15)]))
     assert np.isnan(monitor.states()["street"].divergence.confidence)
@@ -83,7 +83,7 @@ def test_window_that_is_not_full_says_nothing():
 def test_another_version_starts_anew():
     rng = np.random.default_rng(0)
     reference = reference_to([answer(rng) for _ in range(40)])
-    monitor = DriftMonitor(Watch(window=8, patience=1))
+    monitor = DriftMonitor(DriftPolicy(window=8, patience=1))
 
     assert feed(monitor, stored(reference), [answer(rng, sureness=1.0) for _ in range(8)])[-1]
     assert feed(monitor, stored(reference, "b"), [answer(rng, sureness=1.0)]) == [False]
@@ -95,7 +95,7 @@ def test_another_version_starts_anew():
 def test_without_a_reference_worth_the_name_nothing_is_stale(images):
     rng = np.random.default_rng(0)
     reference = reference_to([answer(rng) for _ in range(images)]) if images else None
-    monitor = DriftMonitor(Watch(window=8, patience=1))
+    monitor = DriftMonitor(DriftPolicy(window=8, patience=1))
 
     assert not any(feed(monitor, stored(reference), [answer(rng, 1.0) for _ in range(30)]))
 
@@ -103,7 +103,7 @@ def test_without_a_reference_worth_the_name_nothing_is_stale(images):
 def test_threads_may_observe_at_once():
     rng = np.random.default_rng(0)
     version = stored(reference_to([answer(rng) for _ in range(40)]))
-    monitor, one = DriftMonitor(Watch(window=8, patience=1)), answer(rng)
+    monitor, one = DriftMonitor(DriftPolicy(window=8, patience=1)), answer(rng)
     threads = [
         threading.Thread(target=feed, args=(monitor, version, [one] * 100)) for _ in range(4)
     ]
@@ -111,7 +111,7 @@ def test_threads_may_observe_at_once():
         thread.start()
     for thread in threads:
         thread.join()
-    lone = DriftMonitor(Watch(window=8, patience=1))
+    lone = DriftMonitor(DriftPolicy(window=8, patience=1))
     feed(lone, version, [one] * 8)
 
     assert monitor.states()["street"].divergence == pytest.approx(
@@ -168,16 +168,16 @@ def street() -> Predictor:
     return open_predictor(read_model_folder(MODELS / "camvid-street"), "cpu", 1)
 
 
-def answered(predictor: Predictor, pictures: list[NDArray[np.uint8]]) -> list[Answer]:
+def answered(predictor: Predictor, images: list[NDArray[np.uint8]]) -> list[Answer]:
     answers: list[Answer] = []
-    for picture in pictures:
-        planes, geometry = predictor.prepare(picture)
+    for image in images:
+        planes, geometry = predictor.prepare(image)
         logits = predictor.logits(planes)[0]
-        answers.append(emit(logits, logits, geometry))
+        answers.append(postprocess(logits, logits, geometry))
     return answers
 
 
-def turned_stale(reference: list[Answer], live: list[Answer], watch: Watch) -> bool:
+def turned_stale(reference: list[Answer], live: list[Answer], watch: DriftPolicy) -> bool:
     version = stored(reference_to(reference, 11), classes=11)
     return any(feed(DriftMonitor(watch), version, live))
 
@@ -193,10 +193,10 @@ def test_dusk_and_fog_are_noticed_and_held_out_day_frames_are_not(street: Predic
     places = np.random.default_rng(0).permutation(len(frames))
     reference = answered(street, read([frames[i] for i in sorted(places[:45])]))
     days = read([frames[i] for i in sorted(places[45:])])
-    watch = Watch(window=32, patience=16)
+    watch = DriftPolicy(window=32, patience=16)
 
     assert not turned_stale(reference, answered(street, days), watch)
-    fog = [corrupt(picture, "fog", 4, index) for index, picture in enumerate(days)]
+    fog = [corrupt(image, "fog", 4, index) for index, image in enumerate(days)]
     assert turned_stale(reference, answered(street, fog), watch)
     dusk = read(sorted((folder / "train").glob("0001TP*.png"))[:56])
     assert turned_stale(reference, answered(street, dusk), watch)

@@ -23,13 +23,13 @@ with TestClient(create_app(load_settings())) as client:
     while client.get("/readyz").status_code != 200:
         time.sleep(0.05)
     before = compiled()
-    assert before["settle"] and before["opine"] and before["emit_rows"], before
-    picture = open("examples/street.jpg", "rb").read()
+    assert before["combine_shifts"] and before["network_sweep"] and before["postprocess_kernel"], before
+    image = open("examples/street.jpg", "rb").read()
     for wanted in ("active", "none"):
         answer = client.post(
             "/segment",
             params={"calibrator": wanted, "include": "mask,confidence"},
-            files={"image": picture},
+            files={"image": image},
         )
         assert answer.status_code == 200, answer.text
     new = {name for name, count in compiled().items() if count > before.get(name, 0)}
@@ -55,5 +55,12 @@ def test_image_keeps_the_machine_code_of_an_answer(tmp_path):
         [sys.executable, *command.split()], cwd=ROOT, env={**os.environ, **settings}, check=True
     )
     kept = {path.name.split("-")[0].rpartition(".")[2] for path in tmp_path.rglob("*.nbc")}
-    assert {"emit_rows", "look", "look_along", "opine", "settle", "shift_rows"} <= kept
+    assert {
+        "postprocess_kernel",
+        "pixel_sweep",
+        "row_sweep",
+        "network_sweep",
+        "combine_shifts",
+        "shift_rows",
+    } <= kept
     assert {"_count", "_add_up", "_round", "_average"} <= kept

@@ -17,7 +17,7 @@ def scene(seed: int, weather: str | None = None) -> Scene:
     return render_scene(seed, HEIGHT, WIDTH, weather)
 
 
-def share_of_seeds(holds) -> float:
+def fraction_of_seeds(holds) -> float:
     return float(np.mean([holds(scene(seed)) for seed in SEEDS]))
 
 
@@ -32,7 +32,7 @@ def test_another_seed_gives_another_scene():
 
 
 @pytest.mark.parametrize(("height", "width"), [(HEIGHT, WIDTH), (121, 167), (64, 200)])
-def test_pictures_and_labels_have_the_size_asked_for(height, width):
+def test_images_and_labels_have_the_size_asked_for(height, width):
     made = render_scene(1, height, width)
     assert made.image.shape == (height, width, 3)
     assert made.label.shape == (height, width)
@@ -51,7 +51,7 @@ def test_every_weather_renders(weather):
     assert len(np.unique(made.label)) >= 5
 
 
-def test_weather_changes_the_picture():
+def test_weather_changes_the_image():
     day, night = scene(5, "day").image, scene(5, "night").image
     assert night.mean() < 0.6 * day.mean()
 
@@ -67,7 +67,7 @@ def test_sky_lies_above_the_road():
         sky, road = (rows[made.label == label] for label in (Label.SKY, Label.ROAD))
         return bool(sky.size == 0 or sky.max() < np.quantile(road, 0.25))
 
-    assert share_of_seeds(ordered) > 0.9
+    assert fraction_of_seeds(ordered) > 0.9
 
 
 def test_hardly_any_sky_below_the_highest_horizon():
@@ -80,7 +80,7 @@ def test_the_camera_stands_on_the_road():
         strip = made.label[int(0.88 * HEIGHT) : int(0.92 * HEIGHT), WIDTH // 2 - 5 : WIDTH // 2 + 5]
         return bool(np.median(strip) == Label.ROAD)
 
-    assert share_of_seeds(on_road) > 0.9
+    assert fraction_of_seeds(on_road) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_the_camera_stands_on_the_road():
     [Label.POLE, Label.SIGN, Label.FENCE, Label.CAR, Label.PEDESTRIAN, Label.BICYCLIST],
 )
 def test_rare_classes_occur_in_most_scenes(label):
-    assert share_of_seeds(lambda made: (made.label == label).any()) > 0.5
+    assert fraction_of_seeds(lambda made: (made.label == label).any()) > 0.5

@@ -1,4 +1,4 @@
-"""The picture and the map of its objects, painted together."""
+"""The image and the map of its objects, painted together."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -20,7 +20,7 @@ Label = IntEnum(
 
 
 class Canvas:
-    """Picture (RGB) and object map of a `size` (w, h) twice the output's, painted far to near.
+    """Image (RGB) and object map of a `size` (w, h) twice the output's, painted far to near.
 
     Object k has class `labels[k]` at `depths[k]` metres; 0..3 are sky, road, paving and grass.
     """

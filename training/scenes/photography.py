@@ -105,8 +105,8 @@ def toned(rng: Generator, level: Floats) -> Floats:
 
 def blurred(level: Floats, radius: float) -> Floats:
     """Gaussian blur in 8 bits, float32 of the same shape."""
-    picture = Image.fromarray(to_bytes(level)).filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(picture, np.float32)
+    image = Image.fromarray(to_bytes(level)).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(image, np.float32)
 
 
 def smeared(rng: Generator, level: Floats) -> Floats:
@@ -117,10 +117,10 @@ def smeared(rng: Generator, level: Floats) -> Floats:
     return np.asarray(level + (smear - level) * drops, np.float32)
 
 
-def compressed(rng: Generator, picture: Bytes) -> Bytes:
+def compressed(rng: Generator, image: Bytes) -> Bytes:
     """Mostly store and load as JPEG, uint8 of the same shape."""
     if rng.random() >= 0.7:
-        return picture
+        return image
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
+    Image.fromarray(image).save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
     return np.array(Image.open(buffer).convert("RGB"), np.uint8)

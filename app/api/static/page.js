@@ -1,6 +1,6 @@
-// One picture, its labels and its confidence; the threshold is moved here, without the server.
+// One image, its labels and its confidence; the threshold is moved here, without the server.
 const $ = (id) => document.getElementById(id);
-const state = { picture: null, labels: null, confidence: null, heat: null, answer: null, file: null };
+const state = { image: null, labels: null, confidence: null, heat: null, answer: null, file: null };
 
 function headers() {
   const token = $("token").value;
@@ -43,7 +43,7 @@ async function segment() {
     blobOf(body.confidence.data).then(pixelsOf),
     heatmap.blob().then(pixelsOf),
   ]);
-  state.picture = await pictureOf(body);
+  state.image = await imageOf(body);
   const seconds = ((performance.now() - started) / 1000).toFixed(2);
   say(`${body.width}×${body.height} pixels in ${seconds} s, mean confidence ${percent(body.mean_confidence)}`);
   $("answer").hidden = false;
@@ -59,8 +59,8 @@ function limit(threshold) {
   if (threshold !== null) $("threshold").value = least;
 }
 
-// The browser may not decode TIFF; the labels are then shown without the picture behind them.
-async function pictureOf(body) {
+// The browser may not decode TIFF; the labels are then shown without the image behind them.
+async function imageOf(body) {
   try {
     const pixels = await pixelsOf(state.file);
     return pixels.width === body.width && pixels.height === body.height ? pixels : null;
@@ -70,7 +70,7 @@ async function pictureOf(body) {
 const percent = (p) => `${(100 * p).toFixed(1)}%`;
 
 function draw() {
-  const { labels, confidence, heat, picture } = state;
+  const { labels, confidence, heat, image } = state;
   const threshold = Number($("threshold").value) * 2.55;
   const opacity = Number($("opacity").value) / 100;
   const out = new ImageData(labels.width, labels.height);
@@ -79,7 +79,7 @@ function draw() {
     const sure = confidence.data[i] >= threshold;
     trusted += sure;
     for (let c = 0; c < 3; c++) {
-      const behind = picture ? picture.data[i + c] : 128;
+      const behind = image ? image.data[i + c] : 128;
       out.data[i + c] = sure ? behind + (labels.data[i + c] - behind) * opacity : behind * 0.35;
     }
     out.data[i + 3] = 255;

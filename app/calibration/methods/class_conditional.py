@@ -16,7 +16,7 @@ from torch import Tensor
 from app.calibration.base import FitContext, Invariances, Pixelwise, floored_log_softmax, with_one
 from app.calibration.dataset import ValidationSet, pixels
 from app.calibration.sampling import class_counts
-from app.calibration.softmax_regression import Group, Penalty, centred, fit_regression
+from app.calibration.softmax_regression import ExpertPixels, Penalty, centred, fit_regression
 
 PULL = 10.0  # pixels' worth of ridge: an expert with few pixels stays near the identity
 SMALLEST = 1e-6  # positive entries keep decisions; also the start of those that are 0 at identity
@@ -120,7 +120,7 @@ class ConditionalForm:
         """Multiply every expert's matrix, float64 [K,R,D]."""
         return self.start * beta
 
-    def groups(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterator[Group]:
+    def by_expert(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterator[ExpertPixels]:
         """Part pixels by their top class."""
         top = rows.argmax(dim=1)
         order = top.argsort(stable=True)
@@ -131,7 +131,7 @@ class ConditionalForm:
                 features, places = self.calibrator.arrange(own)
                 found = (places == targets[:, None]).to(torch.uint8).argmax(dim=1)
                 gone = absent[places] if absent.any() else None
-                yield Group(expert, with_one(features), found, gone)
+                yield ExpertPixels(expert, with_one(features), found, gone)
 
 
 class CDC(Conditional):

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from app.calibration.base import Calibrator, FitContext, Invariances, prepared
+from app.calibration.base import Calibrator, FitContext, Invariances, finite_logits
 from app.calibration.dataset import ValidationSet
 
 
@@ -16,7 +16,7 @@ class Identity(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-softmax."""
-        return prepared(logits).log_softmax(dim=1)
+        return finite_logits(logits).log_softmax(dim=1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Learn nothing."""

@@ -1,7 +1,7 @@
 """Local temperature scaling (Ding et al. 2021): a temperature for each pixel.
 
 A tree of gates mixes four temperature fields, each a 5x5 convolution of the log-probabilities;
-`lts_image` mixes in a fifth, a convolution of the picture, by one more gate.
+`lts_image` mixes in a fifth, a convolution of the image, by one more gate.
 Against the released code: the temperature is 1 at the start (it was 2, one added twice), gates
 start at random (equal branches never part, which makes the tree one linear convolution), and
 softplus stands for a ReLU that can die at 1e-8. Borders repeat the edge, so maps of any size do.
@@ -19,8 +19,8 @@ from app.calibration.base import (
     Calibrator,
     FitContext,
     Invariances,
+    finite_logits,
     floored_log_softmax,
-    prepared,
     uniform_where_broken,
 )
 from app.calibration.dataset import IGNORE, LabelledImage, ValidationSet, labelled_pixels, split
@@ -29,7 +29,7 @@ from app.calibration.solvers import Schedule, descend
 from app.errors import ArgumentError
 
 KERNEL, DILATION = 5, 2
-REACH = DILATION * (KERNEL // 2)
+RECEPTIVE_RADIUS = DILATION * (KERNEL // 2)
 SMALLEST_TEMPERATURE = 0.05
 BRANCHES, GATES = 4, 3
 GREY, CONTRAST = 0.5, 4.0  # colours in 0..1 lie about 1 around 0 for the convolution
@@ -44,7 +44,7 @@ class LocalTemperature(Calibrator):
 
     method: ClassVar[str] = "lts"
     invariances: ClassVar[Invariances] = Invariances(
-        translation=True, argmax=True, order=True, reach=REACH
+        translation=True, argmax=True, order=True, receptive_radius=RECEPTIVE_RADIUS
     )
     needs_maps: ClassVar[bool] = True
     weight: Tensor
@@ -62,7 +62,7 @@ class LocalTemperature(Calibrator):
         """Logits [N,K,h,w] to log-probabilities; raises ArgumentError for tables."""
         if logits.ndim != 4:
             raise ArgumentError(f"expected maps [N,K,h,w], got {list(logits.shape)}")
-        rows = prepared(logits)
+        rows = finite_logits(logits)
         calibrated = (rows / self.temperatures(rows)).log_softmax(dim=1)
         return uniform_where_broken(calibrated, logits)
 
@@ -128,18 +128,18 @@ class LocalTemperature(Calibrator):
         self.bias.copy_(_fresh_bias())
 
     def _loss(self, crop: LabelledImage) -> Tensor:
-        logs = self.seeing(crop.picture)(crop.logits[None])
+        logs = self.with_image(crop.image)(crop.logits[None])
         return nll_loss(logs, crop.labels[None], ignore_index=IGNORE)
 
 
 class ImageTemperature(LocalTemperature):
-    """softmax(z / T(z, picture)): the image-dependent form.
+    """softmax(z / T(z, image)): the image-dependent form.
 
-    It answers only when it has been shown the picture, see `seeing`; ArgumentError otherwise.
+    It answers only when it has been shown the image, see `with_image`; ArgumentError otherwise.
     """
 
     method: ClassVar[str] = "lts_image"
-    sees_picture = True
+    needs_image = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -151,15 +151,15 @@ class ImageTemperature(LocalTemperature):
         self.bias_gate = Parameter(torch.zeros(1), requires_grad=False)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Train as the logits-only form does; raises ArgumentError for sets without pictures."""
-        if len(data) and data[0].picture is None:
-            raise ArgumentError(f"expected pictures with {self.method}, got logits alone")
+        """Train as the logits-only form does; raises ArgumentError for sets without images."""
+        if len(data) and data[0].image is None:
+            raise ArgumentError(f"expected images with {self.method}, got logits alone")
         super().fit(data, context)
 
     def summary(self) -> dict[str, float]:
-        """Give the temperature that an undecided neighbourhood gets in a grey picture."""
-        shown = self.seeing(torch.full((3, 1, 1), round(255 * GREY)))
-        return super(ImageTemperature, shown).summary()
+        """Give the temperature that an undecided neighbourhood gets in a grey image."""
+        with_strip_image = self.with_image(torch.full((3, 1, 1), round(255 * GREY)))
+        return super(ImageTemperature, with_strip_image).summary()
 
     def _begin(self, generator: torch.Generator) -> None:
         super()._begin(generator)
@@ -169,12 +169,12 @@ class ImageTemperature(LocalTemperature):
         self.bias_gate.zero_()
 
     def _undecided(self, features: Tensor) -> Tensor:
-        if self.picture is None or self.picture.shape[1:] != features.shape[2:]:
+        if self.image is None or self.image.shape[1:] != features.shape[2:]:
             raise ArgumentError(
-                f"expected the picture on the logits' grid {list(features.shape[2:])}, "
-                f"got {None if self.picture is None else list(self.picture.shape[1:])}"
+                f"expected the image on the logits' grid {list(features.shape[2:])}, "
+                f"got {None if self.image is None else list(self.image.shape[1:])}"
             )
-        colours = (self.picture[None].to(features) / 255 - GREY) * CONTRAST
+        colours = (self.image[None].to(features) / 255 - GREY) * CONTRAST
         seen = convolved(colours, self.weight_image, self.bias_image)
         gate = convolved(features, self.weight_gate, self.bias_gate).sigmoid()
         return gate * super()._undecided(features) + (1 - gate) * seen
@@ -182,7 +182,9 @@ class ImageTemperature(LocalTemperature):
 
 def convolved(planes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve [N,C,h,w] with kernels of 5x5 in steps of 2, the border repeated."""
-    return conv2d(pad(planes, (REACH,) * 4, mode="replicate"), weight, bias, dilation=DILATION)
+    return conv2d(
+        pad(planes, (RECEPTIVE_RADIUS,) * 4, mode="replicate"), weight, bias, dilation=DILATION
+    )
 
 
 def _fresh_bias() -> Tensor:
@@ -200,5 +202,5 @@ def _crop(data: ValidationSet, index: int, generator: torch.Generator) -> Labell
     top = int(torch.randint(max(height - CROP, 0) + 1, (), generator=generator))
     left = int(torch.randint(max(width - CROP, 0) + 1, (), generator=generator))
     window = (..., slice(top, top + CROP), slice(left, left + CROP))
-    picture = None if image.picture is None else image.picture[window]
-    return LabelledImage(image.logits[window], image.labels[window], picture)
+    cells = None if image.image is None else image.image[window]
+    return LabelledImage(image.logits[window], image.labels[window], cells)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from app.calibration.base import FitContext, Invariances, Pixelwise, floored_log_softmax, with_one
 from app.calibration.dataset import ValidationSet
-from app.calibration.softmax_regression import Group, Penalty, centred, fit_regression
+from app.calibration.softmax_regression import ExpertPixels, Penalty, centred, fit_regression
 
 PULL = 0.01  # pixels' worth of ridge towards the identity: keeps separable sets finite
 
@@ -123,10 +123,10 @@ class MatrixForm:
             theta[..., :-1] += (1 - beta) / self.calibrator.num_classes
         return theta
 
-    def groups(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterator[Group]:
+    def by_expert(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterator[ExpertPixels]:
         """All pixels as one group."""
         features = with_one(self.calibrator.features(rows))
-        yield Group(0, features, labels, absent.expand_as(rows) if absent.any() else None)
+        yield ExpertPixels(0, features, labels, absent.expand_as(rows) if absent.any() else None)
 
     def logits(self, numbers: Tensor) -> Tensor:
         """Leave the numbers [m,K] as they are."""

@@ -21,7 +21,7 @@ from app.calibration.methods.temperature import fit_inverse_temperature
 from app.calibration.sampling import chunks, count_classes, require_two_classes
 from app.errors import ArgumentError
 
-ETA_SHARE = 0.2  # of the images
+ETA_FRACTION = 0.2  # of the images
 ENTROPY_BINS = 16384  # over [0, log K]
 ACCURACY_BINS = 20
 
@@ -63,7 +63,7 @@ class MetaCal(Pixelwise):
         require_two_classes(count_classes(data))
         others, chosen = data, data
         if len(data) > 1:
-            kept, drawn = split(data, 1 - ETA_SHARE, context.seed)
+            kept, drawn = split(data, 1 - ETA_FRACTION, context.seed)
             others, chosen = Subset(data, kept), Subset(data, drawn)
         histogram = _entropies(chosen, context)
         eta = (

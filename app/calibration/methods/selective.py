@@ -24,8 +24,8 @@ from app.calibration.base import (
     Calibrator,
     FitContext,
     Invariances,
+    finite_logits,
     floored_log_softmax,
-    prepared,
     uniform_where_broken,
 )
 from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View, split
@@ -200,7 +200,7 @@ def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-TRAIN_SHARE = 0.7  # of the images; the rest stops training and sets the temperatures
+TRAIN_FRACTION = 0.7  # of the images; the rest stops training and sets the temperatures
 SELECTOR_FLOATS = 2**23  # pixels beyond some hundred an image teach the selector little
 
 
@@ -237,7 +237,7 @@ class Selective(Calibrator):
         odds = self._odds(logits)
         verdict = torch.where(odds > 0, 60.0, -60.0)  # log-odds of certainty in float32
         odds = torch.where(self.soft > 0, self.selector.calibrated(odds), verdict)
-        based = self.base.seeing(self.picture)(logits)
+        based = self.base.with_image(self.image)(logits)
         trusted = (based * self.beta_ok).log_softmax(dim=1)
         doubted = (based * self.beta_mis).log_softmax(dim=1)
         mixed = torch.logaddexp(
@@ -246,13 +246,13 @@ class Selective(Calibrator):
         )
         return uniform_where_broken(mixed, logits)
 
-    def suspects(self, logits: Tensor) -> Tensor:
+    def predict_errors(self, logits: Tensor) -> Tensor:
         """Mark the pixels that hard routing gives T_mis."""
         return self._odds(logits)[:, 0] <= 0
 
     def _odds(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to the selector's log-odds [N,1,...] as trained."""
-        odds: Tensor = self.selector(prepared(logits).movedim(1, -1))
+        odds: Tensor = self.selector(finite_logits(logits).movedim(1, -1))
         return odds.movedim(-1, 1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
@@ -306,22 +306,22 @@ class Routed(View):
     chosen: Callable[[Tensor], Tensor]
 
     def __getitem__(self, index: int) -> LabelledImage:
-        logits, labels, picture = self.whole[index]
+        logits, labels, image = self.whole[index]
         with torch.no_grad():
-            based = self.base.seeing(picture)(logits[None])[0]
-            odds = self.selector(prepared(logits[None]).movedim(1, -1))[0, ..., 0]
+            based = self.base.with_image(image)(logits[None])[0]
+            odds = self.selector(finite_logits(logits[None]).movedim(1, -1))[0, ..., 0]
         return LabelledImage(based, labels.where(self.chosen(odds), IGNORE))
 
 
 def over(other: type[Calibrator]) -> type[Selective]:
     """Make the class that selects on top of another method's log-probabilities."""
-    promised = other.invariances
+    guarantees = other.invariances
 
     class SelectiveOver(Selective):
         __doc__ = f"Selective scaling of {other.method}'s log-probabilities."
         method = f"selective+{other.method}"
-        invariances = promised
-        sees_picture = other.sees_picture
+        invariances = guarantees
+        needs_image = other.needs_image
         needs_maps = other.needs_maps
         base_class = other
 
@@ -332,5 +332,5 @@ def _parts(data: ValidationSet, context: FitContext) -> tuple[ValidationSet, Val
     """Images to train on and images to set the temperatures with."""
     if len(data) < 2:
         return data, data
-    train, select = split(data, TRAIN_SHARE, context.seed)
+    train, select = split(data, TRAIN_FRACTION, context.seed)
     return Subset(data, train), Subset(data, select)

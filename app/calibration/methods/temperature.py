@@ -11,7 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.calibration.base import TEMPERATURE_RANGE, Calibrator, FitContext, Invariances, prepared
+from app.calibration.base import (
+    TEMPERATURE_RANGE,
+    Calibrator,
+    FitContext,
+    Invariances,
+    finite_logits,
+)
 from app.calibration.dataset import ValidationSet, pixels
 from app.calibration.sampling import require_classes
 from app.errors import ArgumentError
@@ -42,7 +48,7 @@ class Temperature(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-softmax(beta z)."""
-        return (prepared(logits) * self.beta).log_softmax(dim=1)
+        return (finite_logits(logits) * self.beta).log_softmax(dim=1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Minimise the mean negative log-likelihood over all labelled pixels."""

@@ -52,10 +52,10 @@ class Vector(Pixelwise):
         """Minimise the mean negative log-likelihood; needs labels of two classes."""
         sample = draw(data, context)
         require_two_classes(sample.counts)
-        beta = fit_inverse_temperature(sample.thinned(1).as_set(), context)
+        beta = fit_inverse_temperature(sample.subsampled(1).as_set(), context)
         start = torch.cat([torch.full_like(self.weight, beta), torch.zeros_like(self.bias)])
         point = start.double()[None]
-        few = sample.thinned(point.numel())
+        few = sample.subsampled(point.numel())
         sources: list[Sample | ValidationSet] = [sample] if few is sample else [few, sample]
         sources += [] if sample.complete else [data]
         for source in sources:

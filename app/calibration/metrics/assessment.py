@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from app.calibration.dataset import IGNORE
-from app.calibration.metrics import groups as analyses
+from app.calibration.metrics import subsets as analyses
 from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
-from app.calibration.metrics.groups import GroupFigures, Prediction
 from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.metrics.segmentation import class_dice, class_iou, class_recall
+from app.calibration.metrics.subsets import Prediction, SubsetMetrics
 
 CONFIDENT = 0.9  # from here on a wrong pixel is an error at high confidence
 TWENTIETHS = 20  # so that 0.85..0.95 is two whole bins
@@ -45,7 +45,7 @@ class ClassAssessment(NamedTuple):
     iou: float
     dice: float
     recall: float
-    predicted: GroupFigures
+    predicted: SubsetMetrics
 
 
 class Assessment:
@@ -70,8 +70,8 @@ class Assessment:
         self.twentieths.add(confidence, right)
         band = analyses.by_boundary(prediction, labels, bins=IMAGE_BINS)[analyses.BOUNDARY]
         self.boundary_errors.append(band.ece())
-        for groups in (analyses.by_correctness, analyses.by_boundary):
-            analyses.merge(self._kinds, groups(prediction, labels))
+        for subsets in (analyses.by_correctness, analyses.by_boundary):
+            analyses.merge(self._kinds, subsets(prediction, labels))
         analyses.merge(self._classes, analyses.by_class(prediction, labels))
         whole = self.evaluation.images[-1]
         sure_but_wrong = int(((confidence >= CONFIDENT) & ~right).sum())
@@ -93,7 +93,7 @@ class Assessment:
         return float(np.mean(errors)) if errors else np.nan
 
     @property
-    def about_90(self) -> GroupFigures:
+    def about_90(self) -> SubsetMetrics:
         """Figures of the pixels whose confidence is in (0.85, 0.95]."""
         near = ReliabilityBins(TWENTIETHS)
         for ours, all_bins in (
@@ -102,16 +102,16 @@ class Assessment:
             (near.confidence, self.twentieths.confidence),
         ):
             ours[ABOUT_90] = all_bins[ABOUT_90]
-        return analyses.figures(near)
+        return analyses.subset_metrics(near)
 
     @property
-    def overall(self) -> GroupFigures:
+    def overall(self) -> SubsetMetrics:
         """Figures of all labelled pixels."""
-        return analyses.figures(self.evaluation.bins)
+        return analyses.subset_metrics(self.evaluation.bins)
 
-    def kind(self, name: str) -> GroupFigures:
+    def kind(self, name: str) -> SubsetMetrics:
         """Figures of right, wrong, boundary or interior pixels, by the names in `analyses`."""
-        return analyses.figures(self._kinds.get(name, ReliabilityBins(analyses.BINS)))
+        return analyses.subset_metrics(self._kinds.get(name, ReliabilityBins(analyses.BINS)))
 
     def classes(self) -> list[ClassAssessment]:
         """Figures of every class, by id."""
@@ -130,7 +130,7 @@ class Assessment:
                 iou=float(iou),
                 dice=float(dice),
                 recall=float(recall),
-                predicted=analyses.figures(self._classes.get(k, nothing)),
+                predicted=analyses.subset_metrics(self._classes.get(k, nothing)),
             )
             for k, (pixels, iou, dice, recall) in enumerate(rows)
         ]

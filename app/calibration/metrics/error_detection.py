@@ -9,7 +9,7 @@ from app.calibration.base import Calibrator
 from app.calibration.dataset import IGNORE, LabelledImage
 
 
-class SelectorFigures(NamedTuple):
+class ErrorDetectionMetrics(NamedTuple):
     """Shares in 0..1, NaN where nothing was counted.
 
     `accuracy` is the share of pixels with a true verdict, `recall` the share of mispredicted
@@ -23,41 +23,41 @@ class SelectorFigures(NamedTuple):
 
 
 @dataclass
-class Verdicts:
+class ErrorDetection:
     """Counts of pixels; two halves added equal one pass."""
 
     pixels: int = 0
-    suspected: int = 0
+    predicted: int = 0
     wrong: int = 0
     both: int = 0
 
-    def add(self, suspected: Tensor, wrong: Tensor) -> None:
+    def add(self, predicted: Tensor, wrong: Tensor) -> None:
         """Count pixels: bool [m] twice."""
         self.pixels += len(wrong)
-        self.suspected += int(suspected.sum())
+        self.predicted += int(predicted.sum())
         self.wrong += int(wrong.sum())
-        self.both += int((suspected & wrong).sum())
+        self.both += int((predicted & wrong).sum())
 
-    def figures(self) -> SelectorFigures:
+    def metrics(self) -> ErrorDetectionMetrics:
         """Sum up."""
-        mistaken = self.suspected + self.wrong - 2 * self.both
-        return SelectorFigures(
+        mistaken = self.predicted + self.wrong - 2 * self.both
+        return ErrorDetectionMetrics(
             accuracy=_share(self.pixels - mistaken, self.pixels),
             recall=_share(self.both, self.wrong),
-            precision=_share(self.both, self.suspected),
+            precision=_share(self.both, self.predicted),
         )
 
 
-def suspected_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor | None:
+def predicted_errors(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor | None:
     """Give an image's labelled pixels' verdicts, bool [m], from their logits [m,K].
 
     A spatial calibrator reads the whole image instead; one without a selector gives None.
     """
     if not calibrator.invariances.spatial:
-        verdicts = calibrator.suspects(logits.T[None])
-        return None if verdicts is None else verdicts[0]
-    verdicts = calibrator.seeing(image.picture).suspects(image.logits[None].float())
-    return None if verdicts is None else verdicts[0][image.labels != IGNORE]
+        detection = calibrator.predict_errors(logits.T[None])
+        return None if detection is None else detection[0]
+    detection = calibrator.with_image(image.image).predict_errors(image.logits[None].float())
+    return None if detection is None else detection[0][image.labels != IGNORE]
 
 
 def _share(part: int, whole: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.metrics.reliability import ReliabilityBin, ReliabilityBins
 from app.calibration.metrics.segmentation import Counts, accuracy, confusion_matrix, mean_iou
 from app.errors import ArgumentError
@@ -24,7 +24,7 @@ LOG_FLOOR = math.log(1e-12)
 
 
 @dataclass(frozen=True)
-class Figures:
+class Metrics:
     """A set's metrics; NaN where one is undefined, as AUROC is without errors."""
 
     images: int  # those with a labelled pixel
@@ -39,7 +39,7 @@ class Figures:
     accuracy: float
 
 
-class ImageFigures(NamedTuple):
+class ImageMetrics(NamedTuple):
     """One image's metrics, for intervals by image; NaN (and 0 pixels) where none is labelled."""
 
     pixels: int
@@ -59,9 +59,9 @@ class Evaluation:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.bins = ReliabilityBins(POOLED_BINS)
-        self.ranking = Ranking()
+        self.confidence_histogram = ConfidenceHistogram()
         self.confusion: Counts = np.zeros((num_classes, num_classes), np.int64)
-        self.images: list[ImageFigures] = []  # in the order added, so that two can be paired
+        self.images: list[ImageMetrics] = []  # in the order added, so that two can be paired
         self.nll = self.brier = 0.0  # sums over pixels
 
     def add(
@@ -95,21 +95,21 @@ class Evaluation:
         0..K-1; `nll` and `brier` are sums over them.
         """
         correct = predicted == labels
-        ranking = Ranking().add(confidence, correct)
+        confidence_histogram = ConfidenceHistogram().add(confidence, correct)
         confusion = confusion_matrix(labels, predicted, self.num_classes)
         pixels = len(labels)
         self.images.append(
-            ImageFigures(
+            ImageMetrics(
                 pixels=pixels,
                 ece=ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece(),
                 nll=nll / pixels if pixels else np.nan,
                 brier=brier / pixels if pixels else np.nan,
-                aurc=ranking.aurc(),
+                aurc=confidence_histogram.aurc(),
                 accuracy=accuracy(confusion),
             )
         )
         self.bins.add(confidence, correct)
-        self.ranking.merge(ranking)
+        self.confidence_histogram.merge(confidence_histogram)
         self.confusion += confusion
         self.nll += nll
         self.brier += brier
@@ -119,26 +119,26 @@ class Evaluation:
         if other.num_classes != self.num_classes:
             raise ArgumentError(f"expected {self.num_classes} classes, got {other.num_classes}")
         self.bins.merge(other.bins)
-        self.ranking.merge(other.ranking)
+        self.confidence_histogram.merge(other.confidence_histogram)
         self.confusion += other.confusion
         self.images += other.images
         self.nll += other.nll
         self.brier += other.brier
         return self
 
-    def result(self) -> Figures:
+    def result(self) -> Metrics:
         """Compute the figures of everything counted so far."""
         errors = [image.ece for image in self.images if image.pixels]
         pixels = int(self.confusion.sum())
-        return Figures(
+        return Metrics(
             images=len(errors),
             pixels=pixels,
             ece_image=float(np.mean(errors)) if errors else np.nan,
             ece_pooled=self.bins.ece(),
             nll=self.nll / pixels if pixels else np.nan,
             brier=self.brier / pixels if pixels else np.nan,
-            auroc_misprediction=self.ranking.auroc(),
-            aurc=self.ranking.aurc(),
+            auroc_misprediction=self.confidence_histogram.auroc(),
+            aurc=self.confidence_histogram.aurc(),
             miou=mean_iou(self.confusion),
             accuracy=accuracy(self.confusion),
         )

@@ -2,7 +2,8 @@
 
 Bins are (lower, upper], the first also takes 0. Counts are int64 and sums float64, so parts of a
 set can be counted apart and merged. ECE: Naeini et al. 2015, Guo et al. 2017; classwise: Kull et
-al. 2019; ACE here is netcal's average of gaps, not Nixon's adaptive error (see `ranking`).
+al. 2019; ACE here is netcal's average of gaps, not Nixon's adaptive error (see
+`confidence_histogram`).
 """
 
 from typing import NamedTuple, Self

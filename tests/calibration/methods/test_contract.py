@@ -16,18 +16,18 @@ from app.errors import ArgumentError
 from tests.factories.logits import nll, relabelled, shift_of, synthetic_set, table
 
 CLASSES = (2, 4, 11)
-ALONE = [method for method in METHODS if "+" not in method]
+SERIAL = [method for method in METHODS if "+" not in method]
 STACKED = [method for method in METHODS if "+" in method]
 # Stacked forms share one class; three that differ most stand for them in the costly tests.
-CHOSEN = [*ALONE, "selective+dirichlet", "selective+lts", "selective+metacal"]
+CHOSEN = [*SERIAL, "selective+dirichlet", "selective+lts", "selective+metacal"]
 AFFINE = ("vector", "vector_ti", "matrix", "matrix_ti", "dirichlet")
-EXPORTED = [*ALONE, "selective+dirichlet"]
+EXPORTED = [*SERIAL, "selective+dirichlet"]
 # These hold the identity among their states, and are fitted by likelihood alone.
 NESTED = ("temperature", *AFFINE, "ets", "cdc", "cmsap", "cmsop")
 # These draw pixels, crops or images at random.
 DRAWING = ("lts", "lts_image", "selective", "metacal", "contextual")
 HEIGHT, WIDTH = 9, 10  # of what is unseen
-PICTURE = torch.arange(3 * HEIGHT * WIDTH, dtype=torch.uint8).view(3, HEIGHT, WIDTH)
+IMAGE = torch.arange(3 * HEIGHT * WIDTH, dtype=torch.uint8).view(3, HEIGHT, WIDTH)
 
 
 @cache
@@ -39,17 +39,17 @@ def data_for(num_classes):
 def fitted(method, num_classes):
     calibrator = build(method, num_classes)
     calibrator.fit(data_for(num_classes), FitContext(seed=1))
-    return calibrator.eval().seeing(PICTURE)
+    return calibrator.eval().with_image(IMAGE)
 
 
 def fresh(method, num_classes):
-    return build(method, num_classes).seeing(PICTURE)
+    return build(method, num_classes).with_image(IMAGE)
 
 
 def refitted(method, data, seed=1):
     calibrator = build(method, data.num_classes)
     calibrator.fit(data, FitContext(seed))
-    return calibrator.eval().seeing(PICTURE)
+    return calibrator.eval().with_image(IMAGE)
 
 
 def probabilities(calibrator, logits):
@@ -95,7 +95,7 @@ def test_method_that_does_more_has_no_scale(method, num_classes):
 @every(["contextual"])
 def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
     logits, calibrator = unseen(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
-    calibrator.opinion.trust.fill_(0.5)
+    calibrator.detector.detector_weight.fill_(0.5)
     own = (calibrator.scale() * logits).softmax(0).amax(0).logit(eps=1e-7)
     expected = (own + shift_of(calibrator, logits)).sigmoid().clamp(1 / num_classes)
     got = calibrator(logits[None])[0].exp().amax(0)
@@ -209,7 +209,7 @@ def test_lts_loss_skips_unlabelled_pixels(method):
     refitted(method, InMemory(4, [*images, void]))
 
 
-@every([method for method in ALONE if method not in DRAWING], (4,))
+@every([method for method in SERIAL if method not in DRAWING], (4,))
 def test_fit_does_not_depend_on_pixel_order(method, num_classes):
     rng = torch.Generator().manual_seed(5)
     logits, labels = table(data_for(num_classes))
@@ -293,8 +293,8 @@ def test_perfect_model(method, num_classes):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_progress_is_reported_and_may_cancel(method):
-    def cancel(_stage, share):
-        assert 0 <= share <= 1
+    def cancel(_stage, fraction):
+        assert 0 <= fraction <= 1
         raise KeyboardInterrupt
 
     if method == "identity":
@@ -311,8 +311,8 @@ class Together(torch.nn.Module):
         self.calibrators = [fitted(method, 4) for method in EXPORTED]
         self.owned = torch.nn.ModuleList(self.calibrators)
 
-    def forward(self, logits, picture):
-        return tuple(calibrator.seeing(picture)(logits) for calibrator in self.calibrators)
+    def forward(self, logits, image):
+        return tuple(calibrator.with_image(image)(logits) for calibrator in self.calibrators)
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def exported(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            Together(), (unseen(4), PICTURE), dynamo=True, verbose=False,
+            Together(), (unseen(4), IMAGE), dynamo=True, verbose=False,
             dynamic_shapes=(free, {axis - 1: free[axis] for axis in (2, 3)}),
         )  # fmt: skip
     assert program is not None
@@ -330,8 +330,8 @@ def exported(tmp_path_factory):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
-    def run(logits, picture):
-        given = dict(zip(names, (logits.numpy(), picture.numpy()), strict=True))
+    def run(logits, image):
+        given = dict(zip(names, (logits.numpy(), image.numpy()), strict=True))
         return dict(zip(EXPORTED, session.run(None, given), strict=True))
 
     return run
@@ -342,9 +342,9 @@ def test_onnx_gives_the_same(method, exported):
     broken = unseen(4, seed=9)
     broken[0, 2, 1, 1] = torch.nan
     for logits in (unseen(4), unseen(4, seed=8)[:1, :, :7], broken):
-        picture = PICTURE[:, : logits.shape[2]]
-        ours = fitted(method, 4).seeing(picture)(logits)
-        theirs = torch.from_numpy(exported(logits, picture)[method])
+        image = IMAGE[:, : logits.shape[2]]
+        ours = fitted(method, 4).with_image(image)(logits)
+        theirs = torch.from_numpy(exported(logits, image)[method])
         assert (theirs.exp() - ours.exp()).abs().max() <= 1e-5
         assert torch.equal(theirs.argmax(1), ours.argmax(1))
 
@@ -355,5 +355,5 @@ def test_unknown_method_is_refused_with_known_names():
 
 
 def test_stacked_names_cover_all_others():
-    others = [method for method in ALONE if method not in ("identity", "selective", "contextual")]
+    others = [method for method in SERIAL if method not in ("identity", "selective", "contextual")]
     assert [f"selective+{method}" for method in others] == STACKED

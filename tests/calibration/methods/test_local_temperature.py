@@ -54,19 +54,23 @@ def test_reach_is_how_far_a_pixel_is_felt(method):
     calibrator = build(method, 3)
     for value in calibrator.state_dict().values():
         value.add_(0.1 * torch.randn(value.shape))
-    reach = calibrator.invariances.reach
-    assert reach > 0
+    receptive_radius = calibrator.invariances.receptive_radius
+    assert receptive_radius > 0
     logits = torch.randn(1, 3, 31, 31)
     changed = logits.clone()
     changed[0, 0, 15, 15] += 9
     with torch.inference_mode():
         felt = (calibrator(changed) != calibrator(logits)).any(1)[0]
     rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
-    assert (min(rows), max(rows)) == (min(columns), max(columns)) == (15 - reach, 15 + reach)
+    assert (
+        (min(rows), max(rows))
+        == (min(columns), max(columns))
+        == (15 - receptive_radius, 15 + receptive_radius)
+    )
 
 
 def half_telling(telling, images=10, side=16):
-    """Two classes said alike everywhere; where the picture is red the label is a coin's fall."""
+    """Two classes said alike everywhere; where the image is red the label is a coin's fall."""
     rng = torch.Generator().manual_seed(0)
     made = []
     for _ in range(images):
@@ -75,15 +79,15 @@ def half_telling(telling, images=10, side=16):
         red[:, : side // 2] = True
         red = red if torch.rand((), generator=rng) < 0.5 else ~red
         labels = torch.where(red, torch.randint(2, (side, side), generator=rng), said)
-        picture = torch.full((3, side, side), 128, dtype=torch.uint8)
-        picture[0] = torch.where(red, 220, 40) if telling else 128
+        image = torch.full((3, side, side), 128, dtype=torch.uint8)
+        image[0] = torch.where(red, 220, 40) if telling else 128
         logits = 4.0 * torch.stack([said == 0, said == 1]).float()
-        made.append(LabelledImage(logits, labels, picture))
+        made.append(LabelledImage(logits, labels, image))
     return InMemory(2, made)
 
 
 @pytest.mark.parametrize("method", ["lts_image", "selective+lts_image"])
-def test_picture_tells_where_to_doubt(method):
+def test_image_tells_where_to_doubt(method):
     losses = {}
     for telling in (False, True):
         calibrator = build(method, 2)
@@ -92,25 +96,25 @@ def test_picture_tells_where_to_doubt(method):
     assert losses[True] < losses[False] - 0.1
 
 
-def test_seeing_leaves_the_calibrator_of_other_pictures_alone():
+def test_seeing_leaves_the_calibrator_of_other_images_alone():
     calibrator = build("lts_image", 3)
-    picture = torch.zeros(3, 5, 4, dtype=torch.uint8)
-    seeing = calibrator.seeing(picture)
-    assert calibrator.picture is None
-    assert seeing.picture is picture
-    assert seeing.weight is calibrator.weight
-    assert build("lts", 3).seeing(picture).picture is None
+    image = torch.zeros(3, 5, 4, dtype=torch.uint8)
+    with_image = calibrator.with_image(image)
+    assert calibrator.image is None
+    assert with_image.image is image
+    assert with_image.weight is calibrator.weight
+    assert build("lts", 3).with_image(image).image is None
 
 
-@pytest.mark.parametrize("picture", [None, torch.zeros(3, 4, 5, dtype=torch.uint8)])
-def test_image_form_answers_only_with_the_picture_of_its_grid(picture):
-    calibrator = build("lts_image", 3).seeing(picture)
-    with pytest.raises(ArgumentError, match=r"picture on the logits' grid \[5, 4\]"):
+@pytest.mark.parametrize("image", [None, torch.zeros(3, 4, 5, dtype=torch.uint8)])
+def test_image_form_answers_only_with_the_image_of_its_grid(image):
+    calibrator = build("lts_image", 3).with_image(image)
+    with pytest.raises(ArgumentError, match=r"image on the logits' grid \[5, 4\]"):
         calibrator(torch.zeros(1, 3, 5, 4))
 
 
-def test_image_form_is_not_fitted_without_pictures():
+def test_image_form_is_not_fitted_without_images():
     logits = torch.randn(3, 6, 6, generator=torch.Generator().manual_seed(0))
     data = InMemory(3, [LabelledImage(logits, logits.argmax(0))])
-    with pytest.raises(ArgumentError, match="expected pictures with lts_image, got logits alone"):
+    with pytest.raises(ArgumentError, match="expected images with lts_image, got logits alone"):
         build("lts_image", 3).fit(data, FitContext())

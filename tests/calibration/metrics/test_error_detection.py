@@ -9,7 +9,7 @@ from app.calibration.base import FitContext
 from app.calibration.dataset import IGNORE, LabelledImage, labelled_pixels
 from app.calibration.methods.contextual.calibrator import Contextual
 from app.calibration.methods.selective import Selective
-from app.calibration.metrics.error_detection import Verdicts, suspected_pixels
+from app.calibration.metrics.error_detection import ErrorDetection, predicted_errors
 from app.calibration.registry import METHODS, build
 from tests.calibration.methods.test_selective import two_kinds
 from tests.factories.logits import synthetic_set
@@ -20,18 +20,18 @@ def of(*values: int) -> torch.Tensor:
 
 
 def test_figures_by_hand():
-    verdicts = Verdicts()
-    verdicts.add(of(1, 1, 0), of(1, 0, 1))
-    verdicts.add(of(0, 0), of(0, 0))
+    detection = ErrorDetection()
+    detection.add(of(1, 1, 0), of(1, 0, 1))
+    detection.add(of(0, 0), of(0, 0))
     # of 5 pixels 3 were judged right, of 2 wrong ones 1 was suspected, of 2 suspected 1 was wrong
-    assert verdicts.figures() == pytest.approx((3 / 5, 1 / 2, 1 / 2))
+    assert detection.metrics() == pytest.approx((3 / 5, 1 / 2, 1 / 2))
 
 
 def test_what_was_never_seen_has_no_share():
-    verdicts = Verdicts()
-    assert all(math.isnan(figure) for figure in verdicts.figures())
-    verdicts.add(of(0), of(0))
-    accuracy, recall, precision = verdicts.figures()
+    detection = ErrorDetection()
+    assert all(math.isnan(figure) for figure in detection.metrics())
+    detection.add(of(0), of(0))
+    accuracy, recall, precision = detection.metrics()
     assert accuracy == 1
     assert math.isnan(recall)
     assert math.isnan(precision)
@@ -47,20 +47,20 @@ def test_selective_suspects_what_hard_routing_gives_the_other_temperature():
     softened = calibrator(logits).exp().amax(1) < logits.softmax(1).amax(1)
     assert softened.any()
     assert not softened.all()
-    assert torch.equal(calibrator.suspects(logits), softened)
+    assert torch.equal(calibrator.predict_errors(logits), softened)
 
 
 def test_contextual_suspects_what_it_believes_to_be_wrong():
     calibrator = Contextual(4)
     calibrator.fit(synthetic_set(4, images=8), FitContext(seed=1))
-    calibrator.opinion.trust.fill_(0.5)
+    calibrator.detector.detector_weight.fill_(0.5)
     logits = synthetic_set(4, images=1, seed=9)[0].logits[None]
     confidence = calibrator(logits).exp().amax(1)
-    suspected = calibrator.suspects(logits)
-    assert suspected is not None
+    predicted = calibrator.predict_errors(logits)
+    assert predicted is not None
     # Temperature can't lower the top probability below an even share, so 1/K..1/2 is suspected.
     clear = (confidence - 0.5).abs() > 1e-3
-    assert torch.equal(suspected[clear], (confidence < 0.5)[clear])
+    assert torch.equal(predicted[clear], (confidence < 0.5)[clear])
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -70,7 +70,7 @@ def test_verdicts_are_of_labelled_pixels_or_of_none(method):
     image = LabelledImage(image.logits, image.labels.clone())
     image.labels[0] = IGNORE
     logits, labels = labelled_pixels(image)
-    found = suspected_pixels(calibrator, image, logits)
+    found = predicted_errors(calibrator, image, logits)
     assert (found is not None) == method.startswith("selective")
     if found is not None:
         assert found.dtype == torch.bool

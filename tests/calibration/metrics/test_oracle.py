@@ -34,10 +34,10 @@ def test_figures_agree(pixels):
     figures = evaluation.result()
     wrong, doubt = (probabilities.argmax(1) != labels).long(), 1 - probabilities.amax(1)
     auroc = oracle.binary_auroc(doubt, wrong).item()
-    bound = evaluation.ranking.auroc_error_bound()
+    bound = evaluation.confidence_histogram.auroc_error_bound()
     assert abs(figures.auroc_misprediction - auroc) <= bound + 1e-6
     precision = oracle.binary_average_precision(doubt, wrong).item()
-    assert evaluation.ranking.aupr_error() == pytest.approx(precision, abs=1e-3)
+    assert evaluation.confidence_histogram.aupr_error() == pytest.approx(precision, abs=1e-3)
     iou = oracle.multiclass_jaccard_index(probabilities, labels, 7).item()
     assert figures.miou == pytest.approx(iou)
     accuracy = oracle.multiclass_accuracy(probabilities, labels, 7, average="micro").item()

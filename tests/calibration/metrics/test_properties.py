@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from app.calibration.dataset import IGNORE, LabelledImage, labelled_pixels
-from app.calibration.metrics.evaluation import Evaluation, Figures
-from app.calibration.metrics.ranking import Ranking
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
+from app.calibration.metrics.evaluation import Evaluation, Metrics
 from app.calibration.metrics.reliability import ClasswiseBins, ReliabilityBins
 
 Images = list[tuple[Tensor, Tensor]]
@@ -63,7 +63,7 @@ sets = st.builds(
 )
 
 
-def assert_same(a: Figures, b: Figures) -> None:
+def assert_same(a: Metrics, b: Metrics) -> None:
     assert dataclasses.astuple(a) == pytest.approx(dataclasses.astuple(b), rel=1e-9, nan_ok=True)
 
 
@@ -141,23 +141,28 @@ def test_classwise_ece_equals_the_binary_one_per_class(seed, size):
 @given(seeds, st.integers(2, 60), st.sampled_from([None, 5, 1000]))
 def test_ranking_agrees_with_sorting(seed, size, levels):
     confidence, correct = pixels_of(seed, size, levels)
-    ranking = Ranking().add(confidence, correct)
+    confidence_histogram = ConfidenceHistogram().add(confidence, correct)
     right, wrong = confidence[correct], confidence[~correct]
     if len(right) and len(wrong):
         pairs = wrong[:, None] - right
         exact = ((pairs < 0).double() + (pairs == 0) / 2).mean().item()
-        assert abs(ranking.auroc() - exact) <= ranking.auroc_error_bound() + 1e-12
+        assert (
+            abs(confidence_histogram.auroc() - exact)
+            <= confidence_histogram.auroc_error_bound() + 1e-12
+        )
     if levels:  # levels fall into bins of their own: exact
-        assert ranking.aurc() == pytest.approx(aurc_over_tied_orders(confidence, correct))
+        assert confidence_histogram.aurc() == pytest.approx(
+            aurc_over_tied_orders(confidence, correct)
+        )
         for positive, suspicion, found in (
-            (~correct, -confidence, ranking.aupr_error()),
-            (correct, confidence, ranking.aupr_success()),
+            (~correct, -confidence, confidence_histogram.aupr_error()),
+            (correct, confidence, confidence_histogram.aupr_success()),
         ):
             assert found == pytest.approx(average_precision(positive, suspicion), nan_ok=True)
     else:
         by_confidence = correct[confidence.argsort(descending=True)]
         prefixes = (~by_confidence).double().cumsum(0) / torch.arange(1, size + 1)
-        assert ranking.aurc() == pytest.approx(prefixes.mean().item(), abs=2 / size)
+        assert confidence_histogram.aurc() == pytest.approx(prefixes.mean().item(), abs=2 / size)
 
 
 def aurc_over_tied_orders(confidence: Tensor, correct: Tensor) -> float:
@@ -189,17 +194,17 @@ def test_adaptive_ece_agrees_with_sorting(seed, bins, mass):
     order = confidence.argsort()
     surplus = (confidence - correct.double())[order].reshape(bins, mass)
     exact = surplus.mean(1).abs().mean().item()
-    ranking = Ranking().add(confidence, correct)
-    shared = ranking.right + ranking.wrong
+    confidence_histogram = ConfidenceHistogram().add(confidence, correct)
+    shared = confidence_histogram.right + confidence_histogram.wrong
     slack = 2 * shared[shared > 1].sum() / len(order)
-    assert abs(ranking.adaptive_ece(bins) - exact) <= slack + 1e-9
+    assert abs(confidence_histogram.adaptive_ece(bins) - exact) <= slack + 1e-9
 
 
 @BOUNDED
 @given(seeds, st.integers(1, 60))
 def test_risk_coverage_ends_at_the_error_rate(seed, size):
     confidence, correct = pixels_of(seed, size)
-    curve = Ranking().add(confidence, correct).risk_coverage(points=7)
+    curve = ConfidenceHistogram().add(confidence, correct).risk_coverage(points=7)
     assert len(curve) <= 7
     assert curve[-1].coverage == 1
     assert curve[-1].risk == pytest.approx(1 - correct.double().mean().item())
@@ -220,5 +225,5 @@ def test_unlabelled_pixels_leave_every_figure_bitwise_equal():
 
 def test_sure_pixels_are_told_apart():
     confidence = 1 - torch.logspace(-7, -1, 60, dtype=torch.float64)
-    ranking = Ranking().add(confidence, torch.arange(60) % 2 == 0)
-    assert ranking.auroc_error_bound() == 0
+    confidence_histogram = ConfidenceHistogram().add(confidence, torch.arange(60) % 2 == 0)
+    assert confidence_histogram.auroc_error_bound() == 0

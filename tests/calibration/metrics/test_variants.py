@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from app.calibration.dataset import IGNORE
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.ranking import Ranking
 from app.calibration.metrics.reliability import ClasswiseBins, ReliabilityBins
 from app.calibration.metrics.segmentation import (
     UncertaintyIoU,
@@ -29,8 +29,8 @@ def bins():
 
 
 @pytest.fixture
-def ranking():
-    return Ranking().add(CONFIDENCE, CORRECT)
+def confidence_histogram():
+    return ConfidenceHistogram().add(CONFIDENCE, CORRECT)
 
 
 def test_pooled_ece_shares_the_top_bin(bins):
@@ -92,57 +92,73 @@ def test_classwise_merge_refuses_other_classes():
         ClasswiseBins(3).merge(ClasswiseBins(2))
 
 
-def test_adaptive_ece_of_three_equal_masses(ranking):
-    assert ranking.adaptive_ece(3) == pytest.approx((0.05 + 0.30 + 0.435) / 3)
+def test_adaptive_ece_of_three_equal_masses(confidence_histogram):
+    assert confidence_histogram.adaptive_ece(3) == pytest.approx((0.05 + 0.30 + 0.435) / 3)
 
 
-def test_aupr(ranking):
-    assert ranking.aupr_error() == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
-    assert ranking.aupr_success() == pytest.approx(0.7)
+def test_aupr(confidence_histogram):
+    assert confidence_histogram.aupr_error() == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
+    assert confidence_histogram.aupr_success() == pytest.approx(0.7)
 
 
-def test_auroc_and_aurc(ranking):
-    assert ranking.auroc() == pytest.approx(5 / 9)
-    assert ranking.aurc() == pytest.approx((0 + 1 / 2 + 2 / 3 + 1 / 2 + 2 / 5 + 1 / 2) / 6)
+def test_auroc_and_aurc(confidence_histogram):
+    assert confidence_histogram.auroc() == pytest.approx(5 / 9)
+    assert confidence_histogram.aurc() == pytest.approx(
+        (0 + 1 / 2 + 2 / 3 + 1 / 2 + 2 / 5 + 1 / 2) / 6
+    )
 
 
-def test_risk_coverage_curve(ranking):
-    curve = ranking.risk_coverage()
+def test_risk_coverage_curve(confidence_histogram):
+    curve = confidence_histogram.risk_coverage()
     assert [p.coverage for p in curve] == pytest.approx([n / 6 for n in range(1, 7)])
     assert [p.risk for p in curve] == pytest.approx([0, 1 / 2, 2 / 3, 1 / 2, 2 / 5, 1 / 2])
-    assert [p.coverage for p in ranking.risk_coverage(points=2)] == pytest.approx([0.5, 1])
+    assert [p.coverage for p in confidence_histogram.risk_coverage(points=2)] == pytest.approx(
+        [0.5, 1]
+    )
 
 
 def test_tied_pixels_count_half_and_average_over_their_orders():
-    ranking = Ranking().add(torch.full((2,), 0.5), torch.tensor([True, False]))
-    assert ranking.auroc() == 0.5
-    assert ranking.auroc_error_bound() == 0.5
+    confidence_histogram = ConfidenceHistogram().add(
+        torch.full((2,), 0.5), torch.tensor([True, False])
+    )
+    assert confidence_histogram.auroc() == 0.5
+    assert confidence_histogram.auroc_error_bound() == 0.5
     # Right first: 0, 1/2. Wrong first: 1, 1/2.
-    assert ranking.aurc() == pytest.approx((0.25 + 0.75) / 2)
+    assert confidence_histogram.aurc() == pytest.approx((0.25 + 0.75) / 2)
 
 
 def test_confidences_of_zero_and_one_are_ranked():
-    ranking = Ranking().add(torch.tensor([0.0, 1.0]), torch.tensor([False, True]))
-    assert ranking.auroc() == 1
-    assert ranking.confidence.sum() == 1
+    confidence_histogram = ConfidenceHistogram().add(
+        torch.tensor([0.0, 1.0]), torch.tensor([False, True])
+    )
+    assert confidence_histogram.auroc() == 1
+    assert confidence_histogram.confidence.sum() == 1
 
 
 def test_empty_ranking_is_nan():
-    ranking = Ranking()
-    figures = [ranking.auroc(), ranking.auroc_error_bound(), ranking.aurc()]
-    figures += [ranking.aupr_error(), ranking.aupr_success(), ranking.adaptive_ece()]
+    confidence_histogram = ConfidenceHistogram()
+    figures = [
+        confidence_histogram.auroc(),
+        confidence_histogram.auroc_error_bound(),
+        confidence_histogram.aurc(),
+    ]
+    figures += [
+        confidence_histogram.aupr_error(),
+        confidence_histogram.aupr_success(),
+        confidence_histogram.adaptive_ece(),
+    ]
     assert all(math.isnan(figure) for figure in figures)
-    assert ranking.risk_coverage() == []
+    assert confidence_histogram.risk_coverage() == []
 
 
-def test_threshold_accepts_the_coverage_asked_for(ranking):
+def test_threshold_accepts_the_coverage_asked_for(confidence_histogram):
     for count in range(1, 7):
-        threshold = ranking.threshold(count / 6)
+        threshold = confidence_histogram.threshold(count / 6)
         assert (threshold <= CONFIDENCE).sum() == count
     with pytest.raises(ArgumentError, match="got 6 pixels and 0"):
-        ranking.threshold(0)
+        confidence_histogram.threshold(0)
     with pytest.raises(ArgumentError, match="got 0 pixels"):
-        Ranking().threshold(0.5)
+        ConfidenceHistogram().threshold(0.5)
 
 
 def test_boundary_ece():

@@ -1,8 +1,8 @@
 """An opinion on whether labels are right: selectors, how far they are trusted, and where from.
 
-`trust` is the least of a few shares that held-out images can't tell from the best one. Of pictures
-in any weather it is never the whole: what is left of the network's own confidence keeps an
-unfamiliar drive from harm. How familiar an image is is told by its features' means.
+`detector_weight` is the least of a few shares that held-out images can't tell from the best one. Of
+images in any weather it is never the whole: what is left of the network's own confidence keeps an
+unfamiliar group from harm. How familiar an image is is told by its features' means.
 """
 
 import numpy as np
@@ -11,32 +11,32 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from app.calibration.base import FitContext
-from app.calibration.methods.contextual.combine import Standing
+from app.calibration.methods.contextual.combine import DetectorParameters
 from app.calibration.methods.contextual.features import PLACED, Context, feature_count
-from app.calibration.methods.contextual.in_distribution import Familiarity
-from app.calibration.methods.contextual.networks import Rows, Selectors
+from app.calibration.methods.contextual.in_distribution import InDistributionScore
+from app.calibration.methods.contextual.networks import PixelSample, Selectors
 from app.calibration.solvers import Schedule
 
-TRUSTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
-TRUSTS_PLACED = (*TRUSTS, 1.0)  # but of pictures that are known to be spoiled
+DETECTOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
+ROBUST_DETECTOR_WEIGHTS = (*DETECTOR_WEIGHTS, 1.0)  # but of images that are known to be spoiled
 
 
-class Opinion(nn.Module):
+class Detector(nn.Module):
     """Selectors with what is needed to weigh what they say.
 
-    `placed` says whether they look at where on the picture a class lies. Fresh from its
+    `placed` says whether they look at where on the image a class lies. Fresh from its
     constructor it is trusted with nothing, and finds all images familiar.
     """
 
-    trust: Tensor
+    detector_weight: Tensor
 
     def __init__(self, num_classes: int, *, placed: bool) -> None:
         super().__init__()
         self.num_classes, self.placed = num_classes, placed
         features = feature_count(num_classes) + PLACED * placed
         self.selectors = Selectors(num_classes, features)
-        self.register_buffer("trust", torch.zeros(()))
-        self.known = Familiarity(features)
+        self.register_buffer("detector_weight", torch.zeros(()))
+        self.known = InDistributionScore(features)
 
     def forward(self, context: Context) -> Tensor:
         """Give how far the log-odds of the labels are to move, [N,1,...] of [N,F,...]."""
@@ -44,25 +44,30 @@ class Opinion(nn.Module):
         own = context.odds.flatten()
         odds = self.selectors(features, own, context.first.flatten(), context.second.flatten())
         change = (odds.mean(dim=1) - own).view_as(context.odds)[:, None]
-        trusted: Tensor = self.trust * change
-        return trusted
+        weighted: Tensor = self.detector_weight * change
+        return weighted
 
-    def familiarity(self, means: Tensor) -> Tensor:
+    def in_distribution_score(self, means: Tensor) -> Tensor:
         """Mean features of images [N,F or more] to 1 where they are as the fit's, down to 0."""
-        familiar: Tensor = self.known(means[:, : len(self.known.usual)])
-        return familiar
+        in_distribution: Tensor = self.known(means[:, : len(self.known.mean)])
+        return in_distribution
 
-    def standing(self) -> Standing:
+    def detector_parameters(self) -> DetectorParameters:
         """Give what weighs the opinion as arrays, for the kernel that serves."""
-        known = self.known.usual, self.known.spread, self.known.limit
-        return Standing(*(tensor.numpy() for tensor in (self.trust, *known)))
+        known = self.known.mean, self.known.std, self.known.threshold
+        return DetectorParameters(*(tensor.numpy() for tensor in (self.detector_weight, *known)))
 
     def forget(self) -> None:
         """Go back to the beginning."""
-        self.load_state_dict(Opinion(self.num_classes, placed=self.placed).state_dict())
+        self.load_state_dict(Detector(self.num_classes, placed=self.placed).state_dict())
 
     def learn(
-        self, trained: Rows, held: Rows, means: Tensor, context: FitContext, schedule: Schedule
+        self,
+        trained: PixelSample,
+        held: PixelSample,
+        means: Tensor,
+        context: FitContext,
+        schedule: Schedule,
     ) -> None:
         """Train on some images' pixels, and stop and set the trust on others'.
 
@@ -73,21 +78,21 @@ class Opinion(nn.Module):
         self.known.learn(means)
         if len(trained.odds) > 1 and not trained.correct.all() and len(held.odds):
             self.selectors.train_on(trained, held, context, schedule)
-            self.trust.fill_(self._least_trust(held))
+            self.detector_weight.fill_(self._least_weight(held))
 
     @torch.no_grad()
-    def _least_trust(self, held: Rows) -> float:
+    def _least_weight(self, held: PixelSample) -> float:
         """Find the smallest share whose loss is within a standard error (by image) of the best."""
-        opinion = self.selectors(held.features, held.odds, held.first, held.second).mean(dim=1)
+        detector = self.selectors(held.features, held.odds, held.first, held.second).mean(dim=1)
         losses = []
-        trusts = TRUSTS_PLACED if self.placed else TRUSTS
-        for trust in trusts:
-            odds = held.odds + trust * (opinion - held.odds)
+        weights = ROBUST_DETECTOR_WEIGHTS if self.placed else DETECTOR_WEIGHTS
+        for detector_weight in weights:
+            odds = held.odds + detector_weight * (detector - held.odds)
             wrongness = binary_cross_entropy_with_logits(odds, held.correct, reduction="none")
             losses.append(held.by_image(wrongness))
         best = losses[int(np.argmin([loss.mean() for loss in losses]))]
-        for trust, loss in zip(trusts, losses, strict=True):
+        for detector_weight, loss in zip(weights, losses, strict=True):
             worse = loss - best
             if worse.mean() <= worse.std() / max(len(worse) - 1, 1) ** 0.5:
-                return trust
+                return detector_weight
         raise AssertionError("the best share is within a standard error of itself")

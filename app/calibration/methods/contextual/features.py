@@ -1,7 +1,7 @@
 """What a pixel's surroundings and its own distribution say about whether its label is right.
 
 Every feature is translation invariant. The last four look at a neighbourhood of 5 and of 15 of the
-cells that are looked at, and two more, for who wants them, at where on the picture a class lies; a
+cells that are looked at, and two more, for who wants them, at where on the image a class lies; a
 table of pixels has neither, and zeros stand for them.
 """
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from app.calibration.base import FEATURE_FLOOR
-from app.calibration.methods.contextual.position_prior import plausibility
+from app.calibration.methods.contextual.position_prior import position_log_likelihood
 
 TOP = 5  # sorted log-probabilities that are looked at
 PLACED = 2  # features that speak of the place
-REACHES = (2, 7)  # cells to each side
-FARTHEST = max(REACHES) + 1  # a cell's label is compared with the next one's
+RADII = (2, 7)  # cells to each side
+FARTHEST = max(RADII) + 1  # a cell's label is compared with the next one's
 COLUMNS, COARSEST = 80, 3  # looked at of a grid, about; cells from one to the next, at most
 ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told from 1
 
@@ -43,14 +43,14 @@ class Context(NamedTuple):
 
 def feature_count(num_classes: int) -> int:
     """Count the features F, without those of the place."""
-    return num_classes + min(TOP, num_classes) + 1 + 2 * len(REACHES)
+    return num_classes + min(TOP, num_classes) + 1 + 2 * len(RADII)
 
 
-def context_of(logs: Tensor, local: Tensor, layout: Tensor) -> Context:
+def context_of(logs: Tensor, local: Tensor, position_prior: Tensor) -> Context:
     """Read log-probabilities float32 [N,K,h,w] of maps or [N,K,m] of tables.
 
-    `local` multiplies the neighbourhood's features: 1, or 0 for one that must not be seen. `layout`
-    [K,32] says where on pictures the classes lie, or 0 of all of them.
+    `local` multiplies the neighbourhood's features: 1, or 0 for one that must not be seen.
+    `position_prior` [K,32] says where on images the classes lie, or 0 of all of them.
     """
     floored = logs.clamp_min(FEATURE_FLOOR)
     top = floored.topk(min(TOP, logs.shape[1]), dim=1).values
@@ -61,11 +61,11 @@ def context_of(logs: Tensor, local: Tensor, layout: Tensor) -> Context:
     own = torch.cat([odds, top[:, 1:] - top[:, :1], entropy], dim=1)
     around = neighbourhood(entropy, first) * local
     features = torch.cat([floored, own, around], dim=1)
-    place = plausibility(layout, first, second)
+    place = position_log_likelihood(position_prior, first, second)
     return Context(features, place, odds[:, 0], first[:, 0], second[:, 0])
 
 
-def step_of(planes: Tensor) -> int:
+def stride_of(planes: Tensor) -> int:
     """Tell how far apart the cells lie that are looked at, on the grid of maps [N,C,h,w].
 
     The rows of tables [N,K,m] are all looked at.
@@ -73,16 +73,16 @@ def step_of(planes: Tensor) -> int:
     return min(max(planes.shape[3] // COLUMNS, 1), COARSEST) if planes.ndim == 4 else 1
 
 
-def thinned(planes: Tensor, step: int) -> Tensor:
+def subsampled(planes: Tensor, stride: int) -> Tensor:
     """Keep what is looked at of maps [...,h,w]; of tables, where the step is 1, everything."""
-    return planes if step == 1 else planes[..., ::step, ::step]
+    return planes if stride == 1 else planes[..., ::stride, ::stride]
 
 
-def interpolated(planes: Tensor, size: Sequence[int], step: int) -> Tensor:
+def interpolated(planes: Tensor, size: Sequence[int], stride: int) -> Tensor:
     """Interpolate maps [N,C,n,m] of the cells looked at to all of a grid's, (height, width)."""
-    if step == 1:
+    if stride == 1:
         return planes
-    reached = [step * (side - 1) + 1 for side in planes.shape[2:]]
+    reached = [stride * (side - 1) + 1 for side in planes.shape[2:]]
     fine = interpolate(planes, reached, mode="bilinear", align_corners=True)
     return pad(fine, (0, size[1] - reached[1], 0, size[0] - reached[0]), mode="replicate")
 
@@ -102,18 +102,18 @@ def log_odds(log_probability: Tensor) -> Tensor:
 def neighbourhood(entropy: Tensor, labels: Tensor) -> Tensor:
     """Mean entropy, and share of neighbours with another label, of [N,1,h,w]: [N,4,h,w]."""
     if entropy.ndim != 4:
-        return entropy.new_zeros(1).expand(len(entropy), 2 * len(REACHES), *entropy.shape[2:])
+        return entropy.new_zeros(1).expand(len(entropy), 2 * len(RADII), *entropy.shape[2:])
     across = (labels[..., :, 1:] != labels[..., :, :-1]).float()
     down = (labels[..., 1:, :] != labels[..., :-1, :]).float()
     changes = pad(across, (0, 1)) + pad(across, (1, 0))
     changes = changes + pad(down, (0, 0, 0, 1)) + pad(down, (0, 0, 1, 0))
     both = torch.cat([entropy, changes], dim=1)
-    return torch.cat([box_mean(both, reach) for reach in REACHES], dim=1)
+    return torch.cat([box_mean(both, radius) for radius in RADII], dim=1)
 
 
-def box_mean(planes: Tensor, reach: int) -> Tensor:
+def box_mean(planes: Tensor, radius: int) -> Tensor:
     """Mean of [N,C,h,w] over squares of 2 reach + 1, the border repeated."""
-    for axis in ((reach, reach, 0, 0), (0, 0, reach, reach)):
-        kernel = (1, 2 * reach + 1) if axis[0] else (2 * reach + 1, 1)
+    for axis in ((radius, radius, 0, 0), (0, 0, radius, radius)):
+        kernel = (1, 2 * radius + 1) if axis[0] else (2 * radius + 1, 1)
         planes = avg_pool2d(pad(planes, axis, mode="replicate"), kernel, stride=1)
     return planes

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.calibration.base import FEATURE_FLOOR, Share
-from app.calibration.methods.contextual.features import REACHES
+from app.calibration.base import FEATURE_FLOOR, MapRows
+from app.calibration.methods.contextual.features import RADII
 from app.calibration.methods.contextual.sweeps import (
     LANES,
     Classes,
     Floats,
     Planes,
     accumulate,
-    look,
-    look_along,
-    room,
+    allocate_planes,
+    pixel_sweep,
+    row_sweep,
     total_of,
 )
 from app.numerics import compiled
@@ -56,8 +56,8 @@ class Network(NamedTuple):
     places: Floats
 
 
-def changes_of(
-    logits: Floats, gain: float, networks: Sequence[Network], local: float, share: Share
+def network_shifts(
+    logits: Floats, gain: float, networks: Sequence[Network], local: float, map_rows: MapRows
 ) -> tuple[Floats, Floats]:
     """Give how each of S networks would change the log-odds of the cells that are looked at.
 
@@ -65,18 +65,18 @@ def changes_of(
     each row of the features that the last one sees, float32 [h,F].
     """
     classes, height, width = logits.shape
-    planes = room(classes, height, width)
+    planes = allocate_planes(classes, height, width)
     change = np.empty((len(networks), height, width), np.float32)
     sums = np.empty((height, len(networks[-1].weights.mean)), np.float32)
     rows = range(height)
     seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
-    share(lambda a, b: look(*seen, a, b), rows, 6 * classes * width)
-    share(lambda a, b: look_along(planes, REACHES, a, b), rows, 30 * width)
-    sweep: Callable[..., None] = opine
+    map_rows(lambda a, b: pixel_sweep(*seen, a, b), rows, 6 * classes * width)
+    map_rows(lambda a, b: row_sweep(planes, RADII, a, b), rows, 30 * width)
+    sweep: Callable[..., None] = network_sweep
     for network, changed in zip(networks, change, strict=True):
-        state = REACHES, *network, np.float32(local), changed, sums
+        state = RADII, *network, np.float32(local), changed, sums
         work = functools.partial(sweep, *seen, *state)
-        share(work, rows, network.weights.between.size * width)
+        map_rows(work, rows, network.weights.between.size * width)
     return change, sums
 
 
@@ -85,12 +85,12 @@ def changes_of(
 
 
 @compiled
-def opine(
+def network_sweep(
     logits: Floats,
     gain: np.float32,
     floor: np.float32,
     planes: Planes,
-    reaches: tuple[int, int],
+    radii: tuple[int, int],
     weights: Weights,
     places: Floats,
     local: np.float32,
@@ -106,8 +106,8 @@ def opine(
     tall = max(SPAN // width, 1)
     seen = np.zeros((classes + kept + 5 + placed, -(-tall * width // BLOCK) * BLOCK), np.float32)
     hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty((2, BLOCK), np.float32)
-    opinion, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
-    share = _ONE / np.float32(len(weights.offset))
+    detector, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
+    map_rows = _ONE / np.float32(len(weights.offset))
     constant = np.float32(0)
     for member in range(len(weights.offset)):
         constant += weights.offset[member]
@@ -116,7 +116,7 @@ def opine(
         for y in range(top, bottom):
             begin, end = (y - top) * width, (y - top + 1) * width
             _gather(logits, gain, floor, planes, y, seen, begin)
-            _look_down(planes.along, reaches, local, y, seen[classes + kept + 1 :], begin)
+            _look_down(planes.along, radii, local, y, seen[classes + kept + 1 :], begin)
             if placed:
                 place = seen[classes + kept + 5 :]
                 _place(places[y], planes.first[y], planes.second[y], place, begin)
@@ -130,9 +130,9 @@ def opine(
         for left in range(0, len(moved), BLOCK):
             right = min(left + BLOCK, len(moved))
             _enter(weights, first[left:right], second[left:right], seen, hidden, left)
-            _leave(weights, hidden, deeper, opinion)
+            _leave(weights, hidden, deeper, detector)
             for x in range(right - left):
-                moved[left + x] = share * (opinion[x] + constant)
+                moved[left + x] = map_rows * (detector[x] + constant)
 
 
 @compiled
@@ -166,7 +166,7 @@ def _gather(
 
 @compiled
 def _place(place: Floats, first: Classes, second: Classes, likely: Floats, begin: int) -> None:
-    """Write how likely the leading classes are in a row, as `layout.plausibility` has it."""
+    """Write the position log-likelihood of the two leading classes of a row."""
     end = begin + len(first)
     own, above = likely[0, begin:end], likely[1, begin:end]
     for x in range(len(first)):
@@ -176,20 +176,20 @@ def _place(place: Floats, first: Classes, second: Classes, likely: Floats, begin
 
 @compiled
 def _look_down(
-    along: Floats, reaches: tuple[int, int], local: np.float32, y: int, around: Floats, begin: int
+    along: Floats, radii: tuple[int, int], local: np.float32, y: int, around: Floats, begin: int
 ) -> None:
     """Means [4,w] over squares around a row, from sums along rows; the border is repeated."""
     last = along.shape[1] - 1
     for place in range(4):
-        reach, mean = reaches[place // 2], around[place, begin : begin + along.shape[2]]
+        radius, mean = radii[place // 2], around[place, begin : begin + along.shape[2]]
         mean[:] = 0
-        for below in range(y - reach, y + reach + 1):
+        for below in range(y - radius, y + radius + 1):
             source = along[place, min(max(below, 0), last)]
             for x in range(len(mean)):
                 mean[x] += source[x]
-        share = local / np.float32((2 * reach + 1) ** 2)
+        map_rows = local / np.float32((2 * radius + 1) ** 2)
         for x in range(len(mean)):
-            mean[x] *= share
+            mean[x] *= map_rows
 
 
 @compiled
@@ -209,10 +209,10 @@ def _enter(
 
 
 @compiled
-def _leave(weights: Weights, hidden: Floats, deeper: Floats, opinion: Floats) -> None:
+def _leave(weights: Weights, hidden: Floats, deeper: Floats, detector: Floats) -> None:
     """Take all members through their second layer: the sum of their opinions, [BLOCK]."""
     members, width = weights.bias.shape
-    opinion[:] = 0
+    detector[:] = 0
     for member in range(members):
         for j in range(0, width, 2):
             one, other = deeper[0], deeper[1]
@@ -221,4 +221,4 @@ def _leave(weights: Weights, hidden: Floats, deeper: Floats, opinion: Floats) ->
             accumulate(weights.between[member, :, j : j + 2], hidden, member * width, 0, deeper)
             of_one, of_other = weights.outward[member, j], weights.outward[member, j + 1]
             for x in range(BLOCK):
-                opinion[x] += of_one * max(one[x], _ZERO) + of_other * max(other[x], _ZERO)
+                detector[x] += of_one * max(one[x], _ZERO) + of_other * max(other[x], _ZERO)

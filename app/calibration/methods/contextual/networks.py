@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
-from app.calibration.base import FitContext, prepared
+from app.calibration.base import FitContext, finite_logits
 from app.calibration.dataset import IGNORE, LabelledImage, labelled_pixels
 from app.calibration.methods.contextual.features import Context, context_of
 from app.calibration.methods.contextual.kernels import Weights
@@ -22,7 +22,7 @@ FEWEST_STEPS = 32  # a round
 
 
 @dataclass(frozen=True)
-class Rows:
+class PixelSample:
     """Pixels drawn from images, with what surrounds them."""
 
     features: Tensor  # float32 [M,F]
@@ -33,7 +33,7 @@ class Rows:
     image: Tensor  # int64 [M], numbers the image
 
     @classmethod
-    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+    def joined(cls, parts: Sequence["PixelSample"]) -> "PixelSample":
         """Put several draws into one."""
         columns = zip(*(part.columns() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
@@ -42,9 +42,9 @@ class Rows:
         """Give all fields in order."""
         return (self.features, self.odds, self.first, self.second, self.correct, self.image)
 
-    def chosen(self, places: Tensor) -> "Rows":
+    def chosen(self, places: Tensor) -> "PixelSample":
         """Keep some rows."""
-        return Rows(*(column[places] for column in self.columns()))
+        return PixelSample(*(column[places] for column in self.columns()))
 
     def by_image(self, values: Tensor) -> NDArray[np.float64]:
         """Mean of [M] values over each image that has rows."""
@@ -53,32 +53,36 @@ class Rows:
         return (total[count > 0] / count[count > 0]).numpy()
 
 
-def looked_at(image: LabelledImage, step: int) -> LabelledImage:
+def subsampled_image(image: LabelledImage, stride: int) -> LabelledImage:
     """Keep the cells of an image that are looked at.
 
     Serving begins at the first row and column. Where fewer than half as many labels lie there as
     on cells that begin elsewhere, as sparse labels may, those are taken to learn from.
     """
-    if step == 1:
+    if stride == 1:
         return image
     parts = [
         LabelledImage(
-            image.logits[:, row::step, column::step], image.labels[row::step, column::step]
+            image.logits[:, row::stride, column::stride], image.labels[row::stride, column::stride]
         )
-        for row, column in product(range(step), repeat=2)
+        for row, column in product(range(stride), repeat=2)
     ]
     counts = [int((part.labels != IGNORE).sum()) for part in parts]
     best = int(np.argmax(counts))
     return parts[best if 2 * counts[0] < counts[best] else 0]
 
 
-def look(image: LabelledImage, beta: Tensor, local: Tensor, layout: Tensor) -> Context:
+def read_context(
+    image: LabelledImage, beta: Tensor, local: Tensor, position_prior: Tensor
+) -> Context:
     """Read an image at a temperature; raises ArgumentError for NaN at a labelled pixel."""
     labelled_pixels(image)
-    return context_of((prepared(image.logits[None]) * beta).log_softmax(dim=1), local, layout)
+    return context_of(
+        (finite_logits(image.logits[None]) * beta).log_softmax(dim=1), local, position_prior
+    )
 
 
-def draw_rows(
+def sample_pixels(
     seen: Context,
     labels: Tensor,
     quota: int,
@@ -86,12 +90,12 @@ def draw_rows(
     generator: torch.Generator,
     *,
     placed: bool,
-) -> Rows:
+) -> PixelSample:
     """Draw at most `quota` labelled pixels of an image."""
     places = torch.nonzero((labels != IGNORE).flatten())[:, 0]
     places = places[torch.randperm(len(places), generator=generator)[:quota]]
     first = seen.first.flatten()[places]
-    return Rows(
+    return PixelSample(
         features=seen.seen(placed=placed)[0].flatten(1)[:, places].T.contiguous(),
         odds=seen.odds.flatten()[places],
         first=first,
@@ -140,13 +144,15 @@ class Selectors(nn.Module):
         """Give the state as arrays, for the kernel that serves."""
         return Weights(*(getattr(self, name).numpy() for name in Weights._fields))
 
-    def train_on(self, trained: Rows, held: Rows, context: FitContext, schedule: Schedule) -> None:
+    def train_on(
+        self, trained: PixelSample, held: PixelSample, context: FitContext, schedule: Schedule
+    ) -> None:
         """Fit by likelihood of right and wrong, and stop when held-out images say so."""
         self._begin(trained.features, context.seed)
         generator = torch.Generator().manual_seed(context.seed)
         batch = min(max(len(trained.odds) // FEWEST_STEPS, 64), BATCH_PIXELS)
 
-        def loss(rows: Rows) -> Tensor:
+        def loss(rows: PixelSample) -> Tensor:
             right = rows.correct[:, None].expand(-1, MEMBERS)
             odds = self(rows.features, rows.odds, rows.first, rows.second)
             return binary_cross_entropy_with_logits(odds, right)

@@ -1,4 +1,4 @@
-"""Where on pictures each class lies, band by band from top to bottom.
+"""Where on images each class lies, band by band from top to bottom.
 
 A network that has lost its way puts sky below the road. What makes that telling is that a layout
 stays what it is in fog, by night and under noise, where a network's probabilities do not.
@@ -17,7 +17,7 @@ NOTHING = 1e-3  # pixels, evenly of all classes, for bands without a label anywh
 EVEN = 1 / 31  # of an even distribution that is mixed in: no class is ruled out anywhere
 
 
-def layout_of(data: ValidationSet, indices: Sequence[int]) -> Tensor:
+def fit_position_prior(data: ValidationSet, indices: Sequence[int]) -> Tensor:
     """Log-probability of each class in each band, float32 [K,32], from the labels of maps [h,w]."""
     counts = torch.zeros(data.num_classes, BANDS)
     for index in indices:
@@ -29,8 +29,8 @@ def layout_of(data: ValidationSet, indices: Sequence[int]) -> Tensor:
     places = torch.arange(BANDS)
     spread = torch.exp(-0.5 * ((places[:, None] - places) / SMOOTHING).square())
     smooth = counts @ spread
-    shares = (smooth + NOTHING / data.num_classes) / (smooth.sum(dim=0) + NOTHING)
-    return torch.log((1 - EVEN) * shares + EVEN / data.num_classes)
+    fractions = (smooth + NOTHING / data.num_classes) / (smooth.sum(dim=0) + NOTHING)
+    return torch.log((1 - EVEN) * fractions + EVEN / data.num_classes)
 
 
 def bands_of(height: int) -> Tensor:
@@ -38,7 +38,7 @@ def bands_of(height: int) -> Tensor:
     return torch.arange(height) * BANDS // height
 
 
-def plausibility(layout: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def position_log_likelihood(layout: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """How likely the leading classes [N,1,h,w] are where they are, after a layout [K,32].
 
     Gives [N,2,h,w]: the first one's log-probability, and by how much it is above the second's. A

@@ -36,7 +36,7 @@ class Planes(NamedTuple):
     along: Floats  # [4,h,w], entropy and changes of label, over short and long rows
 
 
-def room(classes: int, height: int, width: int) -> Planes:
+def allocate_planes(classes: int, height: int, width: int) -> Planes:
     """Make room for the sweeps' results."""
     size = height, width
     return Planes(
@@ -55,7 +55,7 @@ def room(classes: int, height: int, width: int) -> Planes:
 
 
 @compiled
-def look(
+def pixel_sweep(
     logits: Floats, gain: np.float32, floor: np.float32, planes: Planes, start: int, stop: int
 ) -> None:
     """Sweep 1: sorted log-probabilities, entropy and the two leading classes of rows."""
@@ -111,7 +111,7 @@ def _sort(logits: Floats, planes: Planes, carried: Floats, y: int) -> None:
 
 
 @compiled
-def look_along(planes: Planes, reaches: tuple[int, int], start: int, stop: int) -> None:
+def row_sweep(planes: Planes, radii: tuple[int, int], start: int, stop: int) -> None:
     """Sweep 2: changes of label, and sums along the row of them and of the entropy."""
     height, width = planes.first.shape
     changes = np.empty(width, np.float32)
@@ -129,21 +129,21 @@ def look_along(planes: Planes, reaches: tuple[int, int], start: int, stop: int) 
                 count += 1
             changes[x] = count
         for place in range(2):
-            reach = reaches[place]
-            window_sums(planes.entropy[y], reach, planes.along[2 * place, y])
-            window_sums(changes, reach, planes.along[2 * place + 1, y])
+            radius = radii[place]
+            window_sums(planes.entropy[y], radius, planes.along[2 * place, y])
+            window_sums(changes, radius, planes.along[2 * place + 1, y])
 
 
 @compiled
-def window_sums(values: Floats, reach: int, sums: Floats) -> None:
+def window_sums(values: Floats, radius: int, sums: Floats) -> None:
     """Sums over windows of 2 reach + 1, the border repeated."""
     last = len(values) - 1
     running = 0.0
-    for x in range(-reach, reach + 1):
+    for x in range(-radius, radius + 1):
         running += values[min(max(x, 0), last)]
     for x in range(last + 1):
         sums[x] = running
-        running += values[min(x + reach + 1, last)] - values[max(x - reach, 0)]
+        running += values[min(x + radius + 1, last)] - values[max(x - radius, 0)]
 
 
 @compiled

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from app.calibration.base import FitContext
-from app.calibration.dataset import LabelledImage, ValidationSet, copies_of
-from app.calibration.methods.contextual.detector import Opinion
+from app.calibration.dataset import LabelledImage, ValidationSet, augmented_images
+from app.calibration.methods.contextual.detector import Detector
 from app.calibration.methods.contextual.features import Context
-from app.calibration.methods.contextual.image_statistics import figures_of, row_means
-from app.calibration.methods.contextual.networks import Rows, draw_rows
+from app.calibration.methods.contextual.image_statistics import compute_statistics, row_statistics
+from app.calibration.methods.contextual.networks import PixelSample, sample_pixels
 from app.calibration.solvers import Schedule
 
 SAMPLE_FLOATS = 2**22  # of features
@@ -22,7 +22,7 @@ See = Callable[[LabelledImage], tuple[Context, Tensor]]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingConfig:
     """At most so many pixels of each image, and of each copy; and how they are learned from."""
 
     pixels: int
@@ -30,58 +30,60 @@ class Lesson:
     schedule: Schedule
 
 
-CLEAN = Lesson(4800, 0, Schedule(STAGE, rate=2e-2, rounds=20, patience=20, cooling=True))
+CLEAN_TRAINING = TrainingConfig(
+    4800, 0, Schedule(STAGE, rate=2e-2, rounds=20, patience=20, cooling=True)
+)
 # What is learned too well of the kinds of weather at hand does not carry over to others.
-SPOILED = Lesson(600, 200, Schedule(STAGE, rate=3e-3, rounds=14, patience=4))
+ROBUST_TRAINING = TrainingConfig(600, 200, Schedule(STAGE, rate=3e-3, rounds=14, patience=4))
 
 
-def teach(
-    opinion: Opinion,
-    lesson: Lesson,
+def train_detector(
+    detector: Detector,
+    config: TrainingConfig,
     data: ValidationSet,
     parts: tuple[list[int], list[int]],
     see: See,
     context: FitContext,
 ) -> None:
     """Let an opinion form from some images of a set; others choose the round and set the trust."""
-    (trained, usual), (held, others) = (
-        _draw(opinion, lesson, data, indices, see, context) for indices in parts
+    (trained, mean), (held, others) = (
+        _draw(detector, config, data, indices, see, context) for indices in parts
     )
-    opinion.learn(trained, held, torch.cat([usual, others]), context, lesson.schedule)
+    detector.learn(trained, held, torch.cat([mean, others]), context, config.schedule)
 
 
-def looks_of(data: ValidationSet, step: int, context: FitContext) -> Tensor | None:
-    """Give what every image's picture looks like, float32 [n,4]; None where one has no picture."""
-    looks = []
+def image_statistics_of(data: ValidationSet, stride: int, context: FitContext) -> Tensor | None:
+    """Give what every image's image looks like, float32 [n,4]; None where one has no image."""
+    statistics = []
     for index in range(len(data)):
-        context.progress("looking at pictures", index / len(data))
-        picture = data[index].picture
-        if picture is None:
+        context.progress("looking at images", index / len(data))
+        image = data[index].image
+        if image is None:
             return None
-        looks.append(figures_of(row_means(picture[:, ::step])))
-    return torch.stack(looks)
+        statistics.append(compute_statistics(row_statistics(image[:, ::stride])))
+    return torch.stack(statistics)
 
 
 def _draw(
-    opinion: Opinion,
-    lesson: Lesson,
+    detector: Detector,
+    config: TrainingConfig,
     data: ValidationSet,
     indices: list[int],
     see: See,
     context: FitContext,
-) -> tuple[Rows, Tensor]:
+) -> tuple[PixelSample, Tensor]:
     """Draw pixels of images, with copies or without, and the mean features [n,F] of each."""
-    placed = opinion.placed
+    placed = detector.placed
     generator = torch.Generator().manual_seed(context.seed)
-    share = SAMPLE_FLOATS // (len(opinion.known.usual) * len(indices))
-    quota = min(lesson.pixels, max(share, 16))
-    few = min(quota, lesson.copied)
+    quota_of_budget = SAMPLE_FLOATS // (len(detector.known.mean) * len(indices))
+    quota = min(config.pixels, max(quota_of_budget, 16))
+    few = min(quota, config.copied)
     rows, means = [], []
     for number, index in enumerate(indices):
         context.progress("reading", number / len(indices))
-        copies = copies_of(data, index) if few else ()
-        for image, count in [(data[index], quota), *((copy, few) for copy in copies)]:
+        augmented = augmented_images(data, index) if few else ()
+        for image, count in [(data[index], quota), *((copy, few) for copy in augmented)]:
             seen, labels = see(image)
-            rows.append(draw_rows(seen, labels, count, number, generator, placed=placed))
+            rows.append(sample_pixels(seen, labels, count, number, generator, placed=placed))
             means.append(seen.seen(placed=placed)[0].flatten(1).mean(dim=1))
-    return Rows.joined(rows), torch.stack(means)
+    return PixelSample.joined(rows), torch.stack(means)

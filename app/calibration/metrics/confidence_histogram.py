@@ -28,7 +28,7 @@ class RiskCoverage(NamedTuple):
     risk: float
 
 
-class Ranking:
+class ConfidenceHistogram:
     """Counts right and wrong pixels by confidence; 400 kB whatever it is given."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Ranking:
         self.confidence += np.bincount(index, values, minlength=BINS)
         return self
 
-    def merge(self, other: "Ranking") -> Self:
+    def merge(self, other: "ConfidenceHistogram") -> Self:
         """Take over what another has counted."""
         self.right += other.right
         self.wrong += other.wrong

@@ -9,7 +9,8 @@ import torch
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.groups import (
+from app.calibration.metrics.reliability import ReliabilityBins
+from app.calibration.metrics.subsets import (
     BOUNDARY,
     CORRECT,
     INTERIOR,
@@ -20,11 +21,10 @@ from app.calibration.metrics.groups import (
     by_correctness,
     by_crop_size,
     by_scale,
-    figures,
-    group_bins,
     merge,
+    subset_bins,
+    subset_metrics,
 )
-from app.calibration.metrics.reliability import ReliabilityBins
 from app.errors import ArgumentError
 from tests.factories.toy_metrics import CONFIDENCE, LABELS, PREDICTED, PROBABILITIES
 
@@ -36,7 +36,7 @@ def close(group, pixels, confidence, accuracy, ece):
 
 
 def test_right_and_wrong_pixels_of_the_toy_set():
-    groups = {name: figures(bins) for name, bins in by_correctness(TOY, LABELS).items()}
+    groups = {name: subset_metrics(bins) for name, bins in by_correctness(TOY, LABELS).items()}
     # Right: .95 .65 .75, each lacking its distance to 1. Wrong: .85 .45 .92, all of it too much.
     close(groups[CORRECT], 3, 2.35 / 3, 1, 0.65 / 3)
     close(groups[MISPREDICTED], 3, 2.22 / 3, 0, 2.22 / 3)
@@ -53,11 +53,11 @@ def test_unlabelled_pixels_belong_to_no_group():
 
 def test_groups_of_classes_by_prediction_and_by_label():
     # Predicted 0 0 1 2 0 1 for the labels 0 1 1 2 1 2.
-    predicted = {k: figures(bins) for k, bins in by_class(TOY, LABELS).items()}
+    predicted = {k: subset_metrics(bins) for k, bins in by_class(TOY, LABELS).items()}
     close(predicted[0], 3, (0.95 + 0.85 + 0.45) / 3, 1 / 3, (0.05 + 0.85 + 0.45) / 3)
     close(predicted[1], 2, (0.65 + 0.92) / 2, 1 / 2, (0.35 + 0.92) / 2)
     close(predicted[2], 1, 0.75, 1, 0.25)
-    labelled = {k: figures(bins) for k, bins in by_class(TOY, LABELS, labelled=True).items()}
+    labelled = {k: subset_metrics(bins) for k, bins in by_class(TOY, LABELS, labelled=True).items()}
     close(labelled[0], 1, 0.95, 1, 0.05)
     close(labelled[1], 3, (0.85 + 0.65 + 0.45) / 3, 1 / 3, (0.85 + 0.35 + 0.45) / 3)
     close(labelled[2], 2, (0.75 + 0.92) / 2, 1 / 2, (0.25 + 0.92) / 2)
@@ -68,9 +68,9 @@ def test_boundary_and_interior():
     predicted = torch.tensor([[0, 0, 1, 1, 1, 1]])
     confidence = torch.tensor([[0.9, 0.8, 0.62, 0.73, 0.95, 0.9]])
     groups = by_boundary(Prediction(confidence, predicted), labels, radius=1, bins=10)
-    close(figures(groups[BOUNDARY]), 2, 1.35 / 2, 1 / 2, 0.445)
+    close(subset_metrics(groups[BOUNDARY]), 2, 1.35 / 2, 1 / 2, 0.445)
     # Bins (.8, .9] hold .9 .9, (.7, .8] holds .8, (.9, 1] holds .95; all right.
-    close(figures(groups[INTERIOR]), 4, 3.55 / 4, 1, (0.1 + 0.2 + 0.05 + 0.1) / 4)
+    close(subset_metrics(groups[INTERIOR]), 4, 3.55 / 4, 1, (0.1 + 0.2 + 0.05 + 0.1) / 4)
 
 
 def test_small_crops_cannot_cancel_errors_out():
@@ -132,13 +132,13 @@ def test_groups_merge_to_those_of_one_pass():
     for part in (slice(0, 3), slice(3, 6)):
         merge(parts, by_class(Prediction(CONFIDENCE[part], PREDICTED[part]), LABELS[part]))
     whole = by_class(TOY, LABELS)
-    assert {k: figures(bins) for k, bins in sorted(parts.items())} == {
-        k: figures(bins) for k, bins in whole.items()
+    assert {k: subset_metrics(bins) for k, bins in sorted(parts.items())} == {
+        k: subset_metrics(bins) for k, bins in whole.items()
     }
 
 
 def test_empty_group_is_nan():
-    empty = figures(group_bins(TOY, LABELS, torch.zeros(6, dtype=torch.bool)))
+    empty = subset_metrics(subset_bins(TOY, LABELS, torch.zeros(6, dtype=torch.bool)))
     assert empty.pixels == 0
     assert all(math.isnan(value) for value in (*empty[1:], empty.surplus))
 

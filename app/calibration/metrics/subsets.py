@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     predicted: Tensor
 
 
-class GroupFigures(NamedTuple):
+class SubsetMetrics(NamedTuple):
     """A group's pixels and, over them, mean confidence, accuracy and pooled ECE, all in 0..1.
 
     NaN where the group is empty.
@@ -52,18 +52,18 @@ class GroupFigures(NamedTuple):
 class ScaleComparison(NamedTuple):
     """One scale against several; `labels_changed` is a share of labelled pixels."""
 
-    single: GroupFigures
-    multi: GroupFigures
+    single: SubsetMetrics
+    multi: SubsetMetrics
     labels_changed: float
 
 
-def figures(bins: ReliabilityBins) -> GroupFigures:
+def subset_metrics(bins: ReliabilityBins) -> SubsetMetrics:
     """Read a group's figures off its bins."""
     pixels = int(bins.counts.sum())
     if not pixels:
-        return GroupFigures(0, np.nan, np.nan, np.nan)
+        return SubsetMetrics(0, np.nan, np.nan, np.nan)
     confidence, accuracy = bins.confidence.sum() / pixels, bins.hits.sum() / pixels
-    return GroupFigures(pixels, float(confidence), float(accuracy), bins.ece())
+    return SubsetMetrics(pixels, float(confidence), float(accuracy), bins.ece())
 
 
 def by_correctness(prediction: Prediction, labels: Tensor) -> dict[str, ReliabilityBins]:
@@ -72,8 +72,8 @@ def by_correctness(prediction: Prediction, labels: Tensor) -> dict[str, Reliabil
     Among the right ones ECE is what confidence lacks to 1, among the wrong ones all of it.
     """
     right = prediction.predicted == labels
-    groups = {CORRECT: right, MISPREDICTED: ~right}
-    return {name: group_bins(prediction, labels, where) for name, where in groups.items()}
+    subsets = {CORRECT: right, MISPREDICTED: ~right}
+    return {name: subset_bins(prediction, labels, where) for name, where in subsets.items()}
 
 
 def by_boundary(
@@ -84,8 +84,8 @@ def by_boundary(
     See `boundary_band` for what is near and what is refused.
     """
     band = boundary_band(labels, radius)
-    groups = {BOUNDARY: band, INTERIOR: ~band}
-    return {name: group_bins(prediction, labels, where, bins) for name, where in groups.items()}
+    subsets = {BOUNDARY: band, INTERIOR: ~band}
+    return {name: subset_bins(prediction, labels, where, bins) for name, where in subsets.items()}
 
 
 def by_class(
@@ -98,7 +98,7 @@ def by_class(
     """
     classes = labels if labelled else prediction.predicted
     present = torch.unique(classes[labels != IGNORE]).tolist()
-    return {k: group_bins(prediction, labels, classes == k) for k in present}
+    return {k: subset_bins(prediction, labels, classes == k) for k in present}
 
 
 def by_crop_size(
@@ -131,19 +131,19 @@ def by_scale(single: Prediction, multi: Prediction, labels: Tensor) -> ScaleComp
     pixels = int(everywhere.sum())
     changed = int(((single.predicted != multi.predicted) & everywhere).sum())
     return ScaleComparison(
-        figures(group_bins(single, labels, everywhere)),
-        figures(group_bins(multi, labels, everywhere)),
+        subset_metrics(subset_bins(single, labels, everywhere)),
+        subset_metrics(subset_bins(multi, labels, everywhere)),
         changed / pixels if pixels else np.nan,
     )
 
 
-def merge(into: dict[Name, ReliabilityBins], groups: Mapping[Name, ReliabilityBins]) -> None:
+def merge(into: dict[Name, ReliabilityBins], subsets: Mapping[Name, ReliabilityBins]) -> None:
     """Take over what another image's groups have counted, group by group."""
-    for name, bins in groups.items():
+    for name, bins in subsets.items():
         into.setdefault(name, ReliabilityBins(bins.bins)).merge(bins)
 
 
-def group_bins(
+def subset_bins(
     prediction: Prediction, labels: Tensor, where: Tensor, bins: int = BINS
 ) -> ReliabilityBins:
     """Count the labelled pixels among those marked in `where`, bool [*grid]."""
@@ -162,4 +162,4 @@ def _cut(prediction: Prediction, labels: Tensor, cut: tuple[slice, slice]) -> fl
     """ECE of one crop; NaN where nothing is labelled."""
     part = Prediction(prediction.confidence[cut], prediction.predicted[cut])
     everywhere = torch.ones_like(labels[cut], dtype=torch.bool)
-    return group_bins(part, labels[cut], everywhere, CROP_BINS).ece()
+    return subset_bins(part, labels[cut], everywhere, CROP_BINS).ece()
