@@ -31,9 +31,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What to measure is in BENCH: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
+# BENCH holds the options of the comparison: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
 bench: .venv-bench/.done
-	.venv-bench/bin/python -m benchmarks.serving $(BENCH)
+	.venv-bench/bin/python -m benchmarks.serving compare $(BENCH)
 
 # Trains what is missing in RUNS (hours on two cores), then fits and measures every method.
 paper: $(RUNS)/strong/averaged.pt $(RUNS)/basic/averaged.pt $(RUNS)/overfit/averaged.pt

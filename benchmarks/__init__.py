@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios measured in one run."""
+"""Speed, memory and calibration quality, as ratios measured in one run."""

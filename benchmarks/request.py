@@ -1,135 +1,130 @@
-"""Where a request's time goes, stage by stage in one process, with and without a calibrator.
+"""Measure the stages of a request in one process, with and without a calibrator.
 
-`python -m benchmarks.request [--image FILE] [--rounds 60]` prints Markdown: medians in
-milliseconds of the same image segmented in turns with `calibrator=none`, with the active one, and
-with a fresh one of each method named, which costs what a fitted one does.
+`python -m benchmarks.request [--image FILE] [--rounds 60]` prints median milliseconds of one image
+segmented alternately with `calibrator=none`, with the active calibrator, and with an unfitted one
+of each method in METHODS, whose cost equals a fitted one's.
 """
 
 import argparse
 import functools
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from app.calibration.base import Calibrator
 from app.calibration.registry import build
 from app.imaging import encode
 from app.imaging.decode import decode_image
-from app.inference.model_card import read_model_folder
-from app.inference.postprocess import tally
+from app.inference.model_card import ModelFolder, read_model_folder
+from app.inference.postprocess import class_statistics
 from app.inference.predictor import Predictor, open_predictor
-from app.inference.threads import RowThreads
-from app.serving.pipeline import Emission, rate, shown
+from app.inference.threads import RowWorkers
+from app.serving.pipeline import Postprocessor, calibrate_strip, with_strip_image
 from app.settings import available_cores
 from app.storage.artifacts import ArtifactStore
+from benchmarks.harness import synthetic_image, table
 
 METHODS = ("temperature", "selective", "matrix", "isotonic", "lts", "cdc")
 STAGES = (
-    "decode", "preprocess", "inference", "calibration", "emission", "tally", "mask", "confidence",
+    "decode", "preprocess", "inference", "calibration", "postprocess", "class statistics", "mask",
+    "confidence",
 )  # fmt: skip
 MAX_PIXELS = 50_000_000
+WARM_UP = 3  # rounds
 
 
 class Times:
-    """Seconds of every stage, by case."""
+    """Record seconds of every stage, by case."""
 
     def __init__(self) -> None:
         self._taken: dict[tuple[str, str], list[float]] = {}
 
     @contextmanager
     def stage(self, case: str, stage: str) -> Iterator[None]:
-        """Take the time of a block."""
+        """Measure the time of a block."""
         started = time.perf_counter()
         yield
         self._taken.setdefault((case, stage), []).append(time.perf_counter() - started)
 
     def median_ms(self, case: str, stage: str) -> float:
-        """Give the median in milliseconds."""
+        """Return the median in milliseconds."""
         return 1000 * statistics.median(self._taken[case, stage])
-
-
-def image(height: int, width: int) -> bytes:
-    """Make a JPEG of soft patches under grain, for those without a photograph at hand."""
-    rng = np.random.default_rng(0)
-    patches = rng.integers(0, 255, (height // 40 + 1, width // 40 + 1, 3), np.uint8)
-    smooth = np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
-    grain = rng.normal(0, 6, smooth.shape)
-    buffer = io.BytesIO()
-    Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def request(
     predictor: Predictor,
     calibrator: Calibrator | None,
     upload: bytes,
-    threads: RowThreads,
+    threads: RowWorkers,
     stage: Callable[[str], AbstractContextManager[None]],
 ) -> None:
-    """Do what the service does for one JSON answer with both images inside."""
+    """Run the stages of one JSON answer with mask and confidence."""
     with stage("decode"):
         pixels = decode_image(upload, MAX_PIXELS)
     with stage("preprocess"):
-        laid = predictor.lay(pixels)
+        prepared = predictor.prepare_windows(pixels)
     classes = predictor.folder.num_classes
     with stage("inference"):
-        ((logits,), band), *_ = predictor.strips(laid)
+        ((logits,), band), *_ = predictor.strips(prepared)
     with stage("calibration"):
-        seeing = calibrator and shown(calibrator, laid, logits, band)
-        rated = rate(logits, seeing, threads.share)
-    with stage("emission"):
-        emission = Emission(laid.geometry, classes, threads)
-        emission.emit(rated, band)
-        emission.settle()
-    mask, confidence = emission.mask, emission.confidence
-    with stage("tally"):
-        tally(mask, confidence)
+        fitted = calibrator and with_strip_image(calibrator, prepared, logits, band)
+        calibrated = calibrate_strip(logits, fitted, threads.map_rows)
+    with stage("postprocess"):
+        output = Postprocessor(prepared.geometry, classes, threads)
+        output.postprocess(calibrated, band)
+        output.combine_shifts()
+    mask, confidence = output.mask, output.confidence
+    with stage("class statistics"):
+        class_statistics(mask, confidence)
     with stage("mask"):
         encode.mask_png(mask, predictor.folder.palette)
     with stage("confidence"):
         encode.confidence_png(confidence)
 
 
+def calibrators(artifacts: Path, folder: ModelFolder) -> dict[str, Calibrator | None]:
+    """Return the measured calibrators by name: none, the active one and one of each method."""
+    active = ArtifactStore(artifacts).active(folder.card.name, folder.sha256)
+    cases: dict[str, Calibrator | None] = {"none": None}
+    if active is not None:
+        cases[f"active ({active.manifest.method})"] = active.calibrator
+    return cases | {method: build(method, folder.num_classes) for method in METHODS}
+
+
 def main() -> None:
-    """Print the table."""
+    """Measure the stages of a request in one process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/camvid-street"))
     parser.add_argument("--artifacts", type=Path, default=Path("calibration_artifacts"))
-    parser.add_argument("--image", type=Path, help="default: a made-up image of 480x360")
+    parser.add_argument("--image", type=Path, help="default: a synthetic image of 480x360")
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)  # as in a service whose networks are not in torch
     folder = read_model_folder(options.model)
     predictor = open_predictor(folder, "cpu", options.threads)
-    upload = options.image.read_bytes() if options.image else image(360, 480)
-    active = ArtifactStore(options.artifacts).active(folder.card.name, folder.sha256)
-    cases: dict[str, Calibrator | None] = {"none": None}
-    if active is not None:
-        cases[f"active ({active.manifest.method})"] = active.calibrator
-    cases |= {method: build(method, folder.num_classes) for method in METHODS}
-    times, threads = Times(), RowThreads(options.threads)
-    for turn in range(options.rounds + 3):
-        kept = times if turn >= 3 else Times()  # the first turns warm up
+    upload = options.image.read_bytes() if options.image else synthetic_image(360, 480, grain=6)
+    cases = calibrators(options.artifacts, folder)
+    times, threads = Times(), RowWorkers(options.threads)
+    for number in range(options.rounds + WARM_UP):
+        kept = times if number >= WARM_UP else Times()
         for case, calibrator in cases.items():
             with kept.stage(case, "total"):
                 stage = functools.partial(kept.stage, case)
                 request(predictor, calibrator, upload, threads, stage)
     print(f"{options.threads} threads, medians of {options.rounds}, ms\n")
-    print("| calibrator |", *(f"{stage} |" for stage in STAGES), "total | of none |")
-    print("|---|", *("---:|" for _ in range(len(STAGES) + 2)))
+    rows = []
     for case in cases:
-        cells = [f"{times.median_ms(case, stage):.2f} |" for stage in STAGES]
         total = times.median_ms(case, "total")
-        ratio = total / times.median_ms("none", "total")
-        print(f"| {case} |", *cells, f"{total:.2f} | {ratio:.3f} |")
+        cells = [f"{times.median_ms(case, stage):.2f}" for stage in STAGES]
+        rows.append(
+            [case, *cells, f"{total:.2f}", f"{total / times.median_ms('none', 'total'):.3f}"]
+        )
+    print(table(["calibrator", *STAGES, "total", "of none"], rows))
 
 
 if __name__ == "__main__":

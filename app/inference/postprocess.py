@@ -22,7 +22,6 @@ from app.inference.preprocess import Band, Geometry, Size
 from app.inference.threads import RowWorkers
 from app.numerics import LOG2_E, compiled
 
-STRIP_BYTES = 4 << 20  # of upsampled logits at a time on a device of its own
 MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
 
 SERIAL = RowWorkers(1)
@@ -100,9 +99,6 @@ def postprocess_rows(
     """
     width = geometry.image[1]
     columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
-    if logits.is_cuda:
-        _emit_on_device(logits, calibrated, scale, rows, columns, part, mask, confidence)
-        return
     two = calibrated is not logits
     label_logits = logits.contiguous().numpy()
     confidence_logits = calibrated.contiguous().numpy() if two else label_logits
@@ -168,38 +164,6 @@ def whole_phases(width: int, geometry: Geometry, cells: int) -> int:
     """Count the columns a cell, where that is a whole number of at most MAX_PHASES; else 0."""
     phases, rest = divmod(width * geometry.padded[1], geometry.resized[1] * cells)
     return phases if rest == 0 and 1 <= phases <= MAX_PHASES else 0
-
-
-@torch.inference_mode()
-def _emit_on_device(
-    logits: Tensor,
-    calibrated: Tensor,
-    scale: float,
-    rows: Taps,
-    columns: Taps,
-    part: range,
-    mask: Mask,
-    confidence: Confidence,
-) -> None:
-    """Do the same where the logits are, in strips of rows."""
-    top, bottom, down = (torch.from_numpy(part).to(logits.device) for part in rows)
-    left, right, across = (torch.from_numpy(part).to(logits.device) for part in columns)
-    count = max(1, STRIP_BYTES // (4 * logits.shape[0] * mask.shape[1]))
-
-    def upsample(grid: Tensor, strip: slice) -> Tensor:
-        tall = torch.lerp(grid[:, top[strip]], grid[:, bottom[strip]], down[strip, None])
-        return torch.lerp(tall[:, :, left], tall[:, :, right], across)
-
-    for start in range(part.start, part.stop, count):
-        strip = slice(start, min(start + count, part.stop))
-        fine = upsample(logits, strip)
-        labels = fine.argmax(dim=0)
-        if calibrated is not logits:
-            fine = upsample(calibrated, strip)
-        fine = fine * scale
-        certain = (fine.gather(0, labels[None])[0] - fine.logsumexp(dim=0)).exp().clamp_(0, 1)
-        confidence[strip] = certain.cpu().numpy()
-        mask[strip] = labels.cpu().numpy()
 
 
 STRIP_BYTES = 16 << 20  # of upsampled logits at a time

@@ -1,1 +1,1 @@
-"""Which calibrator to trust: backbones x methods, in-domain and shifted, in one table."""
+"""Study of calibration methods: backbones x methods, in-domain and under shift."""

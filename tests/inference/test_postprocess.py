@@ -300,22 +300,6 @@ def test_requests_at_once_do_not_disturb_each_other():
                 assert np.array_equal(expected[1], got[1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("form", FORMS)
-def test_a_cuda_device_gives_the_same(form):
-    logits, other = noise(19, 30, 40), noise(19, 30, 40, seed=1)
-    confidence_logits = other if form == "rated" else logits
-    scale = 0.4 if form == "scaled" else 1.0
-    geometry = Geometry((110, 150), (110, 150), (120, 160))
-    mask, confidence = postprocess(logits, confidence_logits, geometry, scale=scale)
-    there = logits.cuda()
-    on_device = postprocess(
-        there, confidence_logits.cuda() if form == "rated" else there, geometry, scale=scale
-    )
-    assert (mask != on_device[0]).mean() < 1e-3
-    assert np.abs(confidence - on_device[1])[mask == on_device[0]].max() < 1e-5
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     image=st.tuples(st.integers(1, 60), st.integers(1, 40)),

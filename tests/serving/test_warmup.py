@@ -23,7 +23,8 @@ with TestClient(create_app(load_settings())) as client:
     while client.get("/readyz").status_code != 200:
         time.sleep(0.05)
     before = compiled()
-    assert before["combine_shifts"] and before["network_sweep"] and before["postprocess_kernel"], before
+    expected = ("combine_shifts", "network_sweep", "postprocess_kernel")
+    assert all(before[name] for name in expected), before
     image = open("examples/street.jpg", "rb").read()
     for wanted in ("active", "none"):
         answer = client.post(

@@ -1,4 +1,4 @@
-"""LitServe: a LitAPI with its four steps, fed with a form's file."""
+"""LitServe: a LitAPI with its four steps, given a form's file."""
 
 import io
 
@@ -7,7 +7,7 @@ from fastapi import Request
 from PIL import Image
 from starlette.datastructures import UploadFile
 
-from benchmarks.servers.pipeline import Pipeline, read_plan
+from benchmarks.serving.servers import Pipeline, read_plan
 
 
 class Segmentation(litserve.LitAPI):
@@ -19,17 +19,17 @@ class Segmentation(litserve.LitAPI):
         self.pipeline = Pipeline(read_plan())
 
     def decode_request(self, request: Request) -> Image.Image:
-        """Take the image out of the form: LitServe reads it where the hint says Request."""
+        """Read the image from the form, which LitServe parses for the type hint Request."""
         upload = request["image"]
         assert isinstance(upload, UploadFile)
         return Image.open(io.BytesIO(upload.file.read())).convert("RGB")
 
     def predict(self, image: Image.Image) -> dict[str, str]:
-        """Run the network and what follows it."""
+        """Run the network and the postprocessing."""
         return self.pipeline.segment(image)
 
     def encode_response(self, output: dict[str, str]) -> dict[str, str]:
-        """Answer as JSON."""
+        """Return the answer as JSON."""
         return output
 
 

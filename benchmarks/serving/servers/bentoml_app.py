@@ -1,19 +1,19 @@
 """BentoML: a service class with one endpoint that takes an image.
 
-`bentoml serve benchmarks.servers.bentoml_app:Segmentation --port N`
+`bentoml serve benchmarks.serving.servers.bentoml_app:Segmentation --port N`
 """
 
 import bentoml
 from PIL import Image
 
-from benchmarks.servers.pipeline import Pipeline, read_plan
+from benchmarks.serving.servers import Pipeline, read_plan
 
 PLAN = read_plan()
 
 
 @bentoml.service(workers=PLAN.workers, traffic={"timeout": 120})
 class Segmentation:
-    """The service; BentoML makes one in every worker process."""
+    """Serve one endpoint; BentoML makes an instance in every worker process."""
 
     def __init__(self) -> None:
         self.pipeline = Pipeline(PLAN)

@@ -5,7 +5,7 @@ from typing import Annotated
 import uvicorn
 from fastapi import FastAPI, File
 
-from benchmarks.servers.pipeline import Pipeline, read_plan
+from benchmarks.serving.servers import Pipeline, read_plan
 
 
 def create_app() -> FastAPI:
@@ -23,7 +23,7 @@ def create_app() -> FastAPI:
 if __name__ == "__main__":
     plan = read_plan()
     uvicorn.run(
-        "benchmarks.servers.plain_fastapi:create_app",
+        "benchmarks.serving.servers.plain_fastapi:create_app",
         factory=True,
         port=plan.port,
         workers=plan.workers,

@@ -1,21 +1,21 @@
-"""mosec: a worker that takes bytes; its processes hang behind a server written in Rust."""
+"""mosec: a worker that takes bytes; its processes run behind a server written in Rust."""
 
 import sys
 
 from mosec import Server, Worker
 
-from benchmarks.servers.pipeline import Pipeline, read_plan
+from benchmarks.serving.servers import Pipeline, read_plan
 
 
 class Segmentation(Worker):
-    """Takes an image's bytes; mosec itself writes the JSON."""
+    """Segment an image's bytes; mosec itself writes the JSON."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pipeline = Pipeline(read_plan())
 
     def deserialize(self, data: bytes) -> bytes:
-        """Leave the body as it is: an image."""
+        """Return the body unchanged: an encoded image."""
         return data
 
     def forward(self, data: bytes) -> dict[str, str]:

@@ -7,7 +7,7 @@ import ray
 from fastapi import FastAPI, File
 from ray import serve
 
-from benchmarks.servers.pipeline import ENVIRONMENT, Pipeline, read_plan
+from benchmarks.serving.servers import ENVIRONMENT, Pipeline, read_plan
 
 app = FastAPI()
 
@@ -15,7 +15,7 @@ app = FastAPI()
 @serve.deployment
 @serve.ingress(app)
 class Segmentation:
-    """One replica."""
+    """Serve one endpoint; Ray makes an instance in every replica."""
 
     def __init__(self) -> None:
         self.pipeline = Pipeline(read_plan())

@@ -1,0 +1,1 @@
+"""Time and memory of fits: beside other libraries, and of a refit."""

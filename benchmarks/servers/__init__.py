@@ -1,1 +1,0 @@
-"""The other servers, each as its own documentation leads a user to write it."""
