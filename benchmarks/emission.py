@@ -105,7 +105,7 @@ def postprocess_two_torch(
 def works(shape: Shape, threads: RowWorkers) -> Mapping[str, Callable[[], object]]:
     """Return everything that is measured on a shape, by column."""
     logits, calibrated, geometry = shape.logits(0), shape.logits(1), shape.geometry
-    run = partial(postprocess, threads=threads)
+    run = partial(postprocess, workers=threads)
     return {
         "torch": lambda: postprocess_torch(logits, shape.image),
         "torch, two grids": lambda: postprocess_two_torch(logits, calibrated, shape.image),

@@ -6,11 +6,7 @@ of each method in METHODS, whose cost equals a fitted one's.
 """
 
 import argparse
-import functools
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,67 +19,36 @@ from app.inference.model_card import ModelFolder, read_model_folder
 from app.inference.postprocess import class_statistics
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import RowWorkers
-from app.serving.pipeline import Postprocessor, calibrate_strip, with_strip_image
+from app.serving.pipeline import StageTimer, predict_image
 from app.settings import available_cores
 from app.storage.artifacts import ArtifactStore
 from benchmarks.harness import synthetic_image, table
 
 METHODS = ("temperature", "selective", "matrix", "isotonic", "lts", "cdc")
 STAGES = (
-    "decode", "preprocess", "inference", "calibration", "postprocess", "class statistics", "mask",
+    "decode", "preprocess", "inference", "calibration", "encode", "class statistics", "mask",
     "confidence",
 )  # fmt: skip
 MAX_PIXELS = 50_000_000
 WARM_UP = 3  # rounds
 
 
-class Times:
-    """Record seconds of every stage, by case."""
-
-    def __init__(self) -> None:
-        self._taken: dict[tuple[str, str], list[float]] = {}
-
-    @contextmanager
-    def stage(self, case: str, stage: str) -> Iterator[None]:
-        """Measure the time of a block."""
-        started = time.perf_counter()
-        yield
-        self._taken.setdefault((case, stage), []).append(time.perf_counter() - started)
-
-    def median_ms(self, case: str, stage: str) -> float:
-        """Return the median in milliseconds."""
-        return 1000 * statistics.median(self._taken[case, stage])
-
-
 def request(
-    predictor: Predictor,
-    calibrator: Calibrator | None,
-    upload: bytes,
-    threads: RowWorkers,
-    stage: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """Run the stages of one JSON answer with mask and confidence."""
-    with stage("decode"):
-        pixels = decode_image(upload, MAX_PIXELS)
-    with stage("preprocess"):
-        prepared = predictor.prepare_windows(pixels)
-    classes = predictor.folder.num_classes
-    with stage("inference"):
-        ((logits,), band), *_ = predictor.strips(prepared)
-    with stage("calibration"):
-        fitted = calibrator and with_strip_image(calibrator, prepared, logits, band)
-        calibrated = calibrate_strip(logits, fitted, threads.map_rows)
-    with stage("postprocess"):
-        output = Postprocessor(prepared.geometry, classes, threads)
-        output.postprocess(calibrated, band)
-        output.combine_shifts()
-    mask, confidence = output.mask, output.confidence
-    with stage("class statistics"):
-        class_statistics(mask, confidence)
-    with stage("mask"):
-        encode.mask_png(mask, predictor.folder.palette)
-    with stage("confidence"):
-        encode.confidence_png(confidence)
+    predictor: Predictor, calibrator: Calibrator | None, upload: bytes, workers: RowWorkers
+) -> dict[str, float]:
+    """Run one JSON answer with mask and confidence; return milliseconds by stage."""
+    timer = StageTimer()
+    with timer.stage("total"):
+        with timer.stage("decode"):
+            image = decode_image(upload, MAX_PIXELS)
+        prediction = predict_image(image, predictor, calibrator, workers=workers, timer=timer)
+        with timer.stage("class statistics"):
+            class_statistics(prediction)
+        with timer.stage("mask"):
+            encode.mask_png(prediction.mask, predictor.folder.palette)
+        with timer.stage("confidence"):
+            encode.confidence_png(prediction.confidence)
+    return timer.stages
 
 
 def calibrators(artifacts: Path, folder: ModelFolder) -> dict[str, Calibrator | None]:
@@ -109,21 +74,27 @@ def main() -> None:
     predictor = open_predictor(folder, "cpu", options.threads)
     upload = options.image.read_bytes() if options.image else synthetic_image(360, 480, grain=6)
     cases = calibrators(options.artifacts, folder)
-    times, threads = Times(), RowWorkers(options.threads)
-    for number in range(options.rounds + WARM_UP):
-        kept = times if number >= WARM_UP else Times()
+    workers = RowWorkers(options.threads)
+    taken: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
+    for _ in range(options.rounds + WARM_UP):
         for case, calibrator in cases.items():
-            with kept.stage(case, "total"):
-                stage = functools.partial(kept.stage, case)
-                request(predictor, calibrator, upload, threads, stage)
+            taken[case].append(request(predictor, calibrator, upload, workers))
     print(f"{options.threads} threads, medians of {options.rounds}, ms\n")
-    rows = []
-    for case in cases:
-        total = times.median_ms(case, "total")
-        cells = [f"{times.median_ms(case, stage):.2f}" for stage in STAGES]
-        rows.append(
-            [case, *cells, f"{total:.2f}", f"{total / times.median_ms('none', 'total'):.3f}"]
-        )
+    medians = {
+        case: {
+            stage: statistics.median(each[stage] for each in times[WARM_UP:]) for stage in times[0]
+        }
+        for case, times in taken.items()
+    }
+    rows = [
+        [
+            case,
+            *(f"{found[stage]:.2f}" for stage in STAGES),
+            f"{found['total']:.2f}",
+            f"{found['total'] / medians['none']['total']:.3f}",
+        ]
+        for case, found in medians.items()
+    ]
     print(table(["calibrator", *STAGES, "total", "of none"], rows))
 
 

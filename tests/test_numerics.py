@@ -5,8 +5,10 @@ from pathlib import Path
 
 CODE = """
 import numpy as np
+from app.calibration.predictions import Prediction
 from app.inference.postprocess import class_statistics
-print(class_statistics(np.zeros((2, 3), np.uint8), np.ones((2, 3), np.float32)).pixels[0])
+prediction = Prediction(np.zeros((2, 3), np.uint8), np.ones((2, 3), np.float32))
+print(class_statistics(prediction).pixels[0])
 """
 
 

@@ -26,7 +26,7 @@ def confusion(predictor: Predictor, frames: list[Frame]) -> np.ndarray:
     for frame in frames:
         images, geometry = predictor.prepare(frame.image)
         logits = predictor.logits(images)[0]
-        mask, _ = postprocess(logits, logits, geometry)
+        mask = postprocess(logits, logits, geometry).mask
         keep = frame.label != VOID
         pairs = frame.label[keep].astype(np.int64) * len(CLASSES) + mask[keep]
         table += np.bincount(pairs, minlength=table.size).reshape(table.shape)

@@ -19,11 +19,11 @@ from app.serving.result_cache import Result
 def encode_image(result: Result, output: str, max_pixels: int, depth: int = 8) -> bytes:
     """Encode one image of a result; `depth` is that of the confidence, 8 or 16 bits."""
     makers: dict[str, Callable[[], bytes]] = {
-        "mask": lambda: encode.mask_png(result.mask, result.palette),
-        "confidence": lambda: encode.confidence_png(result.confidence, depth),
-        "heatmap": lambda: encode.heatmap_png(result.confidence),
+        "mask": lambda: encode.mask_png(result.prediction.mask, result.palette),
+        "confidence": lambda: encode.confidence_png(result.prediction.confidence, depth),
+        "heatmap": lambda: encode.heatmap_png(result.prediction.confidence),
         "overlay": lambda: encode.overlay_png(
-            decode_image(result.upload, max_pixels), result.mask, result.palette
+            decode_image(result.upload, max_pixels), result.prediction.mask, result.palette
         ),
     }
     return makers[output]()
@@ -46,7 +46,9 @@ async def data(result_id: str, state: StateDep) -> Response:
     """Fetch `mask` and `confidence` (float16) as numpy arrays."""
     result = state.results.get(result_id)
     async with state.admission.enter():
-        body = await state.admission.run(lambda: encode.npz(result.mask, result.confidence))
+        body = await state.admission.run(
+            lambda: encode.npz(result.prediction.mask, result.prediction.confidence)
+        )
     return Response(body, media_type=NPZ)
 
 

@@ -22,13 +22,13 @@ from app.api.schemas import (
 )
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
+from app.serving.pipeline import StageTimer
 from app.serving.result_cache import Result
 from app.serving.segmenter import (
     NO_CALIBRATOR,
     Segmentation,
     Segmenter,
     SegmentOptions,
-    StageTimer,
     abstained_fraction,
     class_table,
 )
@@ -108,13 +108,13 @@ def answer_upload(
     )
     done = segmenter.segment(upload, options, timer)
     model = done.predictor.folder
-    result = Result(model.card.name, upload, done.mask, done.confidence, model.palette)
+    result = Result(model.card.name, upload, done.prediction, model.palette)
     name = state.results.put(result)
     with timer.stage("encode"):
         if answer == JSON:
             body = answer_json(name, done, query.parts).encode()
         elif answer == NPZ:
-            body = encode.npz(done.mask, done.confidence)
+            body = encode.npz(done.prediction.mask, done.prediction.confidence)
         else:
             body = encode_image(result, query.output or "mask", state.settings.max_pixels)
     timer.stages["total"] = (time.perf_counter() - started) * 1000
@@ -130,7 +130,7 @@ def answer_upload(
 
 def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
     """Shape the JSON answer."""
-    height, width = done.mask.shape
+    height, width = done.prediction.mask.shape
     palette = done.predictor.folder.palette
     table = class_table(done)
     body = SegmentAnswer(
@@ -146,9 +146,9 @@ def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
         links=links_of(name),
     )
     if "mask" in parts:
-        body.mask = packed(encode.mask_png(done.mask, palette))
+        body.mask = packed(encode.mask_png(done.prediction.mask, palette))
     if "confidence" in parts:
-        body.confidence = packed(encode.confidence_png(done.confidence))
+        body.confidence = packed(encode.confidence_png(done.prediction.confidence))
     if "rle" in parts:
         body.rle = [run_lengths_of(done, present.id) for present in body.classes]
     return body.model_dump_json(exclude=set(OPTIONAL_PARTS - parts))
@@ -161,7 +161,7 @@ def packed(data: bytes) -> EncodedImage:
 
 def run_lengths_of(done: Segmentation, class_id: int) -> RunLengths:
     """Give one class's pixels as COCO RLE."""
-    size, counts = encode.run_lengths(done.mask, class_id)
+    size, counts = encode.run_lengths(done.prediction.mask, class_id)
     return RunLengths(class_id=class_id, size=size, counts=counts)
 
 

@@ -23,7 +23,7 @@ from app.calibration.base import Calibrator, FitContext
 from app.calibration.dataset import IGNORE, ValidationSet, groups_of
 from app.calibration.drift import Reference, histogram, reference_of
 from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
-from app.calibration.predictions import emits, emitted
+from app.calibration.predictions import predict, predicts_at_image_size
 from app.calibration.risk_control import Acceptance, Plan, certify, threshold_grid
 
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
@@ -164,15 +164,17 @@ def compute_guarantees(
     rows, groups = [], groups_of(test)
     for index in range(len(test)):
         context.progress("certifying", index / len(test))
-        answer = emitted(test, index, calibrator)
-        labelled = answer.labels != IGNORE
-        correct = answer.predicted == answer.labels
-        images.add(answer.confidence[labelled], correct[labelled], groups[index])
-        if answer.labels.ndim > 1:
-            answered = answer.confidence.numpy(), answer.predicted.numpy()
-            rows.append(torch.from_numpy(histogram(*answered, calibrator.num_classes)).float())
+        prediction, labels = predict(test, index, calibrator)
+        labelled = labels != IGNORE
+        correct = prediction.classes == labels
+        images.add(prediction.probabilities[labelled], correct[labelled], groups[index])
+        if labels.ndim > 1:
+            fractions = histogram(prediction.confidence, prediction.mask, calibrator.num_classes)
+            rows.append(torch.from_numpy(fractions).float())
     certification = (
-        certify_levels(images.by_group(), tuning, context.seed, at_image_size=emits(test))
+        certify_levels(
+            images.by_group(), tuning, context.seed, at_image_size=predicts_at_image_size(test)
+        )
         if independent_test
         else certify_nothing(TOO_FEW)
     )

@@ -27,15 +27,13 @@ from app.calibration.dataset import (
 from app.calibration.drift import Reference
 from app.calibration.methods.class_conditional import Conditional
 from app.calibration.methods.identity import Identity
-from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.metrics.error_detection import (
     ErrorDetection,
     ErrorDetectionMetrics,
     predicted_errors,
 )
-from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
+from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.metrics.intervals import Interval, bootstrap_mean
-from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.registry import build
 from app.calibration.sampling import gather
 from app.calibration.splits import Split, split_images
@@ -44,101 +42,72 @@ from app.errors import ArgumentError
 
 @dataclass(frozen=True)
 class TestResult:
-    """A calibrator's figures on the test images."""
+    """A calibrator's metrics on one set of images."""
 
     evaluation: Evaluation
-    labels_changed: float  # share of labelled pixels, in 0..1
-    selector: ErrorDetectionMetrics | None = None
+    labels_changed: float  # fraction of labelled pixels, in 0..1
+    selector: ErrorDetectionMetrics | None = None  # of calibrators that predict errors
+
+    @property
+    def image_errors(self) -> list[float]:
+        """ECE of each image with a labelled pixel."""
+        return [image.ece for image in self.evaluation.images if image.pixels]
 
 
-@dataclass(frozen=True)
-class SelectionResult:
-    """What the choice among candidates, and of thresholds to test, goes by."""
+def select_best(results: Sequence[TestResult]) -> int:
+    """Return the index of the least image-wise ECE; of statistical ties, of the least AURC.
 
-    ece: float  # image-wise
-    confidence_histogram: ConfidenceHistogram
-    errors: tuple[float, ...] = ()  # ECE of each image
-
-
-@torch.inference_mode()
-def choose(
-    data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
-) -> list[SelectionResult]:
-    """Measure what a choice needs; raises ArgumentError without a labelled pixel."""
-    errors: list[list[float]] = [[] for _ in calibrators]
-    histograms = [ConfidenceHistogram() for _ in calibrators]
-    for index in range(len(data)):
-        context.progress("choosing", index / len(data))
-        image = data[index]
-        logits, labels = labelled_pixels(image)
-        if not len(labels):
-            continue
-        plain = logits.argmax(dim=1)
-        for place, calibrator in enumerate(calibrators):
-            logs = calibrated_pixels(calibrator, image, logits)
-            decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
-            confidence, correct = logs.amax(dim=1).exp().clamp(max=1), decided == labels
-            errors[place].append(ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece())
-            histograms[place].add(confidence, correct)
-    if not errors[0]:
-        raise ArgumentError("expected labelled pixels on the held-out images, got none")
-    return [
-        SelectionResult(float(np.mean(own)), confidence_histogram, tuple(own))
-        for own, confidence_histogram in zip(errors, histograms, strict=True)
-    ]
-
-
-def select_best(choices: Sequence[SelectionResult]) -> int:
-    """Choose by image-wise ECE; of those that it can't tell from the best, by AURC.
-
-    Two can't be told apart where their difference is within its standard error by image. The
-    first of several equals is chosen.
+    Two results tie where their mean difference is within its standard error by image. The first
+    of several equals is returned.
     """
-    least = min(choices, key=lambda choice: choice.ece)
-    tied = [index for index, choice in enumerate(choices) if _ties(choice, least)]
-    return min(tied, key=lambda index: choices[index].confidence_histogram.aurc())
+    least = min(results, key=lambda result: float(np.mean(result.image_errors)))
+    tied = [index for index, result in enumerate(results) if _ties(result, least)]
+    return min(tied, key=lambda index: results[index].evaluation.confidence_histogram.aurc())
 
 
-def _ties(choice: SelectionResult, least: SelectionResult) -> bool:
-    metric_difference = np.subtract(choice.errors, least.errors)
-    error = metric_difference.std() / max(len(metric_difference) - 1, 1) ** 0.5
-    return bool(metric_difference.mean() <= error)
+def _ties(result: TestResult, least: TestResult) -> bool:
+    differences = np.subtract(result.image_errors, least.image_errors)
+    standard_error = differences.std() / max(len(differences) - 1, 1) ** 0.5
+    return bool(differences.mean() <= standard_error)
 
 
 @torch.inference_mode()
-def measure(
+def evaluate_calibrators(
     data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
 ) -> list[TestResult]:
-    """Evaluate calibrators with the labels that would be emitted: their own only if they decide.
+    """Evaluate calibrators side by side: each image is read once, whatever their number.
 
-    Raises ArgumentError without a labelled pixel. One that is listed twice is measured once.
+    Labels are those of the service: the uncalibrated argmax unless a calibrator changes decisions.
+    A calibrator listed twice is evaluated once. Raises ArgumentError without a labelled pixel.
     """
     distinct = list({id(calibrator): calibrator for calibrator in calibrators}.values())
     evaluations = {id(calibrator): Evaluation(data.num_classes) for calibrator in distinct}
     changed, total = dict.fromkeys(evaluations, 0), 0
-    detection: dict[int, ErrorDetection] = {}
+    detections: dict[int, ErrorDetection] = {}
     for index in range(len(data)):
-        context.progress("measuring", index / len(data))
+        context.progress("evaluating", index / len(data))
         image = data[index]
         logits, labels = labelled_pixels(image)
-        plain = logits.argmax(dim=1)
+        uncalibrated = logits.argmax(dim=1)
         total += len(labels)
         for calibrator in distinct:
-            logs = calibrated_pixels(calibrator, image, logits)
-            decided = plain if calibrator.invariances.argmax else logs.argmax(dim=1)
-            evaluations[id(calibrator)].add(logs, labels, decided)
-            changed[id(calibrator)] += int((decided != plain).sum())
+            key = id(calibrator)
+            log_probabilities = calibrated_pixels(calibrator, image, logits)
+            keeps = calibrator.invariances.argmax
+            classes = uncalibrated if keeps else log_probabilities.argmax(dim=1)
+            evaluations[key].add(log_probabilities, labels, classes)
+            changed[key] += int((classes != uncalibrated).sum())
             predicted = predicted_errors(calibrator, image, logits)
             if predicted is not None:
-                found = detection.setdefault(id(calibrator), ErrorDetection())
-                found.add(predicted, plain != labels)
+                detection = detections.setdefault(key, ErrorDetection())
+                detection.add(predicted, uncalibrated != labels)
     if not total:
         raise ArgumentError("expected labelled pixels on the held-out images, got none")
     return [
         TestResult(
             evaluations[id(one)],
             changed[id(one)] / total,
-            detection[id(one)].metrics() if id(one) in detection else None,
+            detections[id(one)].metrics() if id(one) in detections else None,
         )
         for one in calibrators
     ]
@@ -241,23 +210,23 @@ def fit(
     known = fit_on if any(one.invariances.spatial for one in calibrators) else pixels
     tuning = Subset(data, split.select) if split.select else known
     done = READING + FITTING
-    choices = choose(tuning, calibrators, stage(context, "choosing", done, CHOOSING))
-    best = select_best(choices)
+    tuned = evaluate_calibrators(tuning, calibrators, stage(context, "choosing", done, CHOOSING))
+    best = select_best(tuned)
     # Identity, where it was fitted, is the uncalibrated model: measured once.
     identities = (one for one in calibrators if isinstance(one, Identity))
     uncalibrated = next(identities, Identity(data.num_classes))
     before = uncalibrated if current is None else current
     told = stage(context, "measuring", done + CHOOSING, TESTING)
-    measured = measure(test, [uncalibrated, before, *calibrators], told)
+    measured = evaluate_calibrators(test, [uncalibrated, before, *calibrators], told)
     candidates = tuple(
-        candidate(one.method, one.calibrator, found, one.seconds, choice, split)
-        for one, found, choice in zip(fitted, measured[2:], choices, strict=True)
+        candidate(one.method, one.calibrator, found, one.seconds, selection, split)
+        for one, found, selection in zip(fitted, measured[2:], tuned, strict=True)
     )
     chosen = candidates[best]
     guarantees = compute_guarantees(
         test,
         chosen.calibrator,
-        choices[best].confidence_histogram,
+        tuned[best].evaluation.confidence_histogram,
         stage(context, "certifying", done + CHOOSING + TESTING, 1 - done - CHOOSING - TESTING),
         independent_test=split.independent_test,
     )
@@ -277,9 +246,9 @@ def fit(
 
 
 def metric_difference(
-    figure: str,
-    ours: Candidate | TestResult,
-    theirs: Candidate | TestResult,
+    metric: str,
+    candidate: Candidate | TestResult,
+    current: Candidate | TestResult,
     groups: Sequence[int],
     seed: int,
 ) -> Interval:
@@ -288,8 +257,8 @@ def metric_difference(
     Groups are resampled, each by its images' mean; images where each is a group by itself.
     """
     a, b = (
-        np.array([getattr(image, figure) for image in measured.evaluation.images], np.float64)
-        for measured in (ours, theirs)
+        np.array([getattr(image, metric) for image in measured.evaluation.images], np.float64)
+        for measured in (candidate, current)
     )
     return bootstrap_mean(by_group(a - b, groups), seed)
 
@@ -352,11 +321,12 @@ def candidate(
     calibrator: Calibrator,
     measured: TestResult,
     seconds: float = 0.0,
-    choice: SelectionResult | None = None,
+    selection: TestResult | None = None,
     split: Split | None = None,
 ) -> Candidate:
     """Put together what is known of a candidate."""
-    ece = choice.ece if choice is not None and split is not None and split.select else math.nan
+    chosen_on = selection is not None and split is not None and split.select
+    ece = float(np.mean(selection.image_errors)) if selection and chosen_on else math.nan
     return Candidate(
         method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece,
         measured.selector,

@@ -17,11 +17,19 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from app.calibration.predictions import Prediction
 from app.cli.options import ApiTokenOption, ModelOption, UrlOption
 from app.client import Connection
 from app.datasets.images import Pair, find_pairs, read_image, read_labels_for
 from app.errors import ArgumentError
-from app.evaluation.evaluate import Answered, Comparison, LocalModel, Options, Subject, evaluate
+from app.evaluation.evaluate import (
+    Comparison,
+    EvaluatedModel,
+    LocalModel,
+    Options,
+    ScoredPrediction,
+    evaluate,
+)
 from app.evaluation.formatting import findings, headline, metric_rows, number, signed
 from app.evaluation.html_report import render
 from app.evaluation.thumbnails import Views, views
@@ -55,18 +63,19 @@ class RemoteModel:
         self.manifest = self._manifest(connection, told["active_calibrator"], calibrator)
         self._connection, self._tta = connection, tta
 
-    def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
+    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
         """Have an image answered without the calibrator, and with it."""
         image = pair.image.read_bytes()
         plain = self._ask(image, NO_CALIBRATOR)
         return plain, None if self.manifest is None else self._ask(image, self.manifest.id)
 
-    def _ask(self, image: bytes, calibrator: str) -> Answered:
+    def _ask(self, image: bytes, calibrator: str) -> ScoredPrediction:
         query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self._tta}
         kinds = {"Content-Type": "image/*", "Accept": NPZ}
         with self._connection.open(f"/segment?{urlencode(query)}", image, kinds) as answer:
             arrays = np.load(io.BytesIO(answer.read()), allow_pickle=False)
-        return Answered(arrays["mask"], arrays["confidence"].astype(np.float32), unknown)
+        prediction = Prediction(arrays["mask"], arrays["confidence"].astype(np.float32))
+        return ScoredPrediction(prediction, unknown)
 
     @staticmethod
     def _manifest(connection: Connection, active: str | None, wanted: str) -> Manifest | None:
@@ -105,7 +114,7 @@ def evaluate_command(
     if not out.resolve().parent.is_dir():  # an hour of work must not end in this
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
-    subject: Subject
+    subject: EvaluatedModel
     if url:
         subject = RemoteModel(Connection(url, token), model, calibrator, tta)
     else:
@@ -134,11 +143,11 @@ def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tt
     return LocalModel(predictor, stored, settings.max_pixels, tta)
 
 
-def image_views(subject: Subject, done: Comparison, index: int) -> Views:
+def image_views(subject: EvaluatedModel, done: Comparison, index: int) -> Views:
     """Have one of the set's images segmented again and draw it."""
     pair, options, folder = done.pairs[index], done.options, done.folder
-    plain, ours = subject.answers(pair)
-    served = ours or plain
+    plain, ours = subject.predict(pair)
+    served = (ours or plain).prediction
     size = served.mask.shape[0], served.mask.shape[1]
     image = read_image(pair.image, options.max_pixels)
     labels = read_labels_for(

@@ -20,11 +20,11 @@ from app.imaging import encode
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import RowWorkers
 from app.main import find_model
+from app.serving.pipeline import StageTimer
 from app.serving.segmenter import (
     NO_CALIBRATOR,
     Segmenter,
     SegmentOptions,
-    StageTimer,
     abstained_fraction,
 )
 from app.settings import Settings, load_settings
@@ -79,14 +79,16 @@ class Local:
             image=str(path),
             model=done.predictor.folder.card.name,
             calibrator=done.calibrator.manifest.id if done.calibrator else NO_CALIBRATOR,
-            width=done.mask.shape[1],
-            height=done.mask.shape[0],
+            width=done.prediction.mask.shape[1],
+            height=done.prediction.mask.shape[0],
             mean_confidence=done.mean_confidence,
             abstained_fraction=abstained_fraction(done),
         )
         palette = done.predictor.folder.palette
         return Answer(
-            encode.mask_png(done.mask, palette), encode.confidence_png(done.confidence), row
+            encode.mask_png(done.prediction.mask, palette),
+            encode.confidence_png(done.prediction.confidence),
+            row,
         )
 
 

@@ -5,20 +5,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
-from app.calibration.metrics.reliability import ReliabilityBins
-from app.calibration.metrics.segmentation import confusion_matrix, mean_iou
-from app.datasets.images import Pair, checked, read_image, read_labels
+from app.calibration.metrics.evaluation import Evaluation
+from app.datasets.images import Pair, read_image, read_labels_for
 from app.errors import ArgumentError
-from app.inference.postprocess import blank, postprocess_strip
 from app.inference.predictor import Predictor
-
-Map = NDArray[np.uint8] | NDArray[np.uint16]
+from app.serving.pipeline import predict_image
 
 TURN = 5  # counted runs of one backbone before it is the other's turn
 
@@ -30,6 +27,12 @@ class Quality:
     miou: float
     ece_image: float  # 10 bins, plain mean over images
     ece_pooled: float  # 15 bins, all pixels alike
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Self:
+        """Read the quality from an evaluation."""
+        found = evaluation.result()
+        return cls(found.miou, found.ece_image, found.ece_pooled)
 
 
 @dataclass(frozen=True)
@@ -49,31 +52,6 @@ class QuantizationReport:
     after: Quality | None
 
 
-class Judge:
-    """Gathers one model's quality, image by image."""
-
-    def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self._confusion = np.zeros((num_classes, num_classes), np.int64)
-        self._pooled, self._errors = ReliabilityBins(POOLED_BINS), list[float]()
-
-    def add(self, mask: Map, confidence: NDArray[np.float32], labels: NDArray[np.int32]) -> None:
-        """Count the labelled pixels of one image, all [H,W]."""
-        keep = labels >= 0
-        truth = torch.from_numpy(labels[keep]).long()
-        predicted = torch.from_numpy(mask[keep].astype(np.int64))
-        sure, correct = torch.from_numpy(confidence[keep]), predicted == truth
-        self._confusion += confusion_matrix(truth, predicted, self._num_classes)
-        self._pooled.add(sure, correct)
-        if len(truth):
-            self._errors.append(ReliabilityBins(IMAGE_BINS).add(sure, correct).ece())
-
-    def quality(self) -> Quality:
-        """Give the figures."""
-        image = float(np.mean(self._errors)) if self._errors else np.nan
-        return Quality(mean_iou(self._confusion), image, self._pooled.ece())
-
-
 def measure(
     original: Predictor,
     quantized: Predictor,
@@ -88,31 +66,27 @@ def measure(
     if not images:
         raise ArgumentError("expected images to measure on, got none beside the ranges' own")
     num_classes = original.folder.num_classes
-    judges = Judge(num_classes), Judge(num_classes)
+    evaluations = Evaluation(num_classes), Evaluation(num_classes)
     same = signed = absolute = pixels = 0.0
     for entry in images:
         path = entry.image if isinstance(entry, Pair) else entry
         image = read_image(path, max_pixels)
-        (mask, confidence), (mask8, confidence8) = (
-            segmented(predictor, image) for predictor in (original, quantized)
+        original_prediction, int8_prediction = (
+            predict_image(image, predictor, None) for predictor in (original, quantized)
         )
-        shift = confidence8.astype(np.float64) - confidence
-        same += np.count_nonzero(mask == mask8)
-        signed, absolute, pixels = (
-            signed + shift.sum(),
-            absolute + np.abs(shift).sum(),
-            pixels + mask.size,
-        )
+        mask, confidence = original_prediction.mask, original_prediction.confidence
+        shift = int8_prediction.confidence.astype(np.float64) - confidence
+        same += np.count_nonzero(mask == int8_prediction.mask)
+        signed += shift.sum()
+        absolute += np.abs(shift).sum()
+        pixels += mask.size
         if isinstance(entry, Pair):
-            labels = read_labels(entry.labels, max_pixels)
-            labels = checked(labels, num_classes, ignore_index, entry.labels.name)
-            if labels.shape != mask.shape:
-                raise ArgumentError(
-                    f"{entry.labels.name}: expected labels of {mask.shape} (height, width), "
-                    f"got {labels.shape}"
-                )
-            judges[0].add(mask, confidence, labels)
-            judges[1].add(mask8, confidence8, labels)
+            size = mask.shape[0], mask.shape[1]
+            labels = read_labels_for(entry, size, num_classes, ignore_index, max_pixels)
+            for evaluation, prediction in zip(
+                evaluations, (original_prediction, int8_prediction), strict=True
+            ):
+                evaluation.add_prediction(prediction, torch.from_numpy(labels).long())
         advance()
     before, after = milliseconds(original, quantized, image, runs)
     labelled = isinstance(images[0], Pair)
@@ -126,18 +100,9 @@ def measure(
         threads=threads,
         bytes_before=original.folder.path.stat().st_size,
         bytes_after=quantized.folder.path.stat().st_size,
-        before=judges[0].quality() if labelled else None,
-        after=judges[1].quality() if labelled else None,
+        before=Quality.of(evaluations[0]) if labelled else None,
+        after=Quality.of(evaluations[1]) if labelled else None,
     )
-
-
-def segmented(predictor: Predictor, image: NDArray[np.uint8]) -> tuple[Map, NDArray[np.float32]]:
-    """Label an image [H,W,3] without calibration: mask [H,W] and confidence float32 [H,W]."""
-    prepared = predictor.prepare_windows(image)
-    mask, confidence = blank(prepared.geometry, predictor.folder.num_classes)
-    for (logits,), band in predictor.strips(prepared):
-        postprocess_strip(logits, logits, prepared.geometry, band, mask, confidence)
-    return mask, confidence
 
 
 def milliseconds(

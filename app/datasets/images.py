@@ -15,14 +15,14 @@ from torch import Tensor
 
 from app.calibration.base import Calibrator
 from app.calibration.dataset import IGNORE, Augmentation, LabelledImage
-from app.calibration.predictions import Emitted
+from app.calibration.predictions import Prediction
 from app.errors import ArgumentError, InputError
 from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
 from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
 from app.inference.preprocess import Geometry, Size
 from app.inference.sliding_window import Strip
-from app.serving.pipeline import answer_labelled
+from app.serving.pipeline import predict_logits
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -111,13 +111,14 @@ class CachedLogits:
             made.append(LabelledImage(logits, labels, seen))
         return made
 
-    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
-        """Answer one image at its own size."""
+    def predict(self, index: int, calibrator: Calibrator) -> tuple[Prediction, Tensor]:
+        """Predict one image at its own size; see `PredictsAtImageSize`."""
         labels = np.load(self._path("labels", index), allow_pickle=False)
-        with_image = calibrator.with_image(self._stored("image", index))
-        return answer_labelled(
-            self._stored("logits", index), labels, self._geometries[index], with_image
-        )
+        (prediction,) = predict_logits(
+            self._stored("logits", index), self._geometries[index], [calibrator],
+            self._stored("image", index),
+        )  # fmt: skip
+        return prediction, torch.from_numpy(labels.astype(np.int64))
 
     def _stored(self, kind: str, index: int) -> Tensor:
         return torch.from_numpy(np.load(self._path(kind, index), allow_pickle=False))

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from app.calibration.base import Calibrator
 from app.calibration.dataset import IGNORE, LabelledImage
-from app.calibration.predictions import Emitted
+from app.calibration.predictions import Prediction
 from app.datasets.arrays import ArrayFile
 from app.errors import ArgumentError
 from app.inference.preprocess import Geometry
-from app.serving.pipeline import answer_labelled
+from app.serving.pipeline import predict_logits
 
 MAX_STRETCH = 1.5  # by which the two axes' strides may differ
 PROBED = 4096  # pixels that are looked at to tell probabilities from logits
@@ -157,13 +157,14 @@ class DenseLogits:
         labels = self._labels_of(index)[np.ix_(self._rows, self._columns)]
         return LabelledImage(self._logits_of(index), torch.from_numpy(labels))
 
-    def emitted(self, index: int, calibrator: Calibrator) -> Emitted:
-        """Answer one image at its labels' size."""
+    def predict(self, index: int, calibrator: Calibrator) -> tuple[Prediction, Tensor]:
+        """Predict one image at the size of its labels; see `PredictsAtImageSize`."""
         labels = self._labels_of(index)
-        size = (labels.shape[0], labels.shape[1])
-        return answer_labelled(
-            self._logits_of(index), labels, Geometry(size, size, size), calibrator
+        size = labels.shape[0], labels.shape[1]
+        (prediction,) = predict_logits(
+            self._logits_of(index), Geometry(size, size, size), [calibrator]
         )
+        return prediction, torch.from_numpy(labels)
 
     def check(self) -> Contents:
         """Read everything once; raises ArgumentError for labels or logits that can't be used."""

@@ -11,22 +11,20 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.evaluation import LOG_FLOOR
 from app.calibration.metrics.intervals import Interval, bootstrap_difference
-from app.calibration.metrics.subsets import Prediction
+from app.calibration.predictions import Prediction
 from app.datasets.images import Pair, read_image, read_labels_for
 from app.errors import ArgumentError
-from app.inference.kernels import Confidence, Mask
 from app.inference.model_card import ModelFolder
 from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import Predictor, Tta
-from app.inference.preprocess import Band, Geometry
-from app.serving.pipeline import CalibratedStrip, calibrate_strip, emit_rated, with_strip_image
+from app.inference.preprocess import Geometry
+from app.serving.pipeline import predict_logits
 from app.storage.manifest import Manifest, StoredCalibrator
 
 SEED = 0  # of the bootstrap
@@ -83,20 +81,19 @@ class Comparison:
         return found
 
 
-class Answered(NamedTuple):
-    """One image's mask and confidence [H,W] as a caller gets them.
+class ScoredPrediction(NamedTuple):
+    """One image's prediction, with its sums of NLL and Brier score.
 
-    `sums` gives NLL and Brier over the labelled pixels of int64 [H,W], NaN where only mask and
-    confidence are known.
+    `scores` takes labels int64 [H,W] and returns both sums over the labelled pixels, NaN where only
+    the label's probability is known.
     """
 
-    mask: Mask
-    confidence: Confidence
-    sums: Callable[[Tensor], tuple[float, float]]
+    prediction: Prediction
+    scores: Callable[[Tensor], tuple[float, float]]
 
 
-class Subject(Protocol):
-    """What is evaluated: a model, with the record of its calibrator if there is one."""
+class EvaluatedModel(Protocol):
+    """A model to evaluate, with the manifest of its calibrator if there is one."""
 
     @property
     def folder(self) -> ModelFolder:
@@ -104,10 +101,10 @@ class Subject(Protocol):
 
     @property
     def manifest(self) -> Manifest | None:
-        """The calibrator's record."""
+        """The calibrator's manifest."""
 
-    def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
-        """Answer an image without the calibrator, and with it."""
+    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
+        """Predict an image without the calibrator, and with it."""
 
 
 @dataclass(frozen=True)
@@ -126,62 +123,51 @@ class LocalModel:
 
     @property
     def manifest(self) -> Manifest | None:
-        """The calibrator's record."""
+        """The calibrator's manifest."""
         return None if self.calibrator is None else self.calibrator.manifest
 
     @torch.inference_mode()
-    def answers(self, pair: Pair) -> tuple[Answered, Answered | None]:
-        """Answer an image without the calibrator, and with it."""
-        looked = look(self.predictor, self.calibrator, pair, self.max_pixels, self.tta)
-        own = CalibratedStrip(looked.logits, looked.logits)
-        plain = _answered(looked._replace(calibrated=looked.logits, strip_result=own))
-        if self.calibrator is None:
+    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
+        """Predict an image without the calibrator, and with it, from one run of the network."""
+        image = read_image(pair.image, self.max_pixels)
+        prepared = self.predictor.prepare_windows(image)
+        logits, geometry = self.predictor.grid(prepared, self.tta)[0], prepared.geometry
+        size = logits.shape[1], logits.shape[2]
+        cells = prepared.thumbnail(size, range(size[0]))
+        calibrator = None if self.calibrator is None else self.calibrator.calibrator
+        calibrators = [None] if calibrator is None else [None, calibrator]
+        predictions = predict_logits(logits, geometry, calibrators, cells)
+        plain = ScoredPrediction(predictions[0], partial(score_sums, logits, geometry))
+        if calibrator is None:
             return plain, None
-        return plain, _answered(looked)
-
-
-class Looked(NamedTuple):
-    """One image uint8 RGB [H,W,3] with its logits and what the calibrator made of them: [K,h,w].
-
-    `strip_result` is what the service emits its mask and confidence from.
-    """
-
-    image: NDArray[np.uint8]
-    geometry: Geometry
-    logits: Tensor
-    calibrated: Tensor
-    strip_result: CalibratedStrip
-
-
-def _answered(looked: Looked) -> Answered:
-    mask, confidence = emit_rated(looked.strip_result, looked.geometry)
-    return Answered(mask, confidence, partial(proper_sums, looked.calibrated, looked.geometry))
+        calibrated = calibrator.with_image(cells)(logits[None])[0]
+        return plain, ScoredPrediction(predictions[1], partial(score_sums, calibrated, geometry))
 
 
 def evaluate(
-    subject: Subject, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
+    model: EvaluatedModel, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
 ) -> Comparison:
     """Measure a model over labelled images, with and without the calibrator.
 
     Raises InputError for an image or label map that can't be used, and where nothing is labelled.
     """
-    folder = subject.folder
+    folder = model.folder
     before = Assessment(folder.num_classes)
-    after = None if subject.manifest is None else Assessment(folder.num_classes)
+    after = None if model.manifest is None else Assessment(folder.num_classes)
     changed = 0
     for pair in pairs:
-        plain, ours = subject.answers(pair)
-        size = plain.mask.shape[0], plain.mask.shape[1]
+        plain, calibrated = model.predict(pair)
+        height, width = plain.prediction.mask.shape
         labels = torch.from_numpy(
             read_labels_for(
-                pair, size, folder.num_classes, options.ignore_index, options.max_pixels
+                pair, (height, width), folder.num_classes, options.ignore_index, options.max_pixels
             )
         ).long()
-        _measure(before, plain, labels)
-        if after is not None and ours is not None:
-            _measure(after, ours, labels)
-            moved = torch.from_numpy(ours.mask != plain.mask)
-            changed += int((moved & (labels != IGNORE)).sum())
+        before.add(plain.prediction, labels, *plain.scores(labels))
+        if after is not None and calibrated is not None:
+            after.add(calibrated.prediction, labels, *calibrated.scores(labels))
+            changes = calibrated.prediction.classes != plain.prediction.classes
+            changed += int((changes & (labels != IGNORE)).sum())
         advance()
     pixels = before.overall.pixels
     if not pixels:
@@ -191,7 +177,7 @@ def evaluate(
         )
     return Comparison(
         folder=folder,
-        manifest=subject.manifest,
+        manifest=model.manifest,
         options=options,
         pairs=pairs,
         before=before,
@@ -202,36 +188,7 @@ def evaluate(
 
 
 @torch.inference_mode()
-def look(
-    predictor: Predictor,
-    calibrator: StoredCalibrator | None,
-    pair: Pair,
-    max_pixels: int,
-    tta: Tta = "none",
-) -> Looked:
-    """Run the model and the calibrator over one image, as the service does."""
-    image = read_image(pair.image, max_pixels)
-    prepared = predictor.prepare_windows(image)
-    logits, geometry = predictor.grid(prepared, tta), prepared.geometry
-    if calibrator is None:
-        plain = logits[0]  # one and the same tensor spares emission a second upsampling
-        return Looked(image, geometry, plain, plain, CalibratedStrip(plain, plain))
-    with_image = with_strip_image(
-        calibrator.calibrator, prepared, logits[0], Band.whole(logits.shape[2])
-    )
-    calibrated, strip_result = with_image(logits)[0], calibrate_strip(logits[0], with_image)
-    return Looked(image, geometry, logits[0], calibrated, strip_result)
-
-
-def _measure(assessment: Assessment, answered: Answered, labels: Tensor) -> None:
-    """Take one image's labels and confidence as emitted into account."""
-    predicted = torch.from_numpy(answered.mask.astype(np.int64))
-    prediction = Prediction(torch.from_numpy(answered.confidence), predicted)
-    assessment.add(prediction, labels, *answered.sums(labels))
-
-
-@torch.inference_mode()
-def proper_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float, float]:
+def score_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float, float]:
     """Sum NLL and Brier over the labelled pixels of an image: logits [K,h,w], labels [H,W]."""
     nll = brier = 0.0
     for rows, log_probabilities in log_probability_strips(grid, geometry):

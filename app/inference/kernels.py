@@ -30,14 +30,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from app.calibration.predictions import Mask
 from app.numerics import LOG2_E, compiled, power_of_two
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
-Confidence = NDArray[np.float32]
 Taps = tuple[Indices, Indices, Floats]  # of one axis: two cells and the second one's weight
 Offset: TypeAlias = Any  # uint64 to numba; for numpy's stubs it mixes with no other integer
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 TILE = 256
 GROUP = 4  # classes a step: their running maximum and sum are read and written once
@@ -183,7 +182,7 @@ def store(
             probabilities[j] = scratch[running + TOTAL + lane + j]
 
 
-_UNDERFLOW = np.float32(2.0**-64)
+_UNDERFLOW, _CERTAIN = np.float32(2.0**-64), np.float32(1)
 
 
 @compiled
@@ -328,7 +327,8 @@ def _divide(
         for x in range(COLUMNS):
             scratch[value + x] -= scratch[running + TOP + x]
     for x in range(COLUMNS):
-        scratch[total + x] = power_of_two(scratch[value + x]) / scratch[total + x]
+        # Rounding may carry the quotient one unit in the last place above 1.
+        scratch[total + x] = min(power_of_two(scratch[value + x]) / scratch[total + x], _CERTAIN)
 
 
 @compiled

@@ -1,12 +1,8 @@
-"""From logits on the backbone's grid to a mask and its confidence at the image's size.
+"""Postprocess logits: upsample to image size, label, and read the label's confidence.
 
-Both come from one sweep over the classes, so that K full-size planes never exist.
-
-Whole class distributions at the image's size, in strips of rows, for whoever measures them.
-
-Serving reads one class's probability a pixel (`app.inference.postprocess`); NLL and Brier need all.
-
-How many pixels each class got, and how sure it was of them.
+`postprocess_strip` takes both from one sweep over the classes, so that K full-size planes never
+exist. `log_probability_strips` upsamples the whole class distribution, in strips of rows, for NLL
+and Brier score.
 """
 
 from collections.abc import Iterator
@@ -17,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.inference.kernels import Confidence, Floats, Mask, Taps, postprocess_kernel, shift_rows
+from app.calibration.predictions import Confidence, Mask, Prediction
+from app.inference.kernels import Floats, Taps, postprocess_kernel, shift_rows
 from app.inference.preprocess import Band, Geometry, Size
 from app.inference.threads import RowWorkers
 from app.numerics import LOG2_E, compiled
 
 MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
+
+STRIP_BYTES = 16 << 20  # of upsampled logits at a time
 
 SERIAL = RowWorkers(1)
 
@@ -33,22 +32,25 @@ def postprocess(
     geometry: Geometry,
     *,
     scale: float = 1.0,
-    threads: RowWorkers = SERIAL,
-) -> tuple[Mask, Confidence]:
+    workers: RowWorkers = SERIAL,
+) -> Prediction:
     """Upsample bilinearly, label, and read the label's calibrated probability.
 
     `logits` and `calibrated` are finite float32 [K,h,w]; labels come from the former (lowest
     class on ties), probabilities from the softmax of `scale` times the latter. Pass the same
-    tensor twice where a calibrator decides for itself, is a mere scale above 0, or there is none.
-    Returns uint8 (uint16 from 256 classes on) [H,W] and float32 [H,W] in 0..1, which is right to
-    2e-6 plus 3e-7 of the largest difference of logits.
+    tensor twice where a calibrator changes decisions, is a mere scale above 0, or there is none.
+    Confidence is accurate to 2e-6 plus 3e-7 of the largest difference of logits, absolute.
     """
-    mask, confidence = blank(geometry, logits.shape[0])
+    prediction = allocate_prediction(geometry, logits.shape[0])
     whole = Band.whole(logits.shape[1])
-    postprocess_strip(
-        logits, calibrated, geometry, whole, mask, confidence, scale=scale, threads=threads
-    )
-    return mask, confidence
+    postprocess_strip(logits, calibrated, geometry, whole, prediction, scale=scale, workers=workers)
+    return prediction
+
+
+def allocate_prediction(geometry: Geometry, num_classes: int) -> Prediction:
+    """Allocate an image's mask and confidence, uninitialised."""
+    mask = np.empty(geometry.image, np.uint8 if num_classes < 256 else np.uint16)
+    return Prediction(mask, np.empty(geometry.image, np.float32))
 
 
 def postprocess_strip(
@@ -56,49 +58,21 @@ def postprocess_strip(
     calibrated: Tensor,
     geometry: Geometry,
     band: Band,
-    mask: Mask,
-    confidence: Confidence,
+    prediction: Prediction,
     *,
     scale: float = 1.0,
-    threads: RowWorkers = SERIAL,
+    workers: RowWorkers = SERIAL,
 ) -> None:
-    """Write the rows of `mask` and `confidence` [H,W] whose upper tap is one of the band's cells.
+    """Write the rows of a prediction [H,W] whose upper tap is one of the band's cells.
 
-    As `postprocess` otherwise; the grids [K,n,w] begin at the band's `top`. Bands that divide the
-    grid divide the image.
+    The grids [K,n,w] begin at the band's `top`. Bands that partition the grid partition the image.
+    Otherwise as `postprocess`.
     """
-    size = geometry.image[0], geometry.resized[0], geometry.padded[0]
-    top, bottom, down = taps(*size, band.height)
+    height, width = geometry.image
+    top, bottom, down = taps(height, geometry.resized[0], geometry.padded[0], band.height)
+    columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
     first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
     rows = top - band.top, bottom - band.top, down
-    part = range(first, end)
-    postprocess_rows(logits, calibrated, geometry, rows, part, mask, confidence, scale, threads)
-
-
-def blank(geometry: Geometry, classes: int) -> tuple[Mask, Confidence]:
-    """Make room for an image's mask and confidence, as `postprocess` returns them."""
-    mask = np.empty(geometry.image, np.uint8 if classes < 256 else np.uint16)
-    return mask, np.empty(geometry.image, np.float32)
-
-
-def postprocess_rows(
-    logits: Tensor,
-    calibrated: Tensor,
-    geometry: Geometry,
-    rows: Taps,
-    part: range,
-    mask: Mask,
-    confidence: Confidence,
-    scale: float,
-    threads: RowWorkers,
-) -> None:
-    """Write some rows of `mask` and `confidence` [H,W], as `postprocess` otherwise.
-
-    The taps of all the image's `rows` count from the first row of `logits`; those outside of
-    `part` are not read.
-    """
-    width = geometry.image[1]
-    columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
     two = calibrated is not logits
     label_logits = logits.contiguous().numpy()
     confidence_logits = calibrated.contiguous().numpy() if two else label_logits
@@ -107,20 +81,11 @@ def postprocess_rows(
 
     def work(start: int, stop: int) -> None:
         postprocess_kernel(
-            label_logits,
-            confidence_logits,
-            two,
-            gain,
-            rows,
-            columns,
-            phases,
-            mask,
-            confidence,
-            start,
-            stop,
-        )
+            label_logits, confidence_logits, two, gain, rows, columns, phases,
+            prediction.mask, prediction.confidence, start, stop,
+        )  # fmt: skip
 
-    threads.map_rows(work, part, logits.shape[0] * width)
+    workers.map_rows(work, range(first, end), logits.shape[0] * width)
 
 
 def shift_confidence(
@@ -129,7 +94,7 @@ def shift_confidence(
     grid: Size,
     step: int,
     geometry: Geometry,
-    threads: RowWorkers = SERIAL,
+    workers: RowWorkers = SERIAL,
 ) -> None:
     """Add `shift`, interpolated, to the log-odds of an image's confidence [H,W].
 
@@ -140,7 +105,7 @@ def shift_confidence(
         for axis in (0, 1)
     )
     height, width = geometry.image
-    threads.map_rows(
+    workers.map_rows(
         lambda start, stop: shift_rows(confidence, shift, rows, columns, start, stop),
         range(height),
         8 * width,
@@ -164,9 +129,6 @@ def whole_phases(width: int, geometry: Geometry, cells: int) -> int:
     """Count the columns a cell, where that is a whole number of at most MAX_PHASES; else 0."""
     phases, rest = divmod(width * geometry.padded[1], geometry.resized[1] * cells)
     return phases if rest == 0 and 1 <= phases <= MAX_PHASES else 0
-
-
-STRIP_BYTES = 16 << 20  # of upsampled logits at a time
 
 
 def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
@@ -207,8 +169,9 @@ class ClassStatistics:
         return float(self.pixels[-1] / self.pixels.sum())
 
 
-def class_statistics(mask: Mask, confidence: Confidence) -> ClassStatistics:
-    """Count a mask [H,W] and add up its confidence [H,W]."""
+def class_statistics(prediction: Prediction) -> ClassStatistics:
+    """Count a prediction's pixels and sum their confidence, by value of the mask."""
+    mask, confidence = prediction.mask, prediction.confidence
     values = np.iinfo(mask.dtype).max + 1
     pixels, sums = np.zeros(values, np.int64), np.zeros(values, np.float64)
     _add_up(mask.ravel(), confidence.ravel(), pixels, sums)

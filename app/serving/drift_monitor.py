@@ -10,9 +10,9 @@ import threading
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.calibration.drift import Divergence, Floats, divergences, histogram
+from app.calibration.predictions import Prediction
 from app.storage.manifest import StoredCalibrator
 
 RETURN = 0.8  # of the limit, below which a stale calibrator recovers
@@ -107,8 +107,7 @@ class DriftMonitor:
         self,
         model: str,
         stored: StoredCalibrator,
-        mask: NDArray[np.unsignedinteger],
-        confidence: NDArray[np.float32],
+        prediction: Prediction,
     ) -> DriftState:
         """Take an answer of the active calibrator: [H,W], before any pixel was abstained from.
 
@@ -117,7 +116,7 @@ class DriftMonitor:
         row = np.zeros(0)
         if stored.reference is not None:
             classes = stored.manifest.num_classes
-            row = histogram(confidence, mask, classes)
+            row = histogram(prediction.confidence, prediction.mask, classes)
         with self._lock:
             window = self._windows.get(model)
             if window is None or window.stored.manifest.id != stored.manifest.id:

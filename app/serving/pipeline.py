@@ -1,114 +1,202 @@
-"""What an answer's labels and confidence are read from, when serving and when measuring."""
+"""From a decoded image, or stored logits, to predictions: the one loop over an image.
 
-from dataclasses import dataclass
+    image -> windows -> logits, strip by strip -> calibrator -> upsample, label, confidence
+
+Requests, evaluation, quantisation reports and fits all predict by this loop, so that what is
+measured is what is served.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.calibration.base import Calibrator, LogOddsShift, MapRows, finite_logits, map_rows_serially
-from app.calibration.predictions import Emitted
-from app.inference.kernels import Confidence, Mask
-from app.inference.postprocess import SERIAL, blank, postprocess_strip, shift_confidence
-from app.inference.predictor import PreparedImage
-from app.inference.preprocess import Band, Geometry
+from app.calibration.base import (
+    Calibrator,
+    LogOddsShift,
+    MapRows,
+    finite_logits,
+    map_rows_serially,
+)
+from app.calibration.predictions import Prediction
+from app.inference.postprocess import (
+    SERIAL,
+    allocate_prediction,
+    postprocess_strip,
+    shift_confidence,
+)
+from app.inference.predictor import Predictor, Tta
+from app.inference.preprocess import Band, Geometry, Size
+from app.inference.sliding_window import Strip
 from app.inference.threads import RowWorkers
+
+T = TypeVar("T")
+
+# Returns the mean colours of the image in some rows of a grid (h, w), uint8 [3,n,w].
+Thumbnail = Callable[[Size, range], Tensor]
+
+
+@dataclass
+class StageTimer:
+    """Milliseconds by stage, in the order in which the stages ran."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the duration of a block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - start) * 1000
+            self.stages[name] = self.stages.get(name, 0.0) + spent
+
+    def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Iterate over items and add the time that each took to produce to a stage."""
+        source = iter(items)
+        while True:
+            with self.stage(name):
+                item = next(source, None)
+            if item is None:
+                return
+            yield item
 
 
 @dataclass(frozen=True)
 class CalibratedStrip:
-    """What labels come from, and what times `scale` gives their confidence; logits [K,h,w].
+    """Calibrated rows of the grid; logits float32 [K,n,w].
 
-    `log_odds_shift` are what is to be done to the log-odds of that confidence, once all is known.
+    `label_logits` decide the class; softmax(`scale` * `confidence_logits`) is its confidence, whose
+    log-odds are then moved by `shift`, which is combined once the whole image is known.
     """
 
     label_logits: Tensor
     confidence_logits: Tensor
     scale: float = 1.0
-    log_odds_shift: LogOddsShift | None = None
-
-
-def with_strip_image(
-    calibrator: Calibrator, image: PreparedImage, logits: Tensor, band: Band
-) -> Calibrator:
-    """Show a calibrator the part of the image that logits [K,n,w] are about, if it looks."""
-    if not calibrator.needs_image:
-        return calibrator
-    rows = range(band.top, band.top + logits.shape[1])
-    return calibrator.with_image(image.thumbnail((band.height, logits.shape[2]), rows))
+    shift: LogOddsShift | None = None
 
 
 @torch.inference_mode()
 def calibrate_strip(
     logits: Tensor,
     calibrator: Calibrator | None,
+    band: Band,
+    thumbnail: Thumbnail | None = None,
     map_rows: MapRows = map_rows_serially,
-    band: Band | None = None,
 ) -> CalibratedStrip:
-    """Calibrate rows of logits [K,n,w]; one tensor serves for both where the answer is the same.
+    """Calibrate rows of logits [K,n,w] that begin at the band's `top`.
 
-    `map_rows` lends threads to calibrators that can use them. Without a `band` the rows are all.
+    One tensor serves for labels and confidence where both come from the same logits. `thumbnail`
+    serves calibrators that need the image; `map_rows` runs their kernels on several threads.
     """
     if calibrator is None:
         return CalibratedStrip(logits, logits)
+    if calibrator.needs_image and thumbnail is not None:
+        rows = range(band.top, band.top + logits.shape[1])
+        calibrator = calibrator.with_image(thumbnail((band.height, logits.shape[2]), rows))
     scale = calibrator.scale()
     if scale is not None:
-        band = band or Band.whole(logits.shape[1])
-        log_odds_shift = calibrator.log_odds_shift(logits, map_rows, band.top, band.height)
-        return CalibratedStrip(logits, logits, scale, log_odds_shift)
+        shift = calibrator.log_odds_shift(logits, map_rows, band.top, band.height)
+        return CalibratedStrip(logits, logits, scale, shift)
     calibrated = calibrator(logits[None])[0]
     return CalibratedStrip(logits if calibrator.invariances.argmax else calibrated, calibrated)
 
 
-class Postprocessor:
-    """An image's mask and confidence, emitted strip by strip from the logits of its bands."""
+class PredictionBuilder:
+    """Builds an image's prediction from calibrated strips of its grid."""
 
-    def __init__(self, geometry: Geometry, classes: int, threads: RowWorkers) -> None:
-        self._geometry, self._threads = geometry, threads
+    def __init__(self, geometry: Geometry, num_classes: int, workers: RowWorkers) -> None:
+        self._geometry, self._workers = geometry, workers
         self._shifts: list[LogOddsShift] = []
         self._grid = 0, 0
-        self.mask, self.confidence = blank(geometry, classes)
+        self._prediction = allocate_prediction(geometry, num_classes)
 
-    def postprocess(self, strip_result: CalibratedStrip, band: Band) -> None:
-        """Write a band's rows, and keep what is to be changed of their confidence."""
+    def add(self, strip: CalibratedStrip, band: Band) -> None:
+        """Write the image rows of a band, and keep its shift of the log-odds."""
         postprocess_strip(
-            strip_result.label_logits, strip_result.confidence_logits, self._geometry, band,
-            self.mask, self.confidence,
-            scale=strip_result.scale, threads=self._threads,
+            strip.label_logits, strip.confidence_logits, self._geometry, band, self._prediction,
+            scale=strip.scale, workers=self._workers,
         )  # fmt: skip
-        if strip_result.log_odds_shift is not None:
-            self._shifts.append(strip_result.log_odds_shift.within(band.top, band.cells))
-            self._grid = band.height, strip_result.label_logits.shape[2]
+        if strip.shift is not None:
+            self._shifts.append(strip.shift.within(band.top, band.cells))
+            self._grid = band.height, strip.label_logits.shape[2]
 
-    def combine_shifts(self) -> None:
-        """Change the confidence as the calibrator says now that it has seen all of the image."""
+    def finish(self) -> Prediction:
+        """Apply the shifts of all strips, which depend on the whole image; return the result."""
         if self._shifts:
-            log_odds_shift = LogOddsShift.joined(self._shifts)
+            shift = LogOddsShift.joined(self._shifts)
             shift_confidence(
-                self.confidence, log_odds_shift.combined(), self._grid, log_odds_shift.step,
-                self._geometry,
-                self._threads,
+                self._prediction.confidence, shift.combined(), self._grid, shift.step,
+                self._geometry, self._workers,
             )  # fmt: skip
+        return self._prediction
 
 
-def emit_rated(strip_result: CalibratedStrip, geometry: Geometry) -> tuple[Mask, Confidence]:
-    """Emit a whole image's mask and confidence at once."""
-    postprocessor = Postprocessor(geometry, strip_result.label_logits.shape[0], SERIAL)
-    postprocessor.postprocess(strip_result, Band.whole(strip_result.label_logits.shape[1]))
-    postprocessor.combine_shifts()
-    return postprocessor.mask, postprocessor.confidence
+def predict_image(
+    image: NDArray[np.uint8],
+    predictor: Predictor,
+    calibrator: Calibrator | None,
+    tta: Tta = "none",
+    *,
+    workers: RowWorkers = SERIAL,
+    timer: StageTimer | None = None,
+) -> Prediction:
+    """Predict one image uint8 RGB [H,W,3] at its own size.
 
-
-@torch.inference_mode()
-def answer_labelled(
-    logits: Tensor, labels: NDArray[np.integer], geometry: Geometry, calibrator: Calibrator
-) -> Emitted:
-    """Calibrate float logits [K,h,w] and emit them at the size of their labels [H,W]."""
-    strip_result = calibrate_strip(finite_logits(logits[None])[0], calibrator)
-    mask, confidence = emit_rated(strip_result, geometry)
-    return Emitted(
-        torch.from_numpy(mask.astype(np.int64)),
-        torch.from_numpy(confidence),
-        torch.from_numpy(labels.astype(np.int64)),
+    The timer records the stages preprocess, inference, calibration and encode.
+    """
+    timer = timer or StageTimer()
+    with timer.stage("preprocess"):
+        prepared = predictor.prepare_windows(image)
+    del image  # the prepared image may be smaller
+    radius = calibrator.invariances.receptive_radius if calibrator else 0
+    strips = predictor.strips(prepared, tta, radius)
+    (prediction,) = predict_strips(
+        strips, prepared.geometry, [calibrator], prepared.thumbnail, workers, timer
     )
+    return prediction
+
+
+def predict_logits(
+    logits: Tensor,
+    geometry: Geometry,
+    calibrators: Sequence[Calibrator | None],
+    cells: Tensor | None = None,
+) -> list[Prediction]:
+    """Predict from the logits [K,h,w] of a whole image, once for every calibrator.
+
+    `cells` is the image as mean colours on the logits' grid, uint8 [3,h,w].
+    """
+    whole = Strip(finite_logits(logits[None]), Band.whole(logits.shape[1]))
+    thumbnail = None if cells is None else (lambda _grid, _rows: cells)
+    return predict_strips([whole], geometry, calibrators, thumbnail)
+
+
+def predict_strips(
+    strips: Iterable[Strip],
+    geometry: Geometry,
+    calibrators: Sequence[Calibrator | None],
+    thumbnail: Thumbnail | None,
+    workers: RowWorkers = SERIAL,
+    timer: StageTimer | None = None,
+) -> list[Prediction]:
+    """Calibrate and postprocess an image's strips of logits, once for every calibrator."""
+    timer = timer or StageTimer()
+    builders: list[PredictionBuilder] = []
+    for logits, band in timer.each("inference", strips):
+        classes = logits.shape[1]
+        builders = builders or [PredictionBuilder(geometry, classes, workers) for _ in calibrators]
+        for calibrator, builder in zip(calibrators, builders, strict=True):
+            with timer.stage("calibration"):
+                strip = calibrate_strip(logits[0], calibrator, band, thumbnail, workers.map_rows)
+            with timer.stage("encode"):
+                builder.add(strip, band)
+    with timer.stage("calibration"):
+        return [builder.finish() for builder in builders]

@@ -7,9 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from app.calibration.predictions import Prediction
 from app.errors import NotFoundError
 
 
@@ -19,14 +17,13 @@ class Result:
 
     model: str
     upload: bytes
-    mask: NDArray[np.uint8] | NDArray[np.uint16]
-    confidence: NDArray[np.float32]
+    prediction: Prediction
     palette: list[tuple[int, int, int]]
 
     @property
     def nbytes(self) -> int:
         """Count the bytes this result holds on to."""
-        return len(self.upload) + self.mask.nbytes + self.confidence.nbytes
+        return len(self.upload) + self.prediction.mask.nbytes + self.prediction.confidence.nbytes
 
 
 class ResultCache:

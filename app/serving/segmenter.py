@@ -1,31 +1,26 @@
-"""The main flow: one upload becomes a mask with calibrated confidence.
+"""Segment uploads: choose model, calibrator and threshold, predict, and watch for drift.
 
-bytes -> image -> network input -> logits -> calibrated log-probabilities -> mask, confidence
+bytes -> image -> prediction (`pipeline`) -> abstention below the threshold -> class statistics
 """
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.calibration.predictions import Prediction
 from app.errors import ConflictError, NotFoundError
 from app.imaging.decode import decode_image
-from app.inference.kernels import Confidence, Mask
 from app.inference.model_card import ModelFolder, default_name
 from app.inference.postprocess import ClassStatistics, class_statistics
 from app.inference.predictor import Predictor, Tta
 from app.inference.threads import RowWorkers
 from app.serving.drift_monitor import DriftMonitor
-from app.serving.pipeline import Postprocessor, calibrate_strip, with_strip_image
+from app.serving.pipeline import StageTimer, predict_image
 from app.serving.warmup import warm_up
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import StoredCalibrator
-
-T = TypeVar("T")
 
 NO_CALIBRATOR = "none"
 ACTIVE = "active"
@@ -42,46 +37,18 @@ class SegmentOptions:
     tta: Tta = "none"
 
 
-@dataclass
-class StageTimer:
-    """Milliseconds by stage, in the order the stages ran."""
-
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = (time.perf_counter() - start) * 1000
-            self.stages[name] = self.stages.get(name, 0.0) + spent
-
-    def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """Hand items on, adding the time that each took to come to a stage."""
-        source = iter(items)
-        while True:
-            with self.stage(name):
-                item = next(source, None)
-            if item is None:
-                return
-            yield item
-
-
 @dataclass(frozen=True)
 class Segmentation:
-    """One answer, with what its confidence rests on.
+    """The result of one request.
 
-    `mask` is uint8 or uint16 [H,W] with abstained pixels at the top value, `confidence` float32
-    [H,W] in 0..1, `threshold` the least confidence that was kept, if any, `class_statistics` their
-    sums. `stale` says that live answers have drifted away from what the calibrator was measured on.
+    `prediction` has abstained pixels at the mask's highest value; `threshold` is the smallest
+    confidence that was kept, if any. `stale` is true where live predictions have drifted away from
+    those that the calibrator was evaluated on.
     """
 
     predictor: Predictor
     calibrator: StoredCalibrator | None
-    mask: NDArray[np.uint8] | NDArray[np.uint16]
-    confidence: NDArray[np.float32]
+    prediction: Prediction
     threshold: float | None
     class_statistics: ClassStatistics
     stale: bool = False
@@ -101,7 +68,7 @@ class Segmenter:
         default_model: str | None,
         artifacts: ArtifactStore,
         max_pixels: int,
-        threads: RowWorkers | None = None,
+        workers: RowWorkers | None = None,
         drift: DriftMonitor | None = None,
     ) -> None:
         self._drift = drift
@@ -110,60 +77,46 @@ class Segmenter:
         self.default_model = default_name(folders, default_model)
         self.artifacts = artifacts
         self._max_pixels = max_pixels
-        self._threads = threads or RowWorkers(1)
+        self._workers = workers or RowWorkers(1)
 
     def segment(self, upload: bytes, options: SegmentOptions, timer: StageTimer) -> Segmentation:
         """Segment one encoded image."""
         predictor = self.predictor(options.model)
         stored = self.calibrator(predictor, options.calibrator)
         threshold = confidence_threshold(options, stored)
-        with timer.stage("decode"):
-            image = decode_image(upload, self._max_pixels)
-        with timer.stage("preprocess"):
-            prepared = predictor.prepare_windows(image)
-        del image  # needed no more, unless it is what was laid
         calibrator = stored.calibrator if stored else None
-        classes = predictor.folder.num_classes
-        postprocessor = Postprocessor(prepared.geometry, classes, self._threads)
-        receptive_radius, map_rows = (
-            calibrator.invariances.receptive_radius if calibrator else 0,
-            self._threads.map_rows,
-        )
-        for logits, band in timer.each(
-            "inference", predictor.strips(prepared, options.tta, receptive_radius)
-        ):
-            with timer.stage("calibration"):
-                with_image = calibrator and with_strip_image(calibrator, prepared, logits[0], band)
-                strip_result = calibrate_strip(logits[0], with_image, map_rows, band)
-            with timer.stage("encode"):
-                postprocessor.postprocess(strip_result, band)
-        with timer.stage("calibration"):
-            postprocessor.combine_shifts()
+        prediction = predict_image(
+            self._decode(upload, timer), predictor, calibrator, options.tta,
+            workers=self._workers, timer=timer,
+        )  # fmt: skip
         with timer.stage("encode"):
-            mask, confidence = postprocessor.mask, postprocessor.confidence
-            stale = self._is_stale(predictor, stored, options, mask, confidence)
+            stale = self._observe_drift(predictor, stored, options, prediction)
             if threshold is not None:
-                np.copyto(mask, np.iinfo(mask.dtype).max, where=confidence < threshold)
-            sums = class_statistics(mask, confidence)
-        return Segmentation(predictor, stored, mask, confidence, threshold, sums, stale)
+                abstain(prediction, threshold)
+            statistics = class_statistics(prediction)
+        return Segmentation(predictor, stored, prediction, threshold, statistics, stale)
 
-    def _is_stale(
+    def _decode(self, upload: bytes, timer: StageTimer) -> NDArray[np.uint8]:
+        with timer.stage("decode"):
+            return decode_image(upload, self._max_pixels)
+
+    def _observe_drift(
         self,
         predictor: Predictor,
         stored: StoredCalibrator | None,
         options: SegmentOptions,
-        mask: Mask,
-        confidence: Confidence,
+        prediction: Prediction,
     ) -> bool:
-        """Tell whether the calibrator is stale, after a look at this answer if it counts.
+        """Record a prediction for drift, and return whether the calibrator is stale.
 
-        Only answers of the active calibrator do, as the fit made them: without augmentation.
+        Only predictions of the active calibrator count, without test-time augmentation, as the
+        fit's reference was made.
         """
         if self._drift is None or stored is None:
             return False
         model = predictor.folder.card.name
         if options.calibrator == ACTIVE and options.tta == "none":
-            self._drift.observe(model, stored, mask, confidence)
+            self._drift.observe(model, stored, prediction)
         return self._drift.is_stale(model, stored.manifest.id)
 
     def warm_up(self) -> None:
@@ -184,6 +137,12 @@ class Segmenter:
     def calibrator(self, predictor: Predictor, wanted: str) -> StoredCalibrator | None:
         """Find the calibrator to use: a version, the active one if there is any, or none."""
         return find_calibrator(self.artifacts, predictor.folder, wanted)
+
+
+def abstain(prediction: Prediction, threshold: float) -> None:
+    """Set pixels whose confidence is below a threshold to the mask's highest value, in place."""
+    mask = prediction.mask
+    np.copyto(mask, np.iinfo(mask.dtype).max, where=prediction.confidence < threshold)
 
 
 def find_calibrator(
@@ -231,7 +190,7 @@ def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
             "name": info.name,
             "color": info.color,
             "pixels": int(pixels[index]),
-            "fraction": pixels[index] / segmentation.mask.size,
+            "fraction": pixels[index] / segmentation.prediction.mask.size,
             "mean_confidence": sums[index] / pixels[index],
         }
         for index, info in enumerate(classes)

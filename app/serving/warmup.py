@@ -14,7 +14,7 @@ from app.calibration.methods.contextual.calibrator import Contextual
 from app.imaging.encode import confidence_png
 from app.inference.postprocess import class_statistics
 from app.inference.preprocess import Geometry, thumbnail
-from app.serving.pipeline import calibrate_strip, emit_rated
+from app.serving.pipeline import predict_logits
 
 SIDE = 8
 MASKS = (2, 256)  # classes, for a mask of each depth
@@ -28,10 +28,10 @@ def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
     same = Geometry(size, size, size)
     grey = torch.from_numpy(thumbnail(np.full((*size, 3), 128, np.uint8), same, size, range(SIDE)))
     for each in [own] if calibrator is None else [own, calibrator]:
-        strip_result = calibrate_strip(torch.zeros(num_classes, SIDE, SIDE), each.with_image(grey))
-        mask, confidence = emit_rated(strip_result, same)
-    class_statistics(mask, confidence)
-    histogram(confidence, mask, num_classes)
+        (prediction,) = predict_logits(torch.zeros(num_classes, SIDE, SIDE), same, [each], grey)
+    class_statistics(prediction)
+    confidence = prediction.confidence
+    histogram(confidence, prediction.mask, num_classes)
     for depth in (8, 16):
         confidence_png(confidence, depth)
 

@@ -10,7 +10,7 @@ from app.calibration.methods.identity import Identity
 from app.calibration.methods.selective import Selective
 from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.registry import build
-from app.calibration.selection import measure
+from app.calibration.selection import evaluate_calibrators
 from app.imaging.corruptions import KINDS, STRENGTHS
 from benchmarks.paper.data import RENDERED_CONDITIONS, StoredSet
 
@@ -81,7 +81,7 @@ def together(
     """Measure a calibrator on several sets as one."""
     total = Evaluation(calibrator.num_classes)
     for name in names:
-        total.merge(measure(sets[name], [calibrator], FitContext())[0].evaluation)
+        total.merge(evaluate_calibrators(sets[name], [calibrator], FitContext())[0].evaluation)
     return total
 
 

@@ -9,15 +9,15 @@ from PIL import Image
 
 from app.calibration.dataset import IGNORE, Subset, augmented_images
 from app.calibration.methods.temperature import Temperature
-from app.calibration.predictions import emitted
+from app.calibration.predictions import predict
 from app.datasets.images import CachedLogits, Pair, checked, find_pairs, read_labels, to_grid
 from app.errors import ArgumentError, TooLargeError, UndecodableError
 from app.imaging.corruptions import KINDS
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
 from tests.factories.models import expected_logits, write_onnx_model
+from tests.factories.predictions import postprocessed
 
 LIMIT = 10_000
 LABELS = np.array([[0, 1, 2, 255], [2, 1, 0, 0]], np.uint8)
@@ -234,15 +234,15 @@ def test_image_is_answered_at_its_own_size_as_the_service_answers_it(folders, pr
     data = CachedLogits(predictor, find_pairs(images, labels), 255, 10**6, lambda *_: None)
     halved = Temperature(3)
     halved.beta.fill_(0.5)
-    answer = emitted(data, 0, halved)
+    prediction, found = predict(data, 0, halved)
     planes, geometry = predictor.prepare(image)
     logits = predictor.logits(planes)[0]
-    mask, confidence = postprocess(logits, logits / 2, geometry)
+    mask, confidence = postprocessed(logits, logits / 2, geometry)
 
-    assert (answer.predicted.numpy() == mask).all()
-    assert answer.confidence.numpy() == pytest.approx(confidence, abs=1e-6)
-    assert answer.labels[0, 0] == IGNORE
-    assert (answer.labels.numpy() == truth)[truth != 255].all()
+    assert (prediction.mask == mask).all()
+    assert prediction.confidence == pytest.approx(confidence, abs=1e-6)
+    assert found[0, 0] == IGNORE
+    assert (found.numpy() == truth)[truth != 255].all()
 
 
 def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):

@@ -12,15 +12,17 @@ from app.calibration.methods.vector import Vector
 from app.calibration.metrics.subsets import BOUNDARY
 from app.datasets.images import find_pairs
 from app.errors import ArgumentError, ConflictError, NotFoundError
-from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate, look, proper_sums
+from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate, score_sums
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import log_probability_strips, postprocess
+from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import open_predictor
 from app.inference.preprocess import Geometry
-from app.serving.segmenter import Segmenter, SegmentOptions, StageTimer, find_calibrator
+from app.serving.pipeline import StageTimer
+from app.serving.segmenter import Segmenter, SegmentOptions, find_calibrator
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import StoredCalibrator
 from tests.factories.models import write_onnx_model
+from tests.factories.predictions import postprocessed
 from tests.factories.service import (
     BLUE,
     GREEN,
@@ -215,17 +217,12 @@ def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path
     answer = segmenter.segment(pair.image.read_bytes(), SegmentOptions(tta=tta), StageTimer())
 
     stored = find_calibrator(store, predictor.folder, version)
-    looked = look(predictor, stored, pair, 10_000, tta)
-    strip_result = looked.strip_result
-    mask, confidence = postprocess(
-        strip_result.label_logits,
-        strip_result.confidence_logits,
-        looked.geometry,
-        scale=strip_result.scale,
-    )
+    plain, calibrated = LocalModel(predictor, stored, 10_000, tta).predict(pair)
 
-    assert (mask == answer.mask).all()
-    assert (confidence == answer.confidence).all()
+    assert calibrated is not None
+    assert (calibrated.prediction.mask == answer.prediction.mask).all()
+    assert (calibrated.prediction.confidence == answer.prediction.confidence).all()
+    assert (plain.prediction.confidence >= answer.prediction.confidence).all()
 
 
 # Distributions at the image's size
@@ -239,7 +236,7 @@ def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path
 def test_strips_hold_what_emission_emits(image, resized, padded, cells, monkeypatch):
     geometry = Geometry(image, resized, padded)
     grid = torch.randn(5, *cells, generator=torch.Generator().manual_seed(0)) * 4
-    mask, confidence = postprocess(grid, grid, geometry)
+    mask, confidence = postprocessed(grid, grid, geometry)
     monkeypatch.setattr("app.inference.postprocess.STRIP_BYTES", 4 * 5 * image[1] * 7)
     strips = list(log_probability_strips(grid, geometry))
 
@@ -252,7 +249,7 @@ def test_strips_hold_what_emission_emits(image, resized, padded, cells, monkeypa
     assert whole.exp().amax(0).numpy() == pytest.approx(confidence, abs=1e-5)
 
 
-def test_proper_sums_of_the_metrics_toy_set(monkeypatch):
+def test_score_sums_of_the_metrics_toy_set(monkeypatch):
     probabilities = torch.tensor(
         [[0.95, 0.03, 0.02], [0.85, 0.10, 0.05], [0.25, 0.65, 0.10],
          [0.10, 0.15, 0.75], [0.45, 0.35, 0.20], [0.05, 0.92, 0.03]]
@@ -261,7 +258,7 @@ def test_proper_sums_of_the_metrics_toy_set(monkeypatch):
     rows = torch.cat([probabilities[:3], torch.full((1, 3), 1 / 3), probabilities[3:]])
     monkeypatch.setattr("app.inference.postprocess.STRIP_BYTES", 4 * 3 * 2)
     grid = rows.log().T[:, :, None]  # [3,7,1]
-    nll, brier = proper_sums(grid, Geometry((7, 1), (7, 1), (7, 1)), labels)
+    nll, brier = score_sums(grid, Geometry((7, 1), (7, 1), (7, 1)), labels)
     assert nll / 6 == pytest.approx(1.27145, abs=1e-5)
     assert brier / 6 == pytest.approx(0.71393, abs=1e-5)
 
@@ -269,13 +266,6 @@ def test_proper_sums_of_the_metrics_toy_set(monkeypatch):
 def test_impossible_classes_have_the_metrics_floor():
     grid = torch.tensor([0.0, -1000.0])[:, None, None]
     one = Geometry((1, 1), (1, 1), (1, 1))
-    nll, brier = proper_sums(grid, one, torch.tensor([[1]]))
+    nll, brier = score_sums(grid, one, torch.tensor([[1]]))
     assert nll == pytest.approx(-math.log(1e-12))
     assert brier == pytest.approx(2)
-
-
-def test_look_gives_the_image_and_both_sets_of_logits(predictor, pairs):
-    looked = look(predictor, None, pairs[0], 10_000)
-    assert looked.image.shape == (8, 12, 3)
-    assert looked.calibrated is looked.strip_result.label_logits
-    assert looked.logits[:, 0, 0].tolist() == pytest.approx([4, 0, 0])

@@ -15,7 +15,6 @@ from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.intervals import Interval
 from app.calibration.metrics.reliability import ReliabilityBin
-from app.calibration.metrics.subsets import Prediction
 from app.evaluation import charts
 from app.evaluation.formatting import (
     MINUS,
@@ -30,6 +29,7 @@ from app.evaluation.formatting import (
     signed,
 )
 from app.evaluation.thumbnails import LONG_SIDE, SURE, UNSURE, VOID, error_map, views
+from tests.factories.predictions import prediction_of
 
 
 def assessed(*groups: tuple[float, int, int]) -> Assessment:
@@ -39,7 +39,7 @@ def assessed(*groups: tuple[float, int, int]) -> Assessment:
         [torch.cat([torch.zeros(right), torch.ones(wrong)]) for _, right, wrong in groups]
     ).long()
     labels = torch.zeros_like(predicted)
-    prediction = Prediction(confidence[None], predicted[None])
+    prediction = prediction_of(confidence[None], predicted[None])
     return Assessment(2).add(prediction, labels[None], nll=1, brier=1)
 
 

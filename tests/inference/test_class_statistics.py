@@ -4,13 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from app.calibration.predictions import Prediction
 from app.inference.postprocess import class_statistics
 
 
-def test_a_image_by_hand():
+def test_statistics_of_an_image_by_hand():
     mask = np.array([[0, 0, 2], [2, 255, 0]], np.uint8)
     confidence = np.array([[0.5, 0.25, 1.0], [0.5, 0.125, 0.75]], np.float32)
-    sums = class_statistics(mask, confidence)
+    sums = class_statistics(Prediction(mask, confidence))
     assert sums.pixels.dtype == np.int64
     assert sums.confidence.dtype == np.float64
     assert {k: int(n) for k, n in enumerate(sums.pixels) if n} == {0: 3, 2: 2, 255: 1}
@@ -26,9 +27,9 @@ def test_a_image_by_hand():
     ),
     seed=st.integers(0, 99),
 )
-def test_tally_counts_what_bincount_counts(mask, seed):
+def test_statistics_count_what_bincount_counts(mask, seed):
     confidence = np.random.default_rng(seed).random(mask.shape, np.float32)
-    sums, values = class_statistics(mask, confidence), np.iinfo(mask.dtype).max + 1
+    sums, values = class_statistics(Prediction(mask, confidence)), np.iinfo(mask.dtype).max + 1
     assert np.array_equal(sums.pixels, np.bincount(mask.ravel(), minlength=values))
     expected = np.bincount(mask.ravel(), confidence.ravel(), values)
     assert np.allclose(sums.confidence, expected, rtol=1e-12)

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.calibration.methods.contextual.features import interpolated
-from app.inference.kernels import Confidence, Mask
+from app.calibration.predictions import Confidence, Mask
 from app.inference.model_card import InputPolicy
-from app.inference.postprocess import blank, postprocess, postprocess_strip, shift_confidence
+from app.inference.postprocess import allocate_prediction, postprocess_strip, shift_confidence
 from app.inference.preprocess import Band, Geometry, plan
 from app.inference.threads import RowWorkers
+from tests.factories.predictions import postprocessed
 
 
 def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
@@ -54,7 +55,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def test_two_by_two_cells_become_four_by_four_pixels():
     # Pixel centres lie at -1/4 (clamped to 0), 1/4, 3/4 and 5/4 (clamped to 1) of the way.
     logits = torch.tensor([[[0.0, 4.0], [8.0, 4.0]], [[4.0, 4.0], [4.0, 4.0]]])
-    mask, confidence = postprocess(logits, logits, native(4, 4))
+    mask, confidence = postprocessed(logits, logits, native(4, 4))
     first = np.array([[0, 1, 3, 4], [2, 2.5, 3.5, 4], [6, 5.5, 4.5, 4], [8, 7, 5, 4]])
     assert mask.dtype == np.uint8
     assert confidence.dtype == np.float32
@@ -66,7 +67,7 @@ def test_two_by_two_cells_become_four_by_four_pixels():
 @pytest.mark.parametrize("classes", [2, 3, 11, 19, 150, 255, 256, 300])
 def test_emission_equals_interpolate_softmax_max(classes):
     logits = noise(classes, 5, 6)
-    mask, confidence = postprocess(logits, logits, native(20, 24))
+    mask, confidence = postprocessed(logits, logits, native(20, 24))
     fine = F.interpolate(logits.double()[None], (20, 24), mode="bilinear", align_corners=False)[0]
     assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
     agrees(mask, confidence, fine, fine)
@@ -88,7 +89,7 @@ def test_emission_equals_interpolate_softmax_max(classes):
 )
 def test_emission_at_any_shape(grid, size):
     logits = noise(4, *grid)
-    mask, confidence = postprocess(logits, logits, native(*size))
+    mask, confidence = postprocessed(logits, logits, native(*size))
     fine = F.interpolate(logits.double()[None], size, mode="bilinear", align_corners=False)[0]
     assert mask.shape == confidence.shape == size
     agrees(mask, confidence, fine, fine)
@@ -97,7 +98,7 @@ def test_emission_at_any_shape(grid, size):
 def test_padding_is_cut_off():
     geometry = Geometry((50, 61), (50, 61), (64, 64))
     logits = noise(3, 16, 16)
-    mask, confidence = postprocess(logits, logits, geometry)
+    mask, confidence = postprocessed(logits, logits, geometry)
     fine = F.interpolate(logits.double()[None], (64, 64), mode="bilinear", align_corners=False)[0]
     agrees(mask, confidence, fine[:, :50, :61], fine[:, :50, :61])
 
@@ -112,7 +113,7 @@ def test_padding_is_cut_off():
 def test_emission_undoes_resizing_and_padding(image, size, stride, classes):
     geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
     logits = noise(classes, geometry.padded[0] // stride, geometry.padded[1] // stride)
-    mask, confidence = postprocess(logits, logits, geometry)
+    mask, confidence = postprocessed(logits, logits, geometry)
     fine = upsampled(logits, geometry)
     assert mask.shape == image
     agrees(mask, confidence, fine, fine)
@@ -122,13 +123,13 @@ def test_large_image_of_many_classes_has_no_seams():
     # 150 full-size planes are about 40 MiB, more than is upsampled at a time.
     logits = noise(150, 32, 16)
     geometry = native(256, 260)
-    mask, confidence = postprocess(logits, logits, geometry)
+    mask, confidence = postprocessed(logits, logits, geometry)
     fine = upsampled(logits, geometry)
     agrees(mask, confidence, fine, fine)
 
 
 def test_lowest_class_wins_a_tie():
-    mask, confidence = postprocess(torch.zeros(5, 3, 3), torch.zeros(5, 3, 3), native(6, 6))
+    mask, confidence = postprocessed(torch.zeros(5, 3, 3), torch.zeros(5, 3, 3), native(6, 6))
     assert not mask.any()
     assert np.allclose(confidence, 0.2)
 
@@ -136,14 +137,14 @@ def test_lowest_class_wins_a_tie():
 def test_confidence_is_the_calibrated_probability_of_the_emitted_label():
     logits = torch.tensor([2.0, 1.0, 0.0])[:, None, None]
     calibrated = torch.tensor([0.1, 0.7, 0.2]).log()[:, None, None]
-    mask, confidence = postprocess(logits, calibrated, native(2, 2))
+    mask, confidence = postprocessed(logits, calibrated, native(2, 2))
     assert (mask == 0).all()
     assert np.allclose(confidence, 0.1)
 
 
 def test_calibrator_that_decides_gives_label_and_confidence():
     calibrated = torch.tensor([0.1, 0.7, 0.2]).log()[:, None, None]
-    mask, confidence = postprocess(calibrated, calibrated, native(2, 2))
+    mask, confidence = postprocessed(calibrated, calibrated, native(2, 2))
     assert (mask == 1).all()
     assert np.allclose(confidence, 0.7)
 
@@ -151,22 +152,22 @@ def test_calibrator_that_decides_gives_label_and_confidence():
 def test_labels_and_confidence_from_two_grids_agree_with_both():
     logits, calibrated = noise(7, 9, 8), noise(7, 9, 8, seed=1)
     geometry = Geometry((31, 29), (31, 29), (36, 32))
-    mask, confidence = postprocess(logits, calibrated, geometry)
+    mask, confidence = postprocessed(logits, calibrated, geometry)
     agrees(mask, confidence, upsampled(logits, geometry), upsampled(calibrated, geometry))
 
 
 def test_extreme_logits_stay_within_zero_and_one():
     logits = torch.tensor([3e4, -3e4])[:, None, None]
-    mask, confidence = postprocess(logits, logits, native(1, 1))
+    mask, confidence = postprocessed(logits, logits, native(1, 1))
     assert (mask.item(), confidence.item()) == (0, 1.0)
-    _, confidence = postprocess(logits, -logits, native(1, 1))
+    _, confidence = postprocessed(logits, -logits, native(1, 1))
     assert confidence.item() == 0.0
 
 
 def test_temperature_on_the_grid_equals_temperature_at_full_size():
     # An affine map commutes with upsampling, so calibrating on the small grid loses nothing.
     logits, geometry = noise(3, 6, 5), native(24, 20)
-    _, confidence = postprocess(logits, logits / 2.5, geometry)
+    _, confidence = postprocessed(logits, logits / 2.5, geometry)
     fine = upsampled(logits, geometry)
     expected = (fine / 2.5).softmax(0).gather(0, fine.argmax(0)[None])[0]
     assert np.abs(confidence - expected.numpy()).max() < 2e-6
@@ -174,7 +175,7 @@ def test_temperature_on_the_grid_equals_temperature_at_full_size():
 
 def test_softmax_by_hand():
     logits = torch.tensor([0.0, math.log(3.0)])[:, None, None]
-    mask, confidence = postprocess(logits, logits, native(1, 1))
+    mask, confidence = postprocessed(logits, logits, native(1, 1))
     assert mask.item() == 1
     assert confidence.item() == pytest.approx(0.75)
 
@@ -214,7 +215,7 @@ def test_every_form_agrees_with_float64_at_any_geometry(layout, classes, form, s
         "rated": (logits, other, 1.0),
         "decided": (other, other, 1.0),
     }[form]
-    mask, confidence = postprocess(label_logits, confidence_logits, geometry, scale=scale)
+    mask, confidence = postprocessed(label_logits, confidence_logits, geometry, scale=scale)
     assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
     fine = upsampled(label_logits, geometry)
     chosen = fine.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
@@ -227,7 +228,7 @@ def test_every_form_agrees_with_float64_at_any_geometry(layout, classes, form, s
 def test_confidence_is_within_half_a_step_of_a_16_bit_map():
     # Logits as a network makes them: pixels of all degrees of certainty.
     logits, geometry = noise(19, 40, 60) * 2, native(160, 240)
-    _, confidence = postprocess(logits, logits, geometry)
+    _, confidence = postprocessed(logits, logits, geometry)
     fine = upsampled(logits, geometry).softmax(0).amax(0).numpy()
     assert np.abs(confidence - fine).max() < 0.5 / 65535
 
@@ -240,7 +241,7 @@ def test_neighbours_that_are_sure_of_different_classes(form):
     confidence_logits = logits.flip(0) if form == "rated" else logits
     scale = 0.01 if form == "scaled" else 1.0
     geometry = native(8, 15)
-    mask, confidence = postprocess(logits, confidence_logits, geometry, scale=scale)
+    mask, confidence = postprocessed(logits, confidence_logits, geometry, scale=scale)
     fine, strip_result = (
         upsampled(logits, geometry),
         upsampled(confidence_logits, geometry).mul(scale).softmax(0),
@@ -256,7 +257,7 @@ def test_neighbours_that_are_sure_of_different_classes(form):
 @pytest.mark.parametrize("classes", [2, 3, 150, 300])
 def test_equal_logits_give_the_lowest_class_and_an_even_share(classes):
     logits = torch.full((classes, 5, 7), 12.5)
-    mask, confidence = postprocess(logits, logits, native(20, 28))
+    mask, confidence = postprocessed(logits, logits, native(20, 28))
     assert not mask.any()
     assert np.allclose(confidence, 1 / classes, rtol=1e-6)
 
@@ -264,14 +265,14 @@ def test_equal_logits_give_the_lowest_class_and_an_even_share(classes):
 def test_labels_at_cell_centres_are_the_argmax_however_small_the_margin():
     logits = torch.full((3, 4, 4), 1.0)
     logits[2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
-    mask, _ = postprocess(logits, logits, native(4, 4))
+    mask, _ = postprocessed(logits, logits, native(4, 4))
     assert (mask == 2).all()
 
 
 def test_logits_that_are_no_contiguous_array():
     logits = noise(5, 12, 9)
     turned = logits.transpose(1, 2)
-    mask, confidence = postprocess(turned, turned, native(18, 24))
+    mask, confidence = postprocessed(turned, turned, native(18, 24))
     fine = upsampled(turned, native(18, 24))
     agrees(mask, confidence, fine, fine)
 
@@ -280,8 +281,8 @@ def test_logits_that_are_no_contiguous_array():
 def test_threads_change_nothing(count):
     logits, calibrated = noise(19, 40, 60), noise(19, 40, 60, seed=1)
     geometry = native(160, 240)
-    alone = postprocess(logits, calibrated, geometry)
-    shared = postprocess(logits, calibrated, geometry, threads=RowWorkers(count))
+    alone = postprocessed(logits, calibrated, geometry)
+    shared = postprocessed(logits, calibrated, geometry, workers=RowWorkers(count))
     assert np.array_equal(alone[0], shared[0])
     assert np.array_equal(alone[1], shared[1])
 
@@ -289,11 +290,11 @@ def test_threads_change_nothing(count):
 def test_requests_at_once_do_not_disturb_each_other():
     threads, geometry = RowWorkers(3), native(160, 240)
     images = [noise(11 + n, 40, 60, seed=n) for n in range(8)]
-    alone = [postprocess(logits, logits, geometry) for logits in images]
+    alone = [postprocessed(logits, logits, geometry) for logits in images]
     with ThreadPoolExecutor(8) as requests:
         for _ in range(5):
             at_once = requests.map(
-                lambda logits: postprocess(logits, logits, geometry, threads=threads), images
+                lambda logits: postprocessed(logits, logits, geometry, workers=threads), images
             )
             for expected, got in zip(alone, at_once, strict=True):
                 assert np.array_equal(expected[0], got[0])
@@ -311,24 +312,24 @@ def test_bands_that_divide_the_grid_emit_the_whole_image(image, size, stride, ro
     geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
     height, width = geometry.padded[0] // stride, geometry.padded[1] // stride
     logits, calibrated = noise(3, height, width), noise(3, height, width, seed=1)
-    mask, confidence = blank(geometry, 3)
-    mask[:], confidence[:] = 99, np.nan
+    prediction = allocate_prediction(geometry, 3)
+    prediction.mask[:], prediction.confidence[:] = 99, np.nan
     for start in range(0, height, rows):
         cells = range(start, min(start + rows, height))
         top = max(0, start - 2)  # more rows than are needed may be there
         part = slice(top, cells.stop + 1)
         band = Band(top, height, cells)
-        postprocess_strip(logits[:, part], calibrated[:, part], geometry, band, mask, confidence)
-    expected = postprocess(logits, calibrated, geometry)
-    assert np.array_equal(mask, expected[0])
-    assert np.array_equal(confidence, expected[1])
+        postprocess_strip(logits[:, part], calibrated[:, part], geometry, band, prediction)
+    expected = postprocessed(logits, calibrated, geometry)
+    assert np.array_equal(prediction.mask, expected[0])
+    assert np.array_equal(prediction.confidence, expected[1])
 
 
 def test_shift_of_log_odds_by_hand():
     # Confidence 3/4 has odds 3; log 2 more makes them 6, which is 6/7.
     logits = torch.log(torch.tensor([3.0, 1.0]))[:, None, None].expand(2, 2, 2)
     shift = np.full((2, 2), math.log(2), np.float32)
-    mask, confidence = postprocess(logits, logits, native(4, 4))
+    mask, confidence = postprocessed(logits, logits, native(4, 4))
     shift_confidence(confidence, shift, (2, 2), 1, native(4, 4))
     assert not mask.any()
     assert confidence.ravel().tolist() == pytest.approx([6 / 7] * 16)
@@ -339,8 +340,8 @@ def test_shift_of_log_odds_by_hand():
 def test_shift_is_interpolated_and_changes_no_label(threads, step):
     logits, shift = noise(7, 30, 40), noise(1, 30, 40, seed=5)[0]
     geometry = Geometry((110, 150), (110, 150), (120, 160))
-    plain, own = postprocess(logits, logits, geometry)
-    mask, confidence = postprocess(logits, logits, geometry, threads=RowWorkers(threads))
+    plain, own = postprocessed(logits, logits, geometry)
+    mask, confidence = postprocessed(logits, logits, geometry, workers=RowWorkers(threads))
     seen = shift[::step, ::step].contiguous()
     shift_confidence(confidence, seen.numpy(), (30, 40), step, geometry, RowWorkers(threads))
     assert np.array_equal(mask, plain)
@@ -351,6 +352,6 @@ def test_shift_is_interpolated_and_changes_no_label(threads, step):
 
 def test_sure_pixels_stay_sure_under_a_shift():
     logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
-    _, confidence = postprocess(logits, logits, native(3, 3))
+    _, confidence = postprocessed(logits, logits, native(3, 3))
     shift_confidence(confidence, np.full((3, 3), -2, np.float32), (3, 3), 1, native(3, 3))
     assert (confidence == 1).all()

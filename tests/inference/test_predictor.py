@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from app.errors import ModelError
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
 from tests.factories.models import expected_logits, write_card
+from tests.factories.predictions import postprocessed
 from tests.inference.conftest import KINDS
 
 # Left red, right blue; the network's cells are 2x2 pixels.
@@ -32,7 +32,7 @@ def test_image_is_segmented_by_its_strongest_channel(tiny_folders, kind):
     images, geometry = predictor.prepare(HALVES)
     logits = predictor.logits(images)
     assert logits.shape == (1, 3, 3, 4)
-    mask, confidence = postprocess(logits[0], logits[0], geometry)
+    mask, confidence = postprocessed(logits[0], logits[0], geometry)
     assert mask.tolist() == [[0] * 4 + [2] * 4] * 6
     # Logits (4, 0, 0): e^4 / (e^4 + 2).
     assert confidence[0, 0] == pytest.approx(np.exp(4) / (np.exp(4) + 2), abs=1e-6)
@@ -125,7 +125,7 @@ def test_nan_logits_give_uniform_confidence(graph_folder):
     images = torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [-1.0, np.e]])[None, :, None]
     logits = opened(folder).logits(images)
     assert logits.isfinite().all()
-    _, confidence = postprocess(logits[0], logits[0], Geometry((1, 2), (1, 2), (1, 2)))
+    _, confidence = postprocessed(logits[0], logits[0], Geometry((1, 2), (1, 2), (1, 2)))
     assert confidence[0].tolist() == pytest.approx([1 / 3, np.e / (np.e + 2)], abs=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_infinite_logits_are_clamped(graph_folder):
     )
     logits = opened(folder).logits(torch.tensor([0.0, -0.0, 1.0])[None, :, None, None])
     assert logits.ravel().tolist() == [3e4, -3e4, 1]
-    _, confidence = postprocess(logits[0], logits[0], Geometry((1, 1), (1, 1), (1, 1)))
+    _, confidence = postprocessed(logits[0], logits[0], Geometry((1, 1), (1, 1), (1, 1)))
     assert confidence.item() == 1
 
 

@@ -15,7 +15,7 @@ from app.calibration.registry import build
 from app.errors import ModelError
 from app.inference import sliding_window as sliding
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import SERIAL, blank, postprocess, postprocess_strip
+from app.inference.postprocess import allocate_prediction, postprocess_strip
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Band
 from app.inference.sliding_window import (
@@ -27,8 +27,9 @@ from app.inference.sliding_window import (
     strips,
     window_axis,
 )
-from app.serving.pipeline import Postprocessor, calibrate_strip, emit_rated, with_strip_image
+from app.serving.pipeline import predict_strips
 from tests.factories.models import write_card, write_onnx_model
+from tests.factories.predictions import postprocessed
 
 CELL = 2
 axis = st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)).map(
@@ -243,17 +244,17 @@ def test_calibrated_strips_emit_what_the_whole_grid_does(tiny, method):
     # Without overlap, so that labels where two classes tie stay what they are.
     slide = tiny(mode="slide", crop=[8, 16], window_stride=[8, 16], multiple_of=2)
     prepared = slide.prepare_windows(image)
-    mask, confidence = blank(prepared.geometry, 3)
+    prediction = allocate_prediction(prepared.geometry, 3)
     found = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
     assert len(found) > 3
     for (logits,), band in found:
         calibrated = calibrator(logits[None])[0]
-        postprocess_strip(logits, calibrated, prepared.geometry, band, mask, confidence)
+        postprocess_strip(logits, calibrated, prepared.geometry, band, prediction)
     images, geometry = slide.prepare(image)
     logits = slide.logits(images)
-    expected = postprocess(logits[0], calibrator(logits)[0], geometry)
-    assert np.array_equal(mask, expected[0])
-    assert np.abs(confidence - expected[1]).max() < 1e-5
+    expected = postprocessed(logits[0], calibrator(logits)[0], geometry)
+    assert np.array_equal(prediction.mask, expected[0])
+    assert np.abs(prediction.confidence - expected[1]).max() < 1e-5
 
 
 def contextual(step):
@@ -315,27 +316,22 @@ def test_strips_are_familiar_or_not_as_the_image_is(tiny, imaged):
         calibrator.image_statistics.threshold.fill_(1.0)
         calibrator.needs_image = True
         assert calibrator.image_statistics(look[None]).item() == pytest.approx(0.5)
-    all_of_it = with_strip_image(calibrator, prepared, whole, Band.whole(whole.shape[1]))
-    postprocessor = Postprocessor(prepared.geometry, 3, SERIAL)
-    count = 0
-    for (logits,), band in slide.strips(
-        prepared, receptive_radius=calibrator.invariances.receptive_radius
-    ):
-        part = with_strip_image(calibrator, prepared, logits, band)
-        postprocessor.postprocess(calibrate_strip(logits, part, band=band), band)
-        count += 1
-        means = means_of(part.log_odds_shift(logits))
-        assert (
-            calibrator.robust_detector.in_distribution_score(means) == 0
-        )  # each strip by itself is strange
-    postprocessor.combine_shifts()
-    assert count > 3
-    mask, confidence = emit_rated(calibrate_strip(whole, all_of_it), prepared.geometry)
-    assert np.array_equal(postprocessor.mask, mask)
-    assert np.abs(postprocessor.confidence - confidence).max() < 1e-5
-    assert np.abs(confidence - postprocess(whole, whole, prepared.geometry)[1]).max() > (
-        0.02 if imaged else 0.05
-    )
+    seen = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
+    assert len(seen) > 3
+    for (logits,), band in seen:
+        rows = range(band.top, band.top + logits.shape[1])
+        cells = prepared.thumbnail((band.height, logits.shape[2]), rows)
+        means = means_of(calibrator.with_image(cells).log_odds_shift(logits))
+        # each strip by itself is out of distribution
+        assert calibrator.robust_detector.in_distribution_score(means) == 0
+    (strips,) = predict_strips(seen, prepared.geometry, [calibrator], prepared.thumbnail)
+    height = whole.shape[1]
+    at_once = [Strip(whole[None], Band.whole(height))]
+    (whole_image,) = predict_strips(at_once, prepared.geometry, [calibrator], prepared.thumbnail)
+    assert np.array_equal(strips.mask, whole_image.mask)
+    assert np.abs(strips.confidence - whole_image.confidence).max() < 1e-5
+    uncalibrated = postprocessed(whole, whole, prepared.geometry)[1]
+    assert np.abs(whole_image.confidence - uncalibrated).max() > (0.02 if imaged else 0.05)
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"

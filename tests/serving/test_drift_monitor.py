@@ -13,13 +13,14 @@ from PIL import Image
 
 from app.calibration.drift import Reference, histogram
 from app.calibration.methods.identity import Identity
+from app.calibration.predictions import Prediction
 from app.imaging.corruptions import corrupt
 from app.inference.model_card import read_model_folder
-from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.storage.manifest import Manifest, StoredCalibrator
 from tests.conftest import MakeClient
+from tests.factories.predictions import postprocessed
 from tests.factories.service import post, publish_temperature, solid
 
 CLASSES = 3
@@ -51,7 +52,7 @@ def reference_to(answers: list[Answer], classes: int = CLASSES) -> Reference:
 
 
 def feed(monitor: DriftMonitor, version: StoredCalibrator, answers: list[Answer]) -> list[bool]:
-    return [monitor.observe("street", version, *one).stale for one in answers]
+    return [monitor.observe("street", version, Prediction(*one)).stale for one in answers]
 
 
 def test_monitor_is_quiet_then_stale_then_fresh_again():
@@ -173,7 +174,7 @@ def answered(predictor: Predictor, images: list[NDArray[np.uint8]]) -> list[Answ
     for image in images:
         planes, geometry = predictor.prepare(image)
         logits = predictor.logits(planes)[0]
-        answers.append(postprocess(logits, logits, geometry))
+        answers.append(postprocessed(logits, logits, geometry))
     return answers
 
 

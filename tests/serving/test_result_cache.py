@@ -3,6 +3,7 @@ import threading
 import numpy as np
 import pytest
 
+from app.calibration.predictions import Prediction
 from app.errors import NotFoundError
 from app.serving.result_cache import Result, ResultCache
 
@@ -24,7 +25,7 @@ def clock() -> Clock:
 def result(upload: bytes = b"", side: int = 2) -> Result:
     """A result of `5 * side * side` bytes and the upload's."""
     mask, confidence = np.zeros((side, side), np.uint8), np.ones((side, side), np.float32)
-    return Result("tiny", upload, mask, confidence, [(0, 0, 0)])
+    return Result("tiny", upload, Prediction(mask, confidence), [(0, 0, 0)])
 
 
 def test_result_counts_its_bytes():

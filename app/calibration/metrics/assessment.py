@@ -13,7 +13,8 @@ from app.calibration.metrics import subsets as analyses
 from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
 from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.metrics.segmentation import class_dice, class_iou, class_recall
-from app.calibration.metrics.subsets import Prediction, SubsetMetrics
+from app.calibration.metrics.subsets import SubsetMetrics
+from app.calibration.predictions import Prediction
 
 CONFIDENT = 0.9  # from here on a wrong pixel is an error at high confidence
 TWENTIETHS = 20  # so that 0.85..0.95 is two whole bins
@@ -65,8 +66,8 @@ class Assessment:
         Labels and predictions must be classes of the set.
         """
         kept = labels != IGNORE
-        confidence, right = prediction.confidence[kept], (prediction.predicted == labels)[kept]
-        self.evaluation.count(confidence, labels[kept], prediction.predicted[kept], nll, brier)
+        confidence, right = prediction.probabilities[kept], (prediction.classes == labels)[kept]
+        self.evaluation.add_prediction(prediction, labels, nll, brier)
         self.twentieths.add(confidence, right)
         band = analyses.by_boundary(prediction, labels, bins=IMAGE_BINS)[analyses.BOUNDARY]
         self.boundary_errors.append(band.ece())

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.calibration.dataset import IGNORE
 from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.metrics.reliability import ReliabilityBin, ReliabilityBins
 from app.calibration.metrics.segmentation import Counts, accuracy, confusion_matrix, mean_iou
+from app.calibration.predictions import Prediction
 from app.errors import ArgumentError
 
 IMAGE_BINS = 10
@@ -85,6 +87,27 @@ class Evaluation:
         confidence = log_probabilities.amax(1).exp().clamp(max=1)
         self.count(confidence, labels, predicted, nll, brier)
         return self
+
+    def add_prediction(
+        self,
+        prediction: Prediction,
+        labels: Tensor,
+        nll: float = math.nan,
+        brier: float = math.nan,
+    ) -> None:
+        """Count one image's prediction against its labels int64, IGNORE where unlabelled.
+
+        `nll` and `brier` are sums over the labelled pixels, NaN where only the label's probability
+        is known.
+        """
+        labelled = labels != IGNORE
+        self.count(
+            prediction.probabilities[labelled],
+            labels[labelled],
+            prediction.classes[labelled],
+            nll,
+            brier,
+        )
 
     def count(
         self, confidence: Tensor, labels: Tensor, predicted: Tensor, nll: float, brier: float

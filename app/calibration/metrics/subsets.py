@@ -15,6 +15,7 @@ from torch import Tensor
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.metrics.segmentation import boundary_band
+from app.calibration.predictions import Prediction
 from app.errors import ArgumentError
 
 BINS = 15  # of a group, whose pixels are pooled
@@ -23,13 +24,6 @@ BOUNDARY, INTERIOR = "boundary", "interior"
 CORRECT, MISPREDICTED = "correct", "mispredicted"
 
 Name = TypeVar("Name", bound=Hashable)
-
-
-class Prediction(NamedTuple):
-    """One image as it was segmented: confidence float [*grid] in 0..1, predicted int64 [*grid]."""
-
-    confidence: Tensor
-    predicted: Tensor
 
 
 class SubsetMetrics(NamedTuple):
@@ -71,7 +65,7 @@ def by_correctness(prediction: Prediction, labels: Tensor) -> dict[str, Reliabil
 
     Among the right ones ECE is what confidence lacks to 1, among the wrong ones all of it.
     """
-    right = prediction.predicted == labels
+    right = prediction.classes == labels
     subsets = {CORRECT: right, MISPREDICTED: ~right}
     return {name: subset_bins(prediction, labels, where) for name, where in subsets.items()}
 
@@ -96,7 +90,7 @@ def by_class(
     By prediction, accuracy is the class's precision: what a reader of the mask needs. By label it
     is the class's recall. Classes without such a pixel are left out.
     """
-    classes = labels if labelled else prediction.predicted
+    classes = labels if labelled else prediction.classes
     present = torch.unique(classes[labels != IGNORE]).tolist()
     return {k: subset_bins(prediction, labels, classes == k) for k in present}
 
@@ -129,7 +123,7 @@ def by_scale(single: Prediction, multi: Prediction, labels: Tensor) -> ScaleComp
     """Compare an image's prediction at one scale with the one from several scales."""
     everywhere = labels != IGNORE
     pixels = int(everywhere.sum())
-    changed = int(((single.predicted != multi.predicted) & everywhere).sum())
+    changed = int(((single.classes != multi.classes) & everywhere).sum())
     return ScaleComparison(
         subset_metrics(subset_bins(single, labels, everywhere)),
         subset_metrics(subset_bins(multi, labels, everywhere)),
@@ -148,8 +142,8 @@ def subset_bins(
 ) -> ReliabilityBins:
     """Count the labelled pixels among those marked in `where`, bool [*grid]."""
     kept = where & (labels != IGNORE)
-    right = prediction.predicted[kept] == labels[kept]
-    return ReliabilityBins(bins).add(prediction.confidence[kept], right)
+    right = prediction.classes[kept] == labels[kept]
+    return ReliabilityBins(bins).add(prediction.probabilities[kept], right)
 
 
 def _crop(labels: Tensor, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
@@ -160,6 +154,6 @@ def _crop(labels: Tensor, size: int, rng: np.random.Generator) -> tuple[slice, s
 
 def _cut(prediction: Prediction, labels: Tensor, cut: tuple[slice, slice]) -> float:
     """ECE of one crop; NaN where nothing is labelled."""
-    part = Prediction(prediction.confidence[cut], prediction.predicted[cut])
+    part = Prediction(prediction.mask[cut], prediction.confidence[cut])
     everywhere = torch.ones_like(labels[cut], dtype=torch.bool)
     return subset_bins(part, labels[cut], everywhere, CROP_BINS).ece()

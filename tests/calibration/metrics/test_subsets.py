@@ -15,7 +15,6 @@ from app.calibration.metrics.subsets import (
     CORRECT,
     INTERIOR,
     MISPREDICTED,
-    Prediction,
     by_boundary,
     by_class,
     by_correctness,
@@ -26,9 +25,10 @@ from app.calibration.metrics.subsets import (
     subset_metrics,
 )
 from app.errors import ArgumentError
+from tests.factories.predictions import prediction_of
 from tests.factories.toy_metrics import CONFIDENCE, LABELS, PREDICTED, PROBABILITIES
 
-TOY = Prediction(CONFIDENCE, PREDICTED)
+TOY = prediction_of(CONFIDENCE, PREDICTED)
 
 
 def close(group, pixels, confidence, accuracy, ece):
@@ -67,7 +67,7 @@ def test_boundary_and_interior():
     labels = torch.tensor([[0, 0, 0, 1, 1, 1]])
     predicted = torch.tensor([[0, 0, 1, 1, 1, 1]])
     confidence = torch.tensor([[0.9, 0.8, 0.62, 0.73, 0.95, 0.9]])
-    groups = by_boundary(Prediction(confidence, predicted), labels, radius=1, bins=10)
+    groups = by_boundary(prediction_of(confidence, predicted), labels, radius=1, bins=10)
     close(subset_metrics(groups[BOUNDARY]), 2, 1.35 / 2, 1 / 2, 0.445)
     # Bins (.8, .9] hold .9 .9, (.7, .8] holds .8, (.9, 1] holds .95; all right.
     close(subset_metrics(groups[INTERIOR]), 4, 3.55 / 4, 1, (0.1 + 0.2 + 0.05 + 0.1) / 4)
@@ -75,7 +75,7 @@ def test_boundary_and_interior():
 
 def test_small_crops_cannot_cancel_errors_out():
     # One bin: a right and a wrong pixel at .9. Together the gap is |.9 - .5|, alone .1 and .9.
-    prediction = Prediction(torch.tensor([[0.9, 0.9]]), torch.tensor([[0, 0]]))
+    prediction = prediction_of(torch.tensor([[0.9, 0.9]]), torch.tensor([[0, 0]]))
     labels = torch.tensor([[0, 1]])
     errors = by_crop_size(prediction, labels, (1, 2, 50), 40, np.random.default_rng(0))
     assert {round(error, 6) for error in errors[1]} == {0.1, 0.9}
@@ -87,7 +87,7 @@ def test_crops_are_random_whole_and_repeatable():
     rng = np.random.default_rng(1)
     labels = torch.zeros(4, 5, dtype=torch.int64)
     confidence = torch.arange(20).reshape(4, 5) / 20
-    prediction = Prediction(confidence, labels)
+    prediction = prediction_of(confidence, labels)
     once = by_crop_size(prediction, labels, [2], 200, rng)[2]
     again = by_crop_size(prediction, labels, [2], 200, np.random.default_rng(1))[2]
     assert once == again
@@ -99,7 +99,7 @@ def test_crops_are_random_whole_and_repeatable():
 
 def test_crops_without_labels_are_left_out():
     labels = torch.full((3, 3), IGNORE)
-    prediction = Prediction(torch.ones(3, 3), torch.zeros(3, 3, dtype=torch.int64))
+    prediction = prediction_of(torch.ones(3, 3), torch.zeros(3, 3, dtype=torch.int64))
     assert by_crop_size(prediction, labels, [2], 5, np.random.default_rng(0)) == {2: []}
 
 
@@ -110,7 +110,7 @@ def test_crops_of_no_size_or_number_are_refused(sizes, crops):
 
 
 def test_one_scale_against_several():
-    multi = Prediction(torch.tensor([0.9, 0.6, 0.7, 0.8, 0.5, 0.7]),
+    multi = prediction_of(torch.tensor([0.9, 0.6, 0.7, 0.8, 0.5, 0.7]),
                        torch.tensor([0, 1, 1, 2, 0, 2]))  # fmt: skip
     labels = LABELS.clone()
     labels[5] = IGNORE
@@ -130,7 +130,7 @@ def test_one_scale_against_several_without_labels_is_nan():
 def test_groups_merge_to_those_of_one_pass():
     parts: dict[int, ReliabilityBins] = {}
     for part in (slice(0, 3), slice(3, 6)):
-        merge(parts, by_class(Prediction(CONFIDENCE[part], PREDICTED[part]), LABELS[part]))
+        merge(parts, by_class(prediction_of(CONFIDENCE[part], PREDICTED[part]), LABELS[part]))
     whole = by_class(TOY, LABELS)
     assert {k: subset_metrics(bins) for k, bins in sorted(parts.items())} == {
         k: subset_metrics(bins) for k, bins in whole.items()
@@ -150,12 +150,12 @@ def test_empty_group_is_nan():
 def assessment():
     """The toy set as two maps of one row, the first with an unlabelled pixel."""
     assessment = Assessment(3)
-    first = Prediction(
+    first = prediction_of(
         torch.cat([CONFIDENCE[:3], torch.ones(1)])[None],
         torch.cat([PREDICTED[:3], torch.zeros(1, dtype=torch.int64)])[None],
     )
     assessment.add(first, torch.tensor([[0, 1, 1, IGNORE]]), nll=2.0, brier=1.0)
-    second = Prediction(CONFIDENCE[None, 3:], PREDICTED[None, 3:])
+    second = prediction_of(CONFIDENCE[None, 3:], PREDICTED[None, 3:])
     return assessment.add(second, LABELS[None, 3:], nll=4.0, brier=0.5)
 
 
@@ -202,7 +202,7 @@ def test_assessment_of_classes(assessment):
 
 def test_assessment_without_labels_is_nan():
     nothing = Assessment(2).add(
-        Prediction(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64)),
+        prediction_of(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64)),
         torch.full((2, 2), IGNORE),
         nll=0,
         brier=0,
