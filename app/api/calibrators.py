@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
 from app.api.schemas import Activation, CalibratorInfo, CalibratorList
+from app.evaluation.charts import reliability_curves, reliability_diagram
 from app.storage.manifest import Manifest
 
 router = APIRouter(prefix="/calibrators", tags=["calibrators"])
@@ -38,12 +39,9 @@ def report(calibrator: str, state: StateDep) -> dict[str, object]:
 
 @router.get("/{calibrator}/reliability.svg", response_class=Response)
 def reliability(calibrator: str, state: StateDep) -> Response:
-    """Draw the reliability diagram before and after."""
-    # matplotlib takes half a second to import, which only this answer should pay for.
-    from app.evaluation.diagrams import reliability_svg  # noqa: PLC0415
-
+    """Draw the reliability diagram, uncalibrated and calibrated, on the held-out images."""
     document = state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
-    return Response(reliability_svg(document), media_type=SVG)
+    return Response(reliability_diagram(reliability_curves(document)), media_type=SVG)
 
 
 @router.get("/{calibrator}/archive", response_class=Response)

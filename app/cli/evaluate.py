@@ -32,7 +32,7 @@ from app.evaluation.evaluate import (
 )
 from app.evaluation.formatting import findings, headline, metric_rows, number, signed
 from app.evaluation.html_report import render
-from app.evaluation.thumbnails import Views, views
+from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
 from app.inference.model_card import Card, ModelFolder
 from app.inference.predictor import Tta, open_predictor
 from app.main import find_model
@@ -128,7 +128,7 @@ def evaluate_command(
     with Progress(console=console) as progress:
         task = progress.add_task("evaluating", total=len(pairs))
         done = evaluate(subject, pairs, options, lambda: progress.advance(task))
-    page = render(done, {index: image_views(subject, done, index) for index in done.worst()})
+    page = render(done, {i: image_thumbnails(subject, done, i) for i in done.worst()})
     with storage("the page"):
         replace_file(out, page.encode())
     print_metrics(done)
@@ -143,31 +143,31 @@ def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tt
     return LocalModel(predictor, stored, settings.max_pixels, tta)
 
 
-def image_views(subject: EvaluatedModel, done: Comparison, index: int) -> Views:
-    """Have one of the set's images segmented again and draw it."""
+def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thumbnails:
+    """Segment one image of the set again and draw its thumbnails."""
     pair, options, folder = done.pairs[index], done.options, done.folder
-    plain, ours = subject.predict(pair)
-    served = (ours or plain).prediction
+    uncalibrated, calibrated = model.predict(pair)
+    served = (calibrated or uncalibrated).prediction
     size = served.mask.shape[0], served.mask.shape[1]
     image = read_image(pair.image, options.max_pixels)
     labels = read_labels_for(
         pair, size, folder.num_classes, options.ignore_index, options.max_pixels
     )
-    return views(image, served.mask, served.confidence, labels, folder.palette)
+    return draw_thumbnails(image, served.mask, served.confidence, labels, folder.palette)
 
 
 def print_metrics(done: Comparison) -> None:
-    """Show what was found, and the figures behind it."""
+    """Print the findings and the table of metrics."""
     console = Console()
     console.print(headline(done.before, done.after), style="bold", markup=False)
     for sentence in findings(done.before, done.after, done.difference):
         console.print(sentence, markup=False)
-    columns = ("figure", "uncalibrated") + (("calibrated", "change") if done.after else ())
+    columns = ("metric", "uncalibrated") + (("calibrated", "change") if done.after else ())
     table = Table(*columns)
-    for figure in metric_rows(done.before, done.after):
-        cells = [figure.name, number(figure.before)]
+    for row in metric_rows(done.before, done.after):
+        cells = [row.name, number(row.before)]
         if done.after:
-            cells += [number(figure.after), f"{signed(figure.change)} {figure.direction}"]
+            cells += [number(row.after), f"{signed(row.change)} {row.direction}"]
         table.add_row(*cells)
     console.print(table)
     if done.difference is not None and not math.isnan(done.difference.low):

@@ -1,152 +1,137 @@
-"""Reliability and risk-coverage as SVG for a page: shapes with classes, coloured by its style.
+"""Reliability diagrams and risk-coverage curves as SVG.
 
-Nothing but numbers goes in, so nothing has to be escaped.
+matplotlib is imported inside the functions: the import takes half a second, which only the answers
+that contain a chart should pay for. The background is transparent, and the colours have a contrast
+of at least 3.9 to white and to the page's dark background.
 """
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from markupsafe import Markup
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.reliability import ReliabilityBin
-from app.evaluation.formatting import count, percent
+from app.errors import ArtifactError
 
-LEFT, TOP, SIDE = 58, 10, 260  # of the plot, in the drawing's own units
-MASS_TOP, MASS_HEIGHT = 286, 54
-DECADES = 4  # of shares of pixels, from 0.01% to 100%
-FEW = 100  # pixels; a bin of fewer is drawn faint
-STEPS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-
-class Curve(NamedTuple):
-    """One risk-coverage curve and the class of its colour."""
-
-    kind: str
-    points: Sequence[RiskCoverage]
+Stage = Literal["before", "after"]  # of calibration
 
 
-def reliability(curve: Sequence[ReliabilityBin], kind: str) -> Markup:
-    """Draw accuracy by confidence as bars with the gap to mean confidence, and shares below.
+class Style(NamedTuple):
+    """Legend entry, colour and line of a curve."""
 
-    `kind` is the class of the colour, "before" or "after".
+    label: str
+    color: str
+    line: str
+
+
+STYLES: dict[Stage, Style] = {
+    "before": Style("uncalibrated", "#c8544f", "--"),  # dashed: both show where they agree
+    "after": Style("calibrated", "#3a86b4", "-"),
+}
+GREY = "#757d86"
+FEW = 100  # pixels; a bin of fewer has a hollow marker
+MIN_FRACTION = 1e-4  # lower end of the axis of pixel fractions
+SMALLEST_RISK_SCALE = 0.01
+MIN_COVERAGE = 0.05  # the error rate of fewer pixels is noise and does not set the scale
+
+
+def reliability_curves(report: Mapping[str, object]) -> dict[Stage, list[ReliabilityBin]]:
+    """Read the reliability curves of a calibration report, see `app.calibration.report`.
+
+    Raises ArtifactError for a report without them.
     """
-    total = sum(point.pixels for point in curve) or 1
-    shapes = [_axes(1.0, "accuracy")]
-    shapes += [_bar(point, kind, point.pixels / total) for point in curve if point.pixels]
-    shapes += [
-        _line("ideal", (0, 0), (1, 1)),
-        _text(LEFT - 6, MASS_TOP + 8, "100%", "end"),
-        _text(LEFT - 6, MASS_TOP + MASS_HEIGHT, "0.01%", "end"),
-        _side_title(MASS_TOP + MASS_HEIGHT / 2, "pixels"),
-        _ticks(MASS_TOP + MASS_HEIGHT + 15),
-        _text(LEFT + SIDE / 2, MASS_TOP + MASS_HEIGHT + 32, "confidence", "middle"),
-    ]
-    return _svg(shapes, MASS_TOP + MASS_HEIGHT + 38, "Accuracy by confidence")
+    curves: Any = report.get("reliability")
+    try:
+        return {stage: [ReliabilityBin(**bin_) for bin_ in curves[stage]] for stage in STYLES}
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            "expected reliability curves before and after in the report, got none"
+        ) from error
 
 
-def risk_coverage(lines: Sequence[Curve]) -> Markup:
-    """Draw the error among accepted pixels over the share accepted."""
-    # The first few pixels' error rate is noise and would set the scale.
-    risks = [p.risk for line in lines for p in line.points if p.coverage >= 0.05]
-    top = next(step for step in STEPS if step >= min(max([*risks, 0.0]) * 1.02, 1))
-    shapes = [_axes(top, "error among accepted pixels")]
-    for line in reversed(lines):  # the first one is dashed, so that both show where they agree
-        points = " ".join(_point(p.coverage, min(p.risk / top, 1)) for p in line.points)
-        shapes.append(f'<polyline class="curve {line.kind}" points="{points}"/>')
-    shapes += [
-        _ticks(TOP + SIDE + 15),
-        _text(LEFT + SIDE / 2, TOP + SIDE + 32, "share of pixels accepted", "middle"),
-    ]
-    return _svg(shapes, TOP + SIDE + 38, "Error by coverage")
+def reliability_diagram(curves: Mapping[Stage, Sequence[ReliabilityBin]]) -> bytes:
+    """Draw accuracy against mean confidence, and the fraction of pixels in each bin, as SVG.
+
+    Empty bins are left out. The same curves give the same bytes.
+    """
+    figure = _figure()
+    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect")
+    for stage, curve in curves.items():
+        _draw_reliability(upper, lower, stage, [bin_ for bin_ in curve if bin_.pixels])
+    lower.set_yscale("log")
+    _finish(upper, ylabel="accuracy", ylim=(0, 1))
+    _finish(lower, xlabel="confidence", ylabel="pixels", ylim=(MIN_FRACTION, 1))
+    upper.legend(frameon=False, labelcolor=GREY, loc="upper left")
+    return _svg(figure)
 
 
-def fraction_bar(fraction: float) -> Markup:
-    """Draw a share in 0..1 as a small bar; nothing where it is undefined."""
-    if math.isnan(fraction):
-        return Markup("")
-    return Markup(  # noqa: S704 - numbers only
-        '<svg class="share" viewBox="0 0 60 8" aria-hidden="true"><rect class="track" width="60" '
-        f'height="8" rx="2"/><rect class="fill" width="{60 * fraction:.1f}" height="8" rx="2"/>'
-        "</svg>"
+def risk_coverage_diagram(curves: Mapping[Stage, Sequence[RiskCoverage]]) -> bytes:
+    """Draw the error rate among accepted pixels against the fraction accepted, as SVG.
+
+    The same curves give the same bytes.
+    """
+    figure = _figure()
+    axes = figure.subplots()
+    for stage, curve in curves.items():
+        style = STYLES[stage]
+        coverage, risk = [point.coverage for point in curve], [point.risk for point in curve]
+        axes.plot(coverage, risk, style.line, color=style.color, label=style.label, gid=stage)
+    risks = [p.risk for curve in curves.values() for p in curve if p.coverage >= MIN_COVERAGE]
+    top = min(1.05 * max([*risks, SMALLEST_RISK_SCALE]), 1)
+    _finish(axes, xlabel="accepted pixels", ylabel="error among accepted pixels", ylim=(0, top))
+    axes.legend(frameon=False, labelcolor=GREY, loc="upper left")
+    return _svg(figure)
+
+
+def _draw_reliability(
+    upper: "Axes", lower: "Axes", stage: Stage, curve: Sequence[ReliabilityBin]
+) -> None:
+    label, color, line = STYLES[stage]
+    confidence, accuracy = [bin_.confidence for bin_ in curve], [bin_.accuracy for bin_ in curve]
+    faces = [color if bin_.pixels >= FEW else "none" for bin_ in curve]
+    upper.plot(confidence, accuracy, line, color=color, label=label, gid=stage)
+    upper.scatter(confidence, accuracy, 25, faces, edgecolors=color, zorder=3, gid=f"{stage}-bins")
+    total = sum(bin_.pixels for bin_ in curve)
+    lower.bar(
+        [bin_.lower for bin_ in curve],
+        [bin_.pixels / total for bin_ in curve],
+        [bin_.upper - bin_.lower for bin_ in curve],
+        align="edge",
+        color=(color, 0.25),
+        edgecolor=color,
+        linestyle=line,
     )
 
 
-def swatch(color: str) -> Markup:
-    """Draw a class's colour, `#rrggbb` by its card."""
-    return Markup(
-        '<svg class="swatch" viewBox="0 0 10 10" aria-hidden="true">'
-        '<rect width="10" height="10" rx="2" fill="{}"/></svg>'
-    ).format(color)
+def _figure() -> "Figure":
+    """Create an empty figure, without the state that `pyplot` keeps for all threads."""
+    from matplotlib import rcParams  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    # Never restored: that would race with a figure which another thread is writing.
+    rcParams.update({"svg.hashsalt": "segcal", "svg.fonttype": "none"})
+    return Figure(figsize=(5, 5.2), layout="constrained", facecolor="none")
 
 
-def _bar(point: ReliabilityBin, kind: str, fraction: float) -> str:
-    """Draw one bin: what was right, the gap to what was said, and how many pixels it holds."""
-    x = LEFT + SIDE * point.lower + 0.75
-    width = SIDE * (point.upper - point.lower) - 1.5
-    right, said = _y(point.accuracy), _y(point.confidence)
-    faint = " faint" if point.pixels < FEW else ""
-    height = MASS_HEIGHT * max(0.0, 1 + math.log10(fraction) / DECADES)
-    return (
-        f'<g class="bin{faint}"><title>{percent(point.lower)} to {percent(point.upper)}: '
-        f"{count(point.pixels)} pixels, says {percent(point.confidence)}, "
-        f"right in {percent(point.accuracy)}</title>"
-        f"{_rect(f'bar {kind}', x, right, width, _y(0) - right)}"
-        f"{_rect('gap', x, min(right, said), width, abs(right - said))}"
-        f"{_rect(f'bar {kind}', x, MASS_TOP + MASS_HEIGHT - height, width, height)}</g>"
-    )
+def _finish(axes: "Axes", *, ylim: tuple[float, float], xlabel: str = "", ylabel: str) -> None:
+    """Set limits, labels in percent, and colours that suit light and dark pages."""
+    axes.set(xlim=(0, 1), ylim=ylim, xlabel=xlabel, ylabel=ylabel, facecolor="none")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        axis.label.set_color(GREY)
+    axes.tick_params(which="both", color=GREY, labelcolor=GREY)
+    axes.spines[:].set_color(GREY)
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
+    axes.patch.set_gid("plot")
 
 
-def _axes(top: float, title: str) -> str:
-    """Draw the plot's grid of fifths, the numbers at its left, and what they are."""
-    parts = []
-    for step in range(6):
-        fraction = step / 5
-        parts += [
-            _line("grid", (0, fraction), (1, fraction)),
-            _line("grid", (fraction, 0), (fraction, 1)),
-        ]
-        parts.append(_text(LEFT - 6, _y(fraction) + 4, f"{100 * top * fraction:.3g}%", "end"))
-    return "".join([*parts, _side_title(TOP + SIDE / 2, title)])
-
-
-def _ticks(y: float) -> str:
-    """Write the shares along the bottom."""
-    return "".join(_text(LEFT + SIDE * s / 5, y, f"{20 * s}%", "middle") for s in range(6))
-
-
-def _side_title(y: float, text: str) -> str:
-    return (
-        f'<text class="axis" transform="translate(12 {y:.1f}) rotate(-90)" '
-        f'text-anchor="middle">{text}</text>'
-    )
-
-
-def _svg(shapes: Sequence[str], height: float, title: str) -> Markup:
-    return Markup(  # noqa: S704 - shapes of numbers, and texts of this module
-        f'<svg viewBox="0 0 {LEFT + SIDE + 16} {height:.0f}" role="img" aria-label="{title}">'
-        f"{''.join(shapes)}</svg>"
-    )
-
-
-def _rect(kind: str, x: float, y: float, width: float, height: float) -> str:
-    return (
-        f'<rect class="{kind}" x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"/>'
-    )
-
-
-def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> str:
-    return f'<polyline class="{kind}" points="{_point(*start)} {_point(*end)}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text class="axis" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
-
-
-def _point(x: float, y: float) -> str:
-    return f"{LEFT + SIDE * x:.2f},{_y(y):.2f}"
-
-
-def _y(fraction: float) -> float:
-    return TOP + SIDE * (1 - fraction)
+def _svg(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=absent)
+    return buffer.getvalue()

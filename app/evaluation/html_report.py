@@ -1,6 +1,6 @@
-"""The page: one HTML file without scripts, that loads nothing and tells a browser so.
+"""HTML page of an evaluation: one file without scripts that loads nothing.
 
-Class and file names are untrusted; the templates escape whatever is not marked as safe here.
+Class and file names are untrusted: the template escapes everything except the style sheet.
 """
 
 import base64
@@ -12,13 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from app import __version__
-from app.calibration.metrics import subsets as analyses
+from app.calibration.metrics import subsets
 from app.calibration.metrics.assessment import Assessment
-from app.evaluation import charts
-from app.evaluation import formatting as sentences
+from app.evaluation import formatting
+from app.evaluation.charts import STYLES, Stage, reliability_diagram, risk_coverage_diagram
 from app.evaluation.evaluate import Comparison
-from app.evaluation.formatting import count, metric_rows, number, percent, points, signed
-from app.evaluation.thumbnails import Views
+from app.evaluation.thumbnails import Thumbnails, data_uri
 from app.storage.manifest import timestamp
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,49 +25,49 @@ REASONS = {
     "calibration": "highest calibration error",
     "confident errors": "most errors at 90% confidence or more",
 }
-KINDS = (
-    (analyses.CORRECT, "Right pixels"),
-    (analyses.MISPREDICTED, "Wrong pixels"),
-    (analyses.BOUNDARY, "Within 2 pixels of another class"),
-    (analyses.INTERIOR, "Elsewhere"),
+SUBSETS = (
+    (subsets.CORRECT, "Correct pixels"),
+    (subsets.MISPREDICTED, "Wrong pixels"),
+    (subsets.BOUNDARY, "Within 2 pixels of another class"),
+    (subsets.INTERIOR, "Elsewhere"),
 )
 
 
-def render(comparison: Comparison, images: Mapping[int, Views]) -> str:
-    """Write the page; `images` are views of the set's images by index, in order."""
+def render(comparison: Comparison, thumbnails: Mapping[int, Thumbnails]) -> str:
+    """Render the page, with `thumbnails` by index of the image, in the order of the mapping."""
+    before, after = comparison.before, comparison.after
+    assessments: dict[Stage, Assessment] = {"before": before}
+    if after is not None:
+        assessments["after"] = after
+    reliability = {stage: side.evaluation.reliability() for stage, side in assessments.items()}
+    risk_coverage = {
+        stage: side.evaluation.confidence_histogram.risk_coverage()
+        for stage, side in assessments.items()
+    }
     style = (TEMPLATES / "report.css").read_text("utf-8")
     return _environment().get_template("report.html").render(
         comparison=comparison,
         card=comparison.folder.card,
         manifest=comparison.manifest,
         served=comparison.served,
-        sides=_sides(comparison),
-        headline=sentences.headline(comparison.before, comparison.after),
-        findings=sentences.findings(comparison.before, comparison.after, comparison.difference),
-        metric_rows=metric_rows(comparison.before, comparison.after),
-        kinds=KINDS,
+        columns=[(STYLES[stage].label, side) for stage, side in assessments.items()],
+        headline=formatting.headline(before, after),
+        findings=formatting.findings(before, after, comparison.difference),
+        reliability_diagram=data_uri(reliability_diagram(reliability), "svg+xml"),
+        risk_coverage_diagram=data_uri(risk_coverage_diagram(risk_coverage), "svg+xml"),
+        metric_rows=formatting.metric_rows(before, after),
+        subsets=SUBSETS,
         classes=list(
             zip(comparison.folder.card.output.classes, comparison.served.classes(), strict=True)
         ),
-        images=images,
+        thumbnails=thumbnails,
         reasons=comparison.worst(),
         reason_names=REASONS,
-        risk_coverage=charts.risk_coverage(
-            [charts.Curve(kind, side.evaluation.confidence_histogram.risk_coverage())
-             for kind, _, side in _sides(comparison)]
-        ),
-        style=Markup(style),  # noqa: S704 - our own file
+        style=Markup(style),  # noqa: S704 - a file of this package
         style_hash=_sha256(style),
         version=__version__,
         made_at=timestamp(),
     )  # fmt: skip
-
-
-def _sides(comparison: Comparison) -> list[tuple[str, str, Assessment]]:
-    sides = [("before", "Uncalibrated", comparison.before)]
-    if comparison.after is not None:
-        sides.append(("after", "Calibrated", comparison.after))
-    return sides
 
 
 def _environment() -> Environment:
@@ -79,16 +78,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "percent": percent,
-        "count": count,
-        "points": points,
-        "fraction_bar": charts.fraction_bar,
-        "swatch": charts.swatch,
-        "reliability": charts.reliability,
-    }
+    names = ("number", "signed", "percent", "count", "points")
+    environment.filters |= {name: getattr(formatting, name) for name in names}
     return environment
 
 

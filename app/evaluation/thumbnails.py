@@ -1,4 +1,4 @@
-"""One segmented image for a page: itself, labels, confidence and errors, as small data URIs."""
+"""Thumbnails of one segmented image: the image, its labels, its confidence and its errors."""
 
 import base64
 import io
@@ -10,17 +10,17 @@ from PIL import Image
 
 from app.imaging.encode import OVERLAY_FRACTION, Confidence, Mask, Palette, heatmap_png
 
-LONG_SIDE = 480
-QUALITY = 85
-DIM = 0.35  # of the image behind the errors
-UNSURE, SURE = np.array([255.0, 221.0, 120.0]), np.array([235.0, 25.0, 40.0])  # wrong pixels
-VOID = 110  # grey of unlabelled pixels among the errors
+MAX_SIDE = 480
+JPEG_QUALITY = 85
+BACKGROUND_FRACTION = 0.35  # of the grey image's brightness, in the error map
+LOW_CONFIDENCE, HIGH_CONFIDENCE = np.array([255.0, 221, 120]), np.array([235.0, 25, 40])
+VOID_GREY = 110
 
 ImageArray = NDArray[np.uint8]
 
 
-class Views(NamedTuple):
-    """Data URIs of one image, with the size (width, height) they have in common."""
+class Thumbnails(NamedTuple):
+    """The thumbnails of one image as data URIs, all of one width and height in pixels."""
 
     width: int
     height: int
@@ -30,59 +30,64 @@ class Views(NamedTuple):
     errors: str
 
 
-def views(
+def draw_thumbnails(
     image: ImageArray,
     mask: Mask,
     confidence: Confidence,
     labels: NDArray[np.int32],
     palette: Palette,
-) -> Views:
-    """Draw an image's views: uint8 RGB [H,W,3], mask, confidence and labels [H,W].
+) -> Thumbnails:
+    """Draw the thumbnails of an image, at most 480 pixels wide and high.
 
-    Labels below 0 are unlabelled. No view is longer than 480 pixels.
+    `image` is uint8 RGB [H,W,3]; `mask`, `confidence` in 0..1 and `labels` are [H,W], labels below
+    0 are void.
     """
     height, width = mask.shape
-    shrink = max(1.0, max(height, width) / LONG_SIDE)
-    size = max(1, round(width / shrink)), max(1, round(height / shrink))
+    factor = max(1.0, max(height, width) / MAX_SIDE)
+    size = max(1, round(width / factor)), max(1, round(height / factor))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     rows, columns = (
-        (np.arange(short) + 0.5) * long / short
-        for short, long in ((size[1], height), (size[0], width))
+        (np.arange(target) + 0.5) * source / target
+        for target, source in ((size[1], height), (size[0], width))
     )
-    at = np.ix_(rows.astype(int), columns.astype(int))  # labels have no mean: take one of them
-    return Views(
+    nearest = np.ix_(rows.astype(int), columns.astype(int))  # labels can't be averaged
+    return Thumbnails(
         *size,
         image=_jpeg(small),
-        labels=_jpeg(_tinted(small, mask[at], palette)),
-        confidence=_uri(heatmap_png(confidence[at]), "png"),
-        errors=_jpeg(error_map(small, mask[at], confidence[at], labels[at])),
+        labels=_jpeg(_overlay(small, mask[nearest], palette)),
+        confidence=data_uri(heatmap_png(confidence[nearest]), "png"),
+        errors=_jpeg(error_map(small, mask[nearest], confidence[nearest], labels[nearest])),
     )
 
 
 def error_map(
     image: ImageArray, mask: Mask, confidence: Confidence, labels: NDArray[np.int32]
 ) -> ImageArray:
-    """Colour wrong pixels from yellow (unsure) to red (sure) on the dimmed grey image.
+    """Colour wrong pixels on the darkened grey image, as uint8 RGB [H,W,3].
 
-    Unlabelled pixels are plain grey. Gives uint8 RGB [H,W,3].
+    The colour runs from yellow at a confidence of 0.5 or less to red at 1. Void pixels, labels
+    below 0, are plain grey.
     """
-    grey = image.mean(axis=2, keepdims=True) * DIM
-    sure = np.clip(confidence * 2 - 1, 0, 1)[..., None]  # from 0.5 to 1
+    grey = image.mean(axis=2, keepdims=True) * BACKGROUND_FRACTION
+    position = np.clip(confidence * 2 - 1, 0, 1)[..., None]
     wrong = (mask != labels)[..., None]
-    colors = np.where(wrong, UNSURE + (SURE - UNSURE) * sure, grey)
-    return np.where((labels < 0)[..., None], VOID, colors).astype(np.uint8)
+    ramp = LOW_CONFIDENCE + (HIGH_CONFIDENCE - LOW_CONFIDENCE) * position
+    colors = np.where(wrong, ramp, grey)
+    return np.where((labels < 0)[..., None], VOID_GREY, colors).astype(np.uint8)
 
 
-def _tinted(image: ImageArray, mask: Mask, palette: Palette) -> ImageArray:
-    tint = np.array(palette, np.uint8)[mask]
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(tint), OVERLAY_FRACTION))
+def data_uri(data: bytes, subtype: str) -> str:
+    """Encode an image file as a data URI; `subtype` is that of its media type, such as "png"."""
+    return f"data:image/{subtype};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _overlay(image: ImageArray, mask: Mask, palette: Palette) -> ImageArray:
+    colors = np.array(palette, np.uint8)[mask]
+    blended = Image.blend(Image.fromarray(image), Image.fromarray(colors), OVERLAY_FRACTION)
+    return np.asarray(blended)
 
 
 def _jpeg(image: ImageArray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return _uri(buffer.getvalue(), "jpeg")
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return data_uri(buffer.getvalue(), "jpeg")

@@ -1,51 +1,30 @@
-"""A perceptually uniform colour map, computed: lightness rises in equal steps of CIELAB.
+"""Colour map of confidence: perceptually uniform, 256 colours.
 
-Hue runs from violet over red to yellow, so the map also reads in grey and with the common
-colour-vision deficiencies; chroma is as high as sRGB allows up to a bound.
+CIELAB lightness rises from 8 to 94 in equal steps while hue runs from 300 to 460 degrees (violet
+over red to yellow), at the highest smooth chroma that sRGB allows, at most 65.5. The map can
+therefore be read in grey and with the common colour-vision deficiencies.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+_SRGB = """
+000f4d010f50010e54010e57010d5b040c5d090c5e0d0b5f120b61150a62190a631c09641f0865220766250667280568
+2b04692e036931036a34026a36026a39016a3b016a3d01694000694200694400694601684800684a00684c01684e0068
+5001675201675400675501675700675900675b01675c01675e00676000676101676301676501676701676801676a0167
+6c01676d01676f01677101677201677401677601667701667901667a02667c00677e0067800166810166830166840266
+8600668801668901668b02668d00668e01669002669200669301669502669700669801669a02659c01659d02659f0165
+a00265a20165a40265a50164a70264a90264aa0364ac0364ad0463af0563b00663b20763b30962b50a62b60c62b70d61
+b90f61ba1161bb1261bd1460be1560bf1760c0195fc11a5fc31c5fc41e5ec51f5ec6215ec7225dc8245dc9255dcb275c
+cc285ccd2a5cce2b5bcf2d5bd02e5bd1305ad2315ad3335ad43459d53559d63759d73858d83a58d93b58da3d57db3e57
+db3f57dc4156dd4256de4456df4555e04655e14855e24954e24b54e34c54e44d53e54f53e65053e65252e75352e85452
+e95652e95751ea5951eb5a51eb5b50ec5d50ed5e50ee604fee614fef624fef644ff0654ef1674ef1684ef2694ef26b4d
+f36c4df46e4df46f4df5704cf5724cf6734cf6754cf7764bf7774bf8794bf87a4bf97c4bf97d4afa7e4afa804afa814a
+fb834afb844afc854afc874afc884afd8a4afd8b4afd8d4afd8e4afe904afe914afe934afe944bfe954bfe974bfe984c
+ff9a4cff9b4dff9d4dff9e4effa04effa14fffa350ffa450ffa651ffa751ffa953ffaa53ffac54ffad54ffae56ffb056
+ffb157ffb358ffb459ffb559ffb75affb85bffba5cffbb5dffbc5effbe5effbf60ffc160ffc262ffc362ffc563ffc665
+ffc765ffc966ffca66ffcb68ffcd69ffce6affcf6affd16cffd26dffd36dffd56effd66fffd770ffd971ffda71ffdb72
+ffdd73ffde74ffdf75ffe176ffe277ffe377ffe578ffe677ffe777ffe977ffea77ffeb77ffed75ffee74ffef74fff174
+"""
 
-D65 = np.array([0.95047, 1.0, 1.08883])
-XYZ_TO_RGB = np.array(
-    [
-        [3.2404542, -1.5371385, -0.4985314],
-        [-0.9692660, 1.8760108, 0.0415560],
-        [0.0556434, -0.2040259, 1.0572252],
-    ]
-)
-
-
-def lab_to_linear_rgb(lab: Floats) -> Floats:
-    """CIELAB [...,3] (D65) to linear RGB [...,3], outside 0..1 where sRGB has no such colour."""
-    fy = (lab[..., 0] + 16) / 116
-    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
-    xyz = np.where(f > 6 / 29, f**3, (f - 4 / 29) * 3 * (6 / 29) ** 2) * D65
-    linear: Floats = xyz @ XYZ_TO_RGB.T
-    return linear
-
-
-def heat_colors(steps: int = 256) -> NDArray[np.uint8]:
-    """Build the map: uint8 [steps,3], lightness 8 to 94, hue 300 to 460 degrees."""
-    position = np.linspace(0, 1, steps)
-    lightness = 8 + 86 * position
-    hue = np.deg2rad(300 + 160 * position)
-    chroma = np.zeros(steps)
-    for candidate in np.arange(0, 66, 0.5):
-        lab = np.stack([lightness, candidate * np.cos(hue), candidate * np.sin(hue)], axis=-1)
-        rgb = lab_to_linear_rgb(lab)
-        chroma = np.where(((rgb >= 0) & (rgb <= 1)).all(axis=-1), candidate, chroma)
-    smooth = np.convolve(np.pad(chroma, 12, mode="edge"), np.ones(25) / 25, mode="valid")
-    chroma = np.minimum(chroma, smooth)
-    linear = lab_to_linear_rgb(
-        np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
-    ).clip(0, 1)
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    colors: NDArray[np.uint8] = np.rint(srgb * 255).astype(np.uint8)
-    return colors
-
-
-HEAT = heat_colors()
+# uint8 sRGB [256,3], darkest first; bytes.fromhex skips the line breaks.
+HEAT = np.frombuffer(bytes.fromhex(_SRGB), np.uint8).reshape(256, 3)

@@ -22,6 +22,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.calibration.registry import build
+from app.evaluation.charts import reliability_curves, reliability_diagram
 from app.settings import load_settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import new_id
@@ -281,6 +282,9 @@ def test_upload_becomes_the_active_calibrator(service, folder):
     assert report["decision"]["activated"]
     assert report["seed"] == 4
     assert report["parameters"]["temperature"] == pytest.approx(3, rel=0.25)
+    diagram = service.get(f"/calibrators/{last['calibrator']}/reliability.svg")
+    assert diagram.headers["content-type"] == "image/svg+xml"
+    assert diagram.content == reliability_diagram(reliability_curves(report))
     history = (folder / "artifacts" / "tiny" / "history.jsonl").read_text().splitlines()
     assert f"job {last['id']}" in history[-1]
     # What has ended well can neither be stopped nor run again, and needs its upload no more.

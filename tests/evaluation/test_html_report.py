@@ -1,10 +1,11 @@
-"""The page as a browser gets it: whole, quiet, escaped, and with the numbers that were measured."""
+"""The page: well-formed, without scripts, escaped, and with the measured values."""
 
 import base64
 import hashlib
 import io
 import math
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from PIL import Image
 
 from app.calibration.methods.identity import Identity
-from app.cli.evaluate import image_views
+from app.calibration.metrics.evaluation import Evaluation
+from app.cli.evaluate import image_thumbnails
 from app.datasets.images import find_pairs
+from app.evaluation.charts import Stage, reliability_diagram, risk_coverage_diagram
 from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate
 from app.evaluation.formatting import headline, metric_rows, number, percent, points
 from app.evaluation.html_report import TEMPLATES, render
@@ -65,6 +68,15 @@ class Page(HTMLParser):
         for tag in set(self.open):
             self.texts[tag][-1] += data
 
+    def images(self, subtype: str) -> list[tuple[dict[str, str | None], bytes]]:
+        """Attributes and file of the images of media types `image/<subtype>`, a pattern."""
+        found = []
+        for tag, attributes in self.tags:
+            start, _, data = str(attributes.get("src")).partition(",")
+            if tag == "img" and re.fullmatch(f"data:image/({subtype});base64", start):
+                found.append((attributes, base64.b64decode(data, validate=True)))
+        return found
+
     def row(self, name: str) -> list[str]:
         """The cells of the row that begins with a name."""
         found = [[cell.strip() for cell in row] for row in self.rows if row[0].strip() == name]
@@ -99,7 +111,7 @@ def evaluated(tmp_path_factory):
     def run(calibrator: object) -> tuple[Comparison, str]:
         subject = LocalModel(predictor, stored if calibrator else None, options.max_pixels)
         done = evaluate(subject, pairs, options, lambda: None)
-        return done, render(done, {i: image_views(subject, done, i) for i in done.worst()})
+        return done, render(done, {i: image_thumbnails(subject, done, i) for i in done.worst()})
 
     return {"with": run(True), "without": run(False)}
 
@@ -114,7 +126,7 @@ def test_page_is_well_formed_and_says_so(either):
     page = Page(text)
     assert text.startswith("<!doctype html>")
     assert [tag for tag, _ in page.tags if tag in ("h1", "main")] == ["h1", "main"]
-    assert page.texts["title"][0] == "tiny: how far its confidence can be trusted"
+    assert page.texts["title"][0] == "tiny: evaluation of masks and confidence"
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
 
 
@@ -128,6 +140,12 @@ def test_page_loads_nothing_and_runs_nothing(either):
         assert not any(name.startswith("on") or name == "style" for name in attributes), tag
         for name in ("src", "href", "srcset", "action", "data"):
             assert attributes.get(name) is None or str(attributes[name]).startswith("data:image/")
+    for _, svg in page.images(r"svg\+xml"):
+        elements = list(ET.fromstring(svg).iter())
+        assert not any("script" in element.tag for element in elements)
+        links = [v for e in elements for k, v in e.items() if k.endswith("href") or "url(" in v]
+        assert links
+        assert all(re.fullmatch(r"(url\()?#\w+\)?", link) for link in links)
 
 
 def test_page_forbids_itself_everything_but_its_own_style(either):
@@ -147,7 +165,7 @@ def test_names_from_outside_are_text(either):
     assert 'a"><b>&.png' in page.texts["h3"]
 
 
-def test_figures_on_the_page_are_those_measured(evaluated):
+def test_metrics_on_the_page_are_those_measured(evaluated):
     done, text = evaluated["with"]
     page = Page(text)
     assert done.after is not None
@@ -164,10 +182,25 @@ def test_figures_on_the_page_are_those_measured(evaluated):
     assert page.row("MCE")[2] == number(done.after.evaluation.bins.mce())
     # Two thirds of `a` and all of `good` are right of 96 each; of `dull`, 600 grey pixels, none.
     assert page.row("Accuracy")[1] == "0.2020" == number((64 + 96) / 792)
-    assert page.row("Right pixels")[1] == percent((64 + 96) / 792)
+    assert page.row("Correct pixels")[1] == percent((64 + 96) / 792)
     assert page.texts["h1"] == [headline(done.before, done.after)]
     for end in (done.difference.low, done.difference.high):
         assert number(end) in text
+
+
+def test_charts_are_of_the_measured_curves(evaluated):
+    done, text = evaluated["with"]
+    sides: dict[Stage, Evaluation] = {
+        "before": done.before.evaluation,
+        "after": done.after.evaluation,
+    }
+    charts = [svg for _, svg in Page(text).images(r"svg\+xml")]
+    assert charts == [
+        reliability_diagram({stage: side.reliability() for stage, side in sides.items()}),
+        risk_coverage_diagram(
+            {stage: s.confidence_histogram.risk_coverage() for stage, s in sides.items()}
+        ),
+    ]
 
 
 def test_classes_on_the_page_are_those_measured(evaluated):
@@ -190,19 +223,20 @@ def test_page_without_calibrator_compares_nothing(evaluated):
     assert "none: plain softmax" in text
     assert len(page.row("NLL")) == 3
     assert "Change" not in text
+    assert all(b">uncalibrated<" in svg for _, svg in page.images(r"svg\+xml"))
+    assert not any(b">calibrated<" in svg for _, svg in page.images(r"svg\+xml"))
 
 
-def test_images_to_look_at(evaluated):
+def test_images_to_inspect(evaluated):
     done, text = evaluated["without"]
     page = Page(text)
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    images = page.images("jpeg|png")
     assert len(page.texts["article"]) == len(done.worst()) == 3
     assert len(images) == 12
-    for attributes in images:
-        data = base64.b64decode(str(attributes["src"]).split(",", 1)[1], validate=True)
+    for attributes, data in images:
         with Image.open(io.BytesIO(data)) as image:
             assert image.size == tuple(int(attributes[side] or 0) for side in ("width", "height"))
-    # `dull` says 1/3 of a wrong label; `a` is sure of a third that is wrong.
+    # `dull` has a confidence of 1/3 in a wrong label, `a` a high one in a third that is wrong.
     assert page.texts["h3"][:2] == ["dull.png", 'a"><b>&.png']
     assert ["most errors at 90%" in article for article in page.texts["article"]] == [
         False, True, False
@@ -212,9 +246,8 @@ def test_images_to_look_at(evaluated):
 def test_images_can_be_left_out(evaluated):
     done, _ = evaluated["with"]
     text = render(done, {})
-    assert "<img" not in text
-    assert "Images to look at" not in text
-    Page(text)
+    assert Page(text).images("jpeg|png") == []
+    assert "Images to inspect" not in text
 
 
 def test_only_one_image_gives_no_interval(evaluated):
@@ -226,17 +259,17 @@ def test_only_one_image_gives_no_interval(evaluated):
     assert alone.difference is not None
     assert math.isnan(alone.difference.low)
     text = render(alone, {})
-    assert "one image gives no interval" in text
+    assert "one image gives no confidence interval" in text
     assert "nan" not in " ".join(" ".join(row) for row in Page(text).rows).lower()
 
 
-def test_figures_say_what_is_better(evaluated):
+def test_metrics_name_the_direction_of_a_change(evaluated):
     done, _ = evaluated["with"]
-    for figure in metric_rows(done.before, done.after):
-        assert figure.after is not None
-        if figure.direction == "better":
-            assert (figure.after < figure.before) == (figure.better == "lower")
-    by_name = {figure.name: figure for figure in metric_rows(done.before, done.after)}
+    for row in metric_rows(done.before, done.after):
+        assert row.after is not None
+        if row.direction == "better":
+            assert (row.after < row.before) == (row.better == "lower")
+    by_name = {row.name: row for row in metric_rows(done.before, done.after)}
     assert by_name["mIoU"].direction == "same"
     assert by_name["Mean confidence"].direction == ""
 

@@ -1,9 +1,9 @@
-"""The heat map's promise is checked the other way round: from sRGB back to CIELAB."""
+"""Perceptual properties of the colour map, checked in CIELAB."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.imaging.colormap import HEAT, heat_colors, lab_to_linear_rgb
+from app.imaging.colormap import HEAT
 
 RGB_TO_XYZ = np.array(
     [
@@ -15,8 +15,8 @@ RGB_TO_XYZ = np.array(
 D65 = np.array([0.95047, 1.0, 1.08883])
 
 
-def lab(colors: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """sRGB uint8 [N,3] to CIELAB [N,3]."""
+def cielab(colors: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Convert sRGB uint8 [N,3] to CIELAB [N,3] under D65."""
     srgb = colors / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     ratio = linear @ RGB_TO_XYZ.T / D65
@@ -26,32 +26,37 @@ def lab(colors: NDArray[np.uint8]) -> NDArray[np.float64]:
     )
 
 
-def test_heat_has_a_color_for_each_level():
+def test_cielab_of_white_and_black_is_neutral():
+    neutral = cielab(np.array([[255, 255, 255], [0, 0, 0]], np.uint8))
+    assert np.allclose(neutral, [[100, 0, 0], [0, 0, 0]], atol=0.02)
+
+
+def test_colors_are_256_and_read_only():
     assert HEAT.shape == (256, 3)
     assert HEAT.dtype == np.uint8
+    assert not HEAT.flags.writeable
 
 
-def test_heat_lightness_rises_in_equal_steps():
-    lightness = lab(HEAT)[:, 0]
+def test_lightness_rises_in_equal_steps():
+    lightness = cielab(HEAT)[:, 0]
     assert np.abs(lightness - np.linspace(8, 94, 256)).max() < 0.6  # rounding to 8 bits
     assert (lightness[4:] > lightness[:-4]).all()
 
 
-def test_heat_runs_from_dark_to_bright():
+def test_ends_are_dark_and_bright():
     assert HEAT[0].max() < 80
     assert HEAT[255].min() > 100
-    assert lab(HEAT)[[0, 255], 0].round().tolist() == [8, 94]
+    assert cielab(HEAT)[[0, 255], 0].round().tolist() == [8, 94]
 
 
-def test_heat_has_no_jump_in_color():
-    assert np.linalg.norm(np.diff(lab(HEAT), axis=0), axis=1).max() < 4
+def test_hue_runs_from_violet_over_red_to_yellow():
+    _, a, b = cielab(HEAT).T
+    saturated = np.hypot(a, b) > 10  # at low chroma, rounding to 8 bits moves the hue
+    hue = np.rad2deg(np.arctan2(b, a))
+    difference = (hue - np.linspace(300, 460, 256) + 180) % 360 - 180
+    assert saturated.sum() > 200
+    assert np.abs(difference[saturated]).max() < 5
 
 
-def test_heat_of_fewer_steps_has_the_same_ends():
-    few = heat_colors(64).astype(int)
-    assert np.abs(few[[0, -1]] - HEAT[[0, -1]]).max() <= 12
-
-
-def test_lab_of_white_and_black_is_neutral():
-    rgb = lab_to_linear_rgb(np.array([[100.0, 0, 0], [0, 0, 0]]))
-    assert np.allclose(rgb, [[1, 1, 1], [0, 0, 0]], atol=1e-4)
+def test_neighbouring_colors_are_close():
+    assert np.linalg.norm(np.diff(cielab(HEAT), axis=0), axis=1).max() < 4
