@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.calibration.base import FitContext
 from app.calibration.dataset import Augmentation, ValidationSet
@@ -18,6 +20,20 @@ from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
 AUTO_METHOD = "auto"
 PUBLISHING = "publishing"  # the stage from which a fit is carried through
 Activate = Literal["if_better", "always", "never"]
+
+
+class FitOptions(BaseModel):
+    """Options of a fit; `ignore_index` is the label of void pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str = AUTO_METHOD
+    activate: Activate = "if_better"
+    allow_label_changes: bool = False
+    augmentation: Augmentation = "none"
+    ignore_index: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 255
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    note: Annotated[str, Field(max_length=1000)] = ""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""HTTP: parse, call, shape. Status codes live here and nowhere else."""
+"""HTTP API: routes, schemas and error responses; the only package with status codes."""

@@ -1,4 +1,4 @@
-"""Bearer tokens: compared in constant time; the admin's is made at first start if none is given."""
+"""Bearer tokens, compared in constant time; an admin token is generated at the first start."""
 
 import logging
 import secrets
@@ -12,33 +12,32 @@ log = logging.getLogger(__name__)
 FILE, LOCK = "admin_token", ".admin_token.lock"
 
 
-def admin_token(given: str | None, folder: Path) -> str:
-    """Take the configured token, else the one kept in the folder, else make, print and keep one.
+def admin_token(configured: str | None, folder: Path) -> str:
+    """Return the configured token, else the stored one, else generate, print and store one.
 
-    The file has mode 0600. Where the folder can't be written the token lives as long as the
-    process.
+    The file has mode 0600. Where the folder can't be written, the token changes with every start.
     """
-    if given:
-        return given
+    if configured:
+        return configured
     path, token = folder / FILE, secrets.token_urlsafe(32)
-    where = f"kept in {path}"
+    where = f"stored in {path}"
     try:
-        if kept := _kept(path):
-            return kept
+        if stored := _read_token(path):
+            return stored
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / LOCK):  # of several processes starting at once one makes it
-            if kept := _kept(path):
-                return kept
+        with locked(folder / LOCK):  # one of several starting processes generates it
+            if stored := _read_token(path):
+                return stored
             replace_file(path, f"{token}\n".encode("ascii"), mode=0o600)
     except OSError as error:
-        log.warning("the admin token can't be kept: %s", error)
-        where = "kept nowhere: it changes with every start"
+        log.warning("the admin token can't be stored: %s", error)
+        where = "not stored: it changes with every start"
     print(f"admin token (printed once, {where}): {token}", flush=True)  # noqa: T201
     return token
 
 
-def _kept(path: Path) -> str | None:
-    """Read the file; None where there is none, or an empty one."""
+def _read_token(path: Path) -> str | None:
+    """Read the stored token; None where the file is missing or empty."""
     try:
         return path.read_text("ascii").strip() or None
     except FileNotFoundError:
@@ -46,10 +45,10 @@ def _kept(path: Path) -> str | None:
 
 
 def check(authorization: str, tokens: tuple[str, ...]) -> None:
-    """Let in whoever carries one of the tokens; raises UnauthorizedError otherwise."""
-    scheme, _, given = authorization.partition(" ")
-    # All tokens are compared, in constant time each, so that timing tells nothing.
-    matches = [secrets.compare_digest(given.encode(), token.encode()) for token in tokens]
+    """Raise UnauthorizedError where an `Authorization` header holds none of the tokens."""
+    scheme, _, credentials = authorization.partition(" ")
+    # All tokens are compared, in constant time each, so that timing reveals nothing.
+    matches = [secrets.compare_digest(credentials.encode(), token.encode()) for token in tokens]
     if scheme.lower() != "bearer" or not any(matches):
-        came = "another one" if given else "none"
-        raise UnauthorizedError(f"expected a bearer token of this service, got {came}")
+        received = "another one" if credentials else "none"
+        raise UnauthorizedError(f"expected a bearer token of this service, got {received}")

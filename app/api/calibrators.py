@@ -1,6 +1,4 @@
-"""`/calibrators`: versions, their reports, and which one is active."""
-
-from dataclasses import asdict
+"""`/calibrators`: calibrator versions, their reports, and activation."""
 
 from fastapi import APIRouter, Response
 
@@ -19,7 +17,7 @@ ZIP = "application/zip"
 def calibrators(
     state: StateDep, segmenter: SegmenterDep, model: str | None = None
 ) -> CalibratorList:
-    """List a model's versions, newest first."""
+    """List a model's calibrator versions, newest first."""
     name = segmenter.predictor(model).folder.card.name
     versions = state.artifacts.versions(name)
     return CalibratorList(calibrators=[describe(state, manifest) for manifest in versions])
@@ -27,13 +25,13 @@ def calibrators(
 
 @router.get("/{calibrator}")
 def calibrator(calibrator: str, state: StateDep) -> CalibratorInfo:
-    """Describe one version."""
+    """Return one calibrator version."""
     return describe(state, state.artifacts.find(calibrator))
 
 
 @router.get("/{calibrator}/report")
 def report(calibrator: str, state: StateDep) -> dict[str, object]:
-    """Give the report of the fit: every candidate's figures, reliability curves, the decision."""
+    """Return the fit's report: metrics of all candidates, reliability curves, the decision."""
     return state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
 
 
@@ -56,7 +54,7 @@ def archive(calibrator: str, state: StateDep) -> Response:
 def activate(
     calibrator: str, state: StateDep, segmenter: SegmenterDep, body: Activation | None = None
 ) -> CalibratorInfo:
-    """Make a version the active one; an earlier one too, which is the rollback."""
+    """Activate a version; activating an earlier one is the rollback."""
     manifest = state.artifacts.find(calibrator)
     folder = segmenter.predictor(manifest.model).folder
     state.artifacts.load(manifest.model, calibrator, folder.sha256)
@@ -72,7 +70,7 @@ def delete(calibrator: str, state: StateDep) -> None:
 
 
 def describe(state: State, manifest: Manifest) -> CalibratorInfo:
-    """Shape what is known of a version."""
+    """Return a version's manifest, and whether it is active and stale."""
     active = state.artifacts.active_id(manifest.model) == manifest.id
     stale = state.drift.is_stale(manifest.model, manifest.id)
-    return CalibratorInfo(**asdict(manifest), active=active, stale=stale)
+    return CalibratorInfo(**manifest.model_dump(), active=active, stale=stale)

@@ -1,4 +1,4 @@
-"""What the routes share: built by the factory, reached through typed dependencies."""
+"""State shared by the routes, as typed FastAPI dependencies."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ from app.storage.artifacts import ArtifactStore
 
 T = TypeVar("T")
 
-# They tell the OpenAPI document which calls carry what; `tokens.check` reads the header.
+# Security schemes of the OpenAPI document only; `tokens.check` reads the header.
 API_TOKEN = HTTPBearer(
     scheme_name="api_token", description="Where SEGCAL_API_TOKENS is set.", auto_error=False
 )
@@ -32,9 +32,9 @@ ADMIN_TOKEN = HTTPBearer(scheme_name="admin_token", auto_error=False)
 
 
 class Admission:
-    """Lets a few requests work at once and a bounded number wait; refuses the rest at once.
+    """Runs up to `workers` requests at once, queues up to `queue_limit`, rejects the rest.
 
-    Whoever works or waits for it is in `active_requests`.
+    `active_requests` counts the running and the queued ones.
     """
 
     def __init__(self, workers: int, queue_limit: int) -> None:
@@ -44,7 +44,7 @@ class Admission:
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Hold one of the places; raises BusyError when none is left."""
+        """Hold a place among the running and queued requests; raises BusyError without one."""
         if self._places_left <= 0:
             raise BusyError("expected fewer requests at once, got a full queue")
         self._places_left -= 1
@@ -54,12 +54,12 @@ class Admission:
             self._places_left += 1
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread, off the event loop, when it is this caller's turn."""
+        """Run blocking work in a thread of the pool, in order of arrival."""
 
         def guarded() -> T:
             try:
                 return work()
-            except StopIteration as error:  # no future can hold it: whoever awaits it never wakes
+            except StopIteration as error:  # a future rejects it and would never complete
                 raise RuntimeError("expected an answer, got a stop of iteration") from error
 
         with self.active_requests.enter():
@@ -68,7 +68,7 @@ class Admission:
 
 @dataclass
 class Readiness:
-    """Whether requests can be served, and if not, why."""
+    """Whether requests can be served, or the reason why not."""
 
     segmenter: Segmenter | None = None
     reason: str = "models are loading"
@@ -76,7 +76,7 @@ class Readiness:
     draining: threading.Event = field(default_factory=threading.Event)
 
     def require(self) -> Segmenter:
-        """Give the segmenter; raises UnavailableError before and after its time."""
+        """Return the segmenter; raises UnavailableError while loading and draining."""
         if self.draining.is_set():
             raise UnavailableError("expected a running service, got one that is shutting down")
         if self.segmenter is None:
@@ -86,7 +86,7 @@ class Readiness:
 
 @dataclass(frozen=True)
 class State:
-    """Everything a request may need."""
+    """State of the application, shared by all requests."""
 
     settings: Settings
     admin_token: str
@@ -100,25 +100,25 @@ class State:
 
 
 async def get_state(request: Request) -> State:
-    """Give the state that the factory put on the application.
+    """Return the application's state.
 
-    Like those below a coroutine that awaits nothing: FastAPI gives every function a thread.
+    A coroutine, as are those below: FastAPI would run a plain function in a thread.
     """
     state: State = request.app.state.segcal
     return state
 
 
 async def get_segmenter(state: Annotated[State, Depends(get_state)]) -> Segmenter:
-    """Give the loaded models, or refuse."""
+    """Return the segmenter; raises UnavailableError while loading and draining."""
     return state.readiness.require()
 
 
 async def check_token(
     request: Request,
     state: Annotated[State, Depends(get_state)],
-    _told: Annotated[object, Depends(API_TOKEN)],
+    _scheme: Annotated[object, Depends(API_TOKEN)],
 ) -> None:
-    """Let in whoever carries an API token or the admin's, and everyone where none is set."""
+    """Require an API token or the admin token, where API tokens are configured."""
     if state.settings.api_tokens:
         tokens.check(
             request.headers.get("authorization", ""),
@@ -129,9 +129,9 @@ async def check_token(
 async def check_admin(
     request: Request,
     state: Annotated[State, Depends(get_state)],
-    _told: Annotated[object, Depends(ADMIN_TOKEN)],
+    _scheme: Annotated[object, Depends(ADMIN_TOKEN)],
 ) -> None:
-    """Let in whoever carries the admin token."""
+    """Require the admin token."""
     tokens.check(request.headers.get("authorization", ""), (state.admin_token,))
 
 

@@ -1,4 +1,4 @@
-"""What is happening, counted for Prometheus; each application has a registry of its own."""
+"""Prometheus metrics; each application has its own registry."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
 
 
 class ServiceMetrics:
-    """The service's counters."""
+    """Counters and histograms of the service."""
 
     def __init__(self, drift: DriftMonitor) -> None:
         self.registry = CollectorRegistry()
@@ -42,27 +42,27 @@ class ServiceMetrics:
     def count_segmentation(
         self, model: str, mean_confidence: float, milliseconds: Mapping[str, float]
     ) -> None:
-        """Count one answer with its stages' times."""
+        """Record one segmentation: mean confidence, and the time of each stage in ms."""
         self.confidence.labels(model).observe(mean_confidence)
         for stage, spent in milliseconds.items():
             self.stages.labels(stage).observe(spent / 1000)
 
 
 class DriftGauges(Collector):
-    """Each watched model's drift, read when asked for."""
+    """Gauges of each model's drift, read when metrics are collected."""
 
     def __init__(self, drift: DriftMonitor) -> None:
         self._drift = drift
 
     def collect(self) -> Iterator[Metric]:
-        """Give divergences and limits by model and histogram, and staleness by model."""
+        """Yield divergence and limit by model and histogram, and staleness by model."""
         divergence = GaugeMetricFamily(
             "segcal_drift_divergence",
-            "Jensen-Shannon divergence of live answers from those of the fit, in nats.",
+            "Jensen-Shannon divergence of current answers from those of the fit, in nats.",
             labels=("model", "histogram"),
         )
         limit = GaugeMetricFamily(
-            "segcal_drift_limit", "The divergence beyond which a model drifts.",
+            "segcal_drift_limit", "Divergence above which a calibrator is stale.",
             labels=("model", "histogram"),
         )  # fmt: skip
         stale = GaugeMetricFamily(
@@ -77,16 +77,16 @@ class DriftGauges(Collector):
 
 
 class MetricsMiddleware:
-    """Counts every answer under its route's template.
+    """Counts and times each response by route template, method and status.
 
-    Neither an id in a path nor a method that a caller makes up begins a new series.
+    Ids in paths and unknown methods start no new series.
     """
 
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self._app, self._counters = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Time one request."""
+        """Count and time one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""A multipart body streams straight to files under our own names, however large it is."""
+"""Streaming of multipart bodies to files, one for each field."""
 
 import re
 import shutil
@@ -15,11 +15,11 @@ from app.errors import ArgumentError, MediaTypeError, StorageError, UndecodableE
 from app.storage.files import storage
 
 MAX_TEXT = 8192  # bytes of one text field
-BATCH = 1 << 20  # bytes handed to a thread at a time
+BATCH = 1 << 20  # bytes written by a thread at a time
 
 
 class MultipartWriter:
-    """Writes the file fields of a body to a folder, each to its own name, and keeps the texts."""
+    """Writes each file field of a body to a file named as the field; collects the text fields."""
 
     def __init__(
         self, boundary: bytes, folder: Path, files: Collection[str], texts: Collection[str]
@@ -47,7 +47,7 @@ class MultipartWriter:
         )
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes; raises UndecodableError, ArgumentError, StorageError."""
+        """Parse and write the next bytes; raises UndecodableError, ArgumentError, StorageError."""
         try:
             with storage("an upload"):
                 self._parser.write(data)
@@ -55,12 +55,12 @@ class MultipartWriter:
             raise UndecodableError(f"expected multipart/form-data, got: {error}") from error
 
     def finish(self) -> None:
-        """Take the end; raises UndecodableError where the body broke off before it."""
+        """Raise UndecodableError where the body ended before its last boundary."""
         if not self._ended:
-            raise UndecodableError("expected a whole multipart body, got one that breaks off")
+            raise UndecodableError("expected a complete multipart body, got one that breaks off")
 
     def close(self) -> None:
-        """Close the file that is open after a failure."""
+        """Close the file that a failure has left open."""
         if self._file is not None:
             self._file.close()
 
@@ -79,7 +79,7 @@ class MultipartWriter:
         self._header_name = self._header_value = b""
 
     def _open_field(self) -> None:
-        """Know a field by its name alone; the name a client gives its file is never looked at."""
+        """Start the field named in the part's headers; the client's file name is ignored."""
         _, options = parse_options_header(self._disposition.decode("latin-1"))
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name not in (*self._files, *self._known_texts):
@@ -97,7 +97,7 @@ class MultipartWriter:
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if self._file is not None:
             view = memoryview(data)[start:end]
-            while view:  # a disk that fills up takes a part
+            while view:  # a disk that fills up writes a part
                 view = view[self._file.write(view) :]
             return
         self._text += data[start:end]
@@ -121,16 +121,16 @@ class MultipartWriter:
 async def write_multipart(
     request: Request, folder: Path, files: Collection[str], texts: Collection[str]
 ) -> dict[str, str]:
-    """Write a request's file fields to a folder and give its text fields.
+    """Write a request's file fields to a folder and return its text fields.
 
-    Memory stays at a few MB. What is written when a failure comes is the caller's to remove. Raises
-    MediaTypeError, UndecodableError, ArgumentError and StorageError.
+    Memory stays at a few MB. After a failure the caller removes the files. Raises MediaTypeError,
+    UndecodableError, ArgumentError and StorageError.
     """
     writer = MultipartWriter(boundary_of(request), folder, files, texts)
     _check_room(request, folder)
     try:
         async for batch in batches(request.stream()):
-            # Disks may block, and the event loop must not.
+            # In a thread, since a disk may block.
             await anyio.to_thread.run_sync(writer.write, batch)
         writer.finish()
     finally:
@@ -139,30 +139,31 @@ async def write_multipart(
 
 
 def boundary_of(request: Request) -> bytes:
-    """Take the boundary from the content type; raises MediaTypeError for any other kind of body."""
-    given = request.headers.get("content-type", "")
-    kind, options = parse_options_header(given)
+    """Parse the boundary of the content type; raises MediaTypeError for any other type."""
+    content_type = request.headers.get("content-type", "")
+    kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not re.fullmatch(rb"[\x20-\x7e]{1,70}", boundary):
         raise MediaTypeError(
-            f"expected multipart/form-data with a boundary, got {given[:80] or 'no content type'}"
+            f"expected multipart/form-data with a boundary, "
+            f"got {content_type[:80] or 'no content type'}"
         )
     return boundary
 
 
 async def batches(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Gather small pieces, so that each trip to a thread is worth it."""
-    gathered = bytearray()
-    async for piece in stream:
-        gathered += piece
-        if len(gathered) >= BATCH:
-            yield bytes(gathered)
-            gathered.clear()
-    yield bytes(gathered)
+    """Join small chunks to batches of at least `BATCH` bytes, to start fewer threads."""
+    batch = bytearray()
+    async for chunk in stream:
+        batch += chunk
+        if len(batch) >= BATCH:
+            yield bytes(batch)
+            batch.clear()
+    yield bytes(batch)
 
 
 def _check_room(request: Request, folder: Path) -> None:
-    """Refuse at once what can't fit on the disk."""
+    """Raise StorageError where the declared length exceeds the free space."""
     declared = request.headers.get("content-length", "")
     free = shutil.disk_usage(folder).free
     if declared.isdecimal() and int(declared) > free:

@@ -1,4 +1,4 @@
-"""Every failure becomes `application/problem+json` (RFC 9457), whatever layer it comes from."""
+"""Error responses as `application/problem+json` (RFC 9457), for errors of all layers."""
 
 import logging
 from http import HTTPStatus
@@ -33,7 +33,7 @@ PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = "1"
 ROUTED_METHODS = ("GET", "POST", "DELETE")
 
-# An error gets the status of the nearest class above it that stands here.
+# An error has the status of the first class in its method resolution order that is listed.
 STATUS: dict[type[BaseException], int] = {
     SegcalError: 500,
     InputError: 400,
@@ -48,13 +48,13 @@ STATUS: dict[type[BaseException], int] = {
     UnavailableError: 503,
     StorageError: 507,
 }
-# What any operation may answer, for the OpenAPI document.
+# Error responses of every operation in the OpenAPI document.
 ANSWERS: dict[int | str, dict[str, object]] = {
     codes: {
         "description": description,
         "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
     }
-    for codes, description in (("4XX", "Refused, and why"), ("5XX", "Not answered, and why"))
+    for codes, description in (("4XX", "Invalid or rejected request"), ("5XX", "Server error"))
 }
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
@@ -70,24 +70,24 @@ def problem(
     errors: list[object] | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """Shape one problem; `detail` says what was expected and what came."""
+    """Return a problem response; `detail` has the form "expected X, got Y"."""
     title = HTTPStatus(status).phrase
     body: dict[str, object] = {
         "type": "about:blank", "title": title, "status": status, "detail": detail,
     }  # fmt: skip
     if errors is not None:
         body["errors"] = errors
-    every = {**HEADERS.get(status, {}), **(headers or {})}
-    return JSONResponse(body, status, headers=every, media_type=PROBLEM_JSON)
+    all_headers = {**HEADERS.get(status, {}), **(headers or {})}
+    return JSONResponse(body, status, headers=all_headers, media_type=PROBLEM_JSON)
 
 
 def status_of(error: SegcalError) -> int:
-    """Find the status of an error along its classes."""
+    """Return the HTTP status of an error."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 async def on_segcal_error(_request: Request, error: Exception) -> JSONResponse:
-    """Answer one of our own errors."""
+    """Respond to a SegcalError with the status of its class."""
     assert isinstance(error, SegcalError)  # noqa: S101 - registered for this class only
     status = status_of(error)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -99,7 +99,7 @@ async def on_segcal_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_invalid_request(request: Request, error: Exception) -> JSONResponse:
-    """Answer arguments that did not pass their schema."""
+    """Respond with 422 to arguments that violate their schema, with 404 to such paths."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     errors = [
         {"loc": list(item["loc"][:2]), "msg": sentence(item["msg"]), "type": item["type"]}
@@ -110,21 +110,21 @@ async def on_invalid_request(request: Request, error: Exception) -> JSONResponse
         return problem(404, f"expected a path of this service, got {request.url.path[:80]}")
     where = ".".join(str(part) for part in first["loc"][:2])
     detail = f"{where}: {sentence(first['msg'])}"
-    if first["type"] != "value_error":  # our own validators say themselves what came
+    if first["type"] != "value_error":  # messages of the schemas' own validators include the input
         detail += f", got {str(first.get('input'))[:80]!r}"
     return problem(422, detail, jsonable_encoder(errors))
 
 
 def sentence(message: str) -> str:
-    """Take a validator's own words out of pydantic's frame."""
+    """Remove pydantic's prefix from a validator's message."""
     return message.removeprefix("Value error, ")
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Answer what the framework itself refuses: unknown paths, methods, malformed forms."""
+    """Respond to errors of the framework: unknown paths, methods, malformed forms."""
     assert isinstance(error, HTTPException)  # noqa: S101
     detail = str(error.detail)
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # in the words of whatever took the form apart
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # the detail is a message of the form parser
         detail = f"expected a well-formed request, got one that is not: {detail}"
     if error.status_code == HTTPStatus.NOT_FOUND:
         detail = f"expected a path of this service, got {request.url.path[:80]}"
@@ -136,31 +136,31 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def methods_at(request: Request) -> list[str]:
-    """Name the methods that a path takes; several routes may share it, and files take GET."""
+    """List the methods allowed at a path, of all its routes; GET for static files."""
     routes = [route for route in request.app.router.routes if not isinstance(route, Mount)]
 
-    def taken_by_one(method: str) -> bool:
-        asked = {**request.scope, "method": method}
-        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+    def allows(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in routes)
 
-    taken = [method for method in ROUTED_METHODS if taken_by_one(method)] or ["GET"]
-    return [*taken, "HEAD"] if "GET" in taken else taken
+    allowed = [method for method in ROUTED_METHODS if allows(method)] or ["GET"]
+    return [*allowed, "HEAD"] if "GET" in allowed else allowed
 
 
 async def on_disconnect(request: Request, _error: Exception) -> JSONResponse:
-    """Answer nobody: the caller has gone, which is no fault of ours."""
-    log.info("the caller of %s %s went away", request.method, request.url.path)
-    return problem(400, "expected a whole body, got one that breaks off")
+    """Log that a client disconnected before its body was complete; nobody gets the response."""
+    log.info("the client of %s %s disconnected", request.method, request.url.path)
+    return problem(400, "expected a complete body, got one that breaks off")
 
 
 async def on_crash(request: Request, error: Exception) -> JSONResponse:
-    """Answer a fault of ours; its traceback goes to the log and nowhere else."""
+    """Respond with 500 to an unexpected exception; its traceback is logged only."""
     log.error("crashed on %s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "expected to answer, got an internal fault; the log has the details")
+    return problem(500, "expected a response, got an internal error; see the log for details")
 
 
 def install(app: FastAPI) -> None:
-    """Register all of the above."""
+    """Register the exception handlers."""
     app.add_exception_handler(SegcalError, on_segcal_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -1,16 +1,23 @@
-"""The bodies and queries of the contract, as types."""
+"""Schemas of the HTTP API: request bodies, queries and responses."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from app.jobs.store import JobStatus
+from app.recalibration import FitOptions
+from app.serving.segmenter import NO_CALIBRATOR
+from app.storage.manifest import Manifest
+
 OPTIONAL_PARTS = frozenset({"mask", "confidence", "rle"})
 Output = Literal["mask", "confidence", "heatmap", "overlay"]
+# A response always has the fields with a default: the OpenAPI document lists them as required.
+RESPONSE = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
 class SegmentQuery(BaseModel):
-    """The query of `POST /segment`; unknown names are refused, as a typo would change meaning."""
+    """Query of `POST /segment`; unknown names are rejected, since a typo would be ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,12 +51,12 @@ class SegmentQuery(BaseModel):
 
     @property
     def parts(self) -> frozenset[str]:
-        """What the JSON body is to include."""
+        """Optional parts that the JSON body includes."""
         return frozenset(filter(None, self.include.split(",")))
 
 
 class PresentClass(BaseModel):
-    """A class that occurs in the mask; `fraction` and `mean_confidence` in 0..1."""
+    """A class present in the mask; `fraction` and `mean_confidence` in 0..1."""
 
     id: int
     name: str
@@ -67,7 +74,7 @@ class EncodedImage(BaseModel):
 
 
 class RunLengths(BaseModel):
-    """One class's pixels as COCO RLE, column-major; `size` is [H,W]."""
+    """Pixels of one class as column-major COCO RLE; `size` is [H,W]."""
 
     class_id: int
     size: tuple[int, int]
@@ -75,20 +82,27 @@ class RunLengths(BaseModel):
 
 
 class Calibration(BaseModel):
-    """What the confidence rests on; ECE is image-wise, 10 bins, on images held out from the fit."""
+    """The calibrator of an answer, by default none.
 
-    calibrator: str
-    method: str
+    ECE is image-wise with 10 bins, on images held out from the fit. `in_distribution` in 0..1
+    measures how similar the image is to those of the fit; null where it is not measured.
+    """
+
+    model_config = RESPONSE
+
+    calibrator: str = NO_CALIBRATOR
+    method: str = "none"
     model_sha256: str
-    fitted_at: str | None
-    ece_before: float | None
-    ece_after: float | None
-    images: int
+    fitted_at: str | None = None
+    ece_before: float | None = None
+    ece_after: float | None = None
+    images: int = 0
     stale: bool = False
+    in_distribution: float | None = None
 
 
 class Links(BaseModel):
-    """Where the answer's images and arrays can be fetched for a while."""
+    """Paths of the result's images and arrays, which are kept for a limited time."""
 
     mask: str
     confidence: str
@@ -98,7 +112,7 @@ class Links(BaseModel):
 
 
 class SegmentAnswer(BaseModel):
-    """The JSON answer of `POST /segment`."""
+    """JSON response of `POST /segment`."""
 
     id: str
     model: str
@@ -124,9 +138,9 @@ class ClassInfo(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A model that serves; `active_calibrator` is a version id or null.
+    """A loaded model; `active_calibrator` is a version id or null.
 
-    `default` is true of the one that answers where none is named.
+    `default` marks the model of requests that name none.
     """
 
     name: str
@@ -145,14 +159,14 @@ class ModelInfo(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models that serve, and those that were refused with the reason."""
+    """Loaded models, and the reason for each rejected model folder."""
 
     models: list[ModelInfo]
     refused: dict[str, str]
 
 
 class Problem(BaseModel):
-    """RFC 9457."""
+    """Problem details of an error response (RFC 9457)."""
 
     type: str
     title: str
@@ -162,57 +176,51 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """Alive or ready."""
+    """Health of the service: `alive` or `ready`."""
 
     status: str
 
 
-class CertifiedLevel(BaseModel):
-    """A threshold behind `max_error`; the guarantee holds with probability 1 - `delta`.
+class CalibratorInfo(Manifest):
+    """A stored calibrator; `stale` once the answers of the active version have drifted."""
 
-    `coverage` (share of pixels kept) and `error` are as measured on the certification images.
-    """
+    model_config = RESPONSE
 
-    max_error: float
-    threshold: float
-    delta: float
-    coverage: float
-    error: float
-    images: int
-
-
-class CalibratorInfo(BaseModel):
-    """A stored calibrator; ECE is image-wise, 10 bins, on images held out from the fit."""
-
-    id: str
-    model: str
-    model_sha256: str
-    method: str
-    num_classes: int
-    fitted_at: str
-    images: int
-    pixels: int
-    ece_before: float
-    ece_after: float
-    seed: int
-    note: str
-    summary: dict[str, float]
-    thresholds: list[CertifiedLevel]
     active: bool
     stale: bool = False
-    format: str
-    format_version: int
 
 
 class CalibratorList(BaseModel):
-    """A model's calibrators, newest first."""
+    """Calibrator versions of a model, newest first."""
 
     calibrators: list[CalibratorInfo]
 
 
 class Activation(BaseModel):
-    """Why a version is made active; kept in the history."""
+    """Reason for an activation, recorded in the history."""
 
     model_config = ConfigDict(extra="forbid")
 
     reason: Annotated[str, Field(max_length=1000)] = "no reason given"
+
+
+class CalibrateForm(FitOptions):
+    """Text fields of `POST /calibrate`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+
+
+class JobInfo(JobStatus):
+    """A calibration job; `report` is null until it has succeeded."""
+
+    model_config = RESPONSE
+
+    report: dict[str, object] | None
+
+
+class JobList(BaseModel):
+    """All jobs on record, newest first."""
+
+    jobs: list[JobInfo]

@@ -1,4 +1,4 @@
-"""`POST /segment`: one image in; JSON, an image or arrays out."""
+"""`POST /segment`: segment one image; respond with JSON, an image or arrays."""
 
 import base64
 import time
@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
-from app.api.negotiation import JSON, NPZ, PNG, choose_answer
-from app.api.results import encode_image
+from app.api.results import NPZ, PNG, encode_image
 from app.api.schemas import (
     OPTIONAL_PARTS,
     Calibration,
@@ -35,6 +35,7 @@ from app.serving.segmenter import (
 
 router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
 
+JSON = "application/json"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY = {
     "requestBody": {
@@ -64,16 +65,19 @@ async def segment(
     segmenter: SegmenterDep,
 ) -> Response:
     """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence."""
-    answer = choose_answer(", ".join(request.headers.getlist("accept")), query.output)
+    media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
     async with state.admission.enter():
         upload = await read_upload(request, state.settings.max_upload_bytes)
         return await state.admission.run(
-            lambda: answer_upload(upload, query, answer, segmenter, state)
+            lambda: answer_upload(upload, query, media_type, segmenter, state)
         )
 
 
 async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """Take the image's bytes from a form's field `image` or from the raw body."""
+    """Return the image's bytes from the form's field `image` or the raw body.
+
+    Raises TooLargeError, MediaTypeError, ArgumentError.
+    """
     upload = await _image_bytes(request)
     if len(upload) > max_bytes:
         raise TooLargeError(f"expected an image of at most {max_bytes} bytes, got {len(upload)}")
@@ -98,9 +102,9 @@ async def _image_bytes(request: Request) -> bytes:
 
 
 def answer_upload(
-    upload: bytes, query: SegmentQuery, answer: str, segmenter: Segmenter, state: State
+    upload: bytes, query: SegmentQuery, media_type: str, segmenter: Segmenter, state: State
 ) -> Response:
-    """Segment, keep the result, and shape the answer; runs in a worker thread."""
+    """Segment an upload, cache the result and encode the response; blocks, so run in a thread."""
     started = time.perf_counter()
     timer = StageTimer()
     options = SegmentOptions(
@@ -111,9 +115,9 @@ def answer_upload(
     result = Result(model.card.name, upload, done.prediction, model.palette)
     name = state.results.put(result)
     with timer.stage("encode"):
-        if answer == JSON:
+        if media_type == JSON:
             body = answer_json(name, done, query.parts).encode()
-        elif answer == NPZ:
+        elif media_type == NPZ:
             body = encode.npz(done.prediction.mask, done.prediction.confidence)
         else:
             body = encode_image(result, query.output or "mask", state.settings.max_pixels)
@@ -125,11 +129,11 @@ def answer_upload(
         "X-Result-Id": name,
         "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in timer.stages.items()),
     }
-    return Response(body, headers=headers, media_type=answer)
+    return Response(body, headers=headers, media_type=media_type)
 
 
 def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
-    """Shape the JSON answer."""
+    """Return the JSON response; `parts` are the optional parts to include."""
     height, width = done.prediction.mask.shape
     palette = done.predictor.folder.palette
     table = class_table(done)
@@ -146,43 +150,37 @@ def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
         links=links_of(name),
     )
     if "mask" in parts:
-        body.mask = packed(encode.mask_png(done.prediction.mask, palette))
+        body.mask = encode_base64(encode.mask_png(done.prediction.mask, palette))
     if "confidence" in parts:
-        body.confidence = packed(encode.confidence_png(done.prediction.confidence))
+        body.confidence = encode_base64(encode.confidence_png(done.prediction.confidence))
     if "rle" in parts:
         body.rle = [run_lengths_of(done, present.id) for present in body.classes]
     return body.model_dump_json(exclude=set(OPTIONAL_PARTS - parts))
 
 
-def packed(data: bytes) -> EncodedImage:
-    """Put a PNG into JSON."""
+def encode_base64(data: bytes) -> EncodedImage:
+    """Encode a PNG as base64."""
     return EncodedImage(data=base64.b64encode(data).decode("ascii"))
 
 
 def run_lengths_of(done: Segmentation, class_id: int) -> RunLengths:
-    """Give one class's pixels as COCO RLE."""
+    """Encode one class's pixels as COCO RLE."""
     size, counts = encode.run_lengths(done.prediction.mask, class_id)
     return RunLengths(class_id=class_id, size=size, counts=counts)
 
 
 def calibration_block(done: Segmentation) -> Calibration:
-    """Say what the confidence rests on."""
-    sha256 = done.predictor.folder.sha256
+    """Return the calibrator of an answer, and how good it was measured to be."""
     if done.calibrator is None:
-        return Calibration(
-            calibrator=NO_CALIBRATOR, method="none", model_sha256=sha256, fitted_at=None,
-            ece_before=None, ece_after=None, images=0,
-        )  # fmt: skip
+        return Calibration(model_sha256=done.predictor.folder.sha256)
     manifest = done.calibrator.manifest
-    return Calibration(
-        calibrator=manifest.id, method=manifest.method, model_sha256=sha256,
-        fitted_at=manifest.fitted_at, ece_before=manifest.ece_before,
-        ece_after=manifest.ece_after, images=manifest.images, stale=done.stale,
-    )  # fmt: skip
+    return Calibration.model_validate(
+        {**dict(manifest), "calibrator": manifest.id, "stale": done.stale}
+    )
 
 
 def links_of(name: str) -> Links:
-    """Say where the rest of the answer can be fetched."""
+    """Return the paths of a result's images and arrays."""
     return Links(
         mask=f"/results/{name}/mask.png",
         confidence=f"/results/{name}/confidence.png",
@@ -190,3 +188,38 @@ def links_of(name: str) -> Links:
         overlay=f"/results/{name}/overlay.png",
         data=f"/results/{name}/data.npz",
     )
+
+
+def choose_media_type(accept: str, output: str | None) -> str:
+    """Choose JSON, PNG or npz by `Accept`; with `output` PNG is preferred to JSON.
+
+    Raises HTTPException 406 where none of them is accepted.
+    """
+    offers = [PNG, JSON, NPZ] if output else [JSON, PNG, NPZ]
+    ranges = [parse_range(part) for part in (accept or "*/*").split(",")]
+    weights = {offer: _weight(offer, ranges) for offer in offers}
+    best = max(offers, key=lambda offer: weights[offer])
+    if weights[best] <= 0:
+        raise HTTPException(406, f"expected Accept to allow one of {offers}, got {accept}")
+    return best
+
+
+def parse_range(part: str) -> tuple[str, float]:
+    """Parse a media range and its weight; a weight that is not a number counts as 1."""
+    kind, *parameters = (piece.strip() for piece in part.lower().split(";"))
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return kind, float(parameter[2:])
+            except ValueError:
+                return kind, 1.0
+    return kind, 1.0
+
+
+def _weight(offer: str, ranges: list[tuple[str, float]]) -> float:
+    """Return the weight of the most specific range that matches an offer, 0 where none does."""
+    for pattern in (offer, offer.partition("/")[0] + "/*", "*/*"):
+        for kind, weight in ranges:
+            if kind == pattern:
+                return weight
+    return 0.0

@@ -1,4 +1,4 @@
-"""uvicorn, as we run it: it drains on the first signal, and malformed HTTP is a problem as well."""
+"""uvicorn server that drains on the first signal, and reports malformed HTTP as a problem."""
 
 import ctypes
 import signal
@@ -14,15 +14,15 @@ from app.api.dependencies import State
 from app.api.problem_details import problem
 
 SHUTDOWN_S = 30  # for requests to finish
-# Longer than the 60 s of most proxies: whoever closes an idle connection first must be the one that
-# sends, or a request now and then meets a connection that is just being closed.
+# Longer than the 60 s of most proxies: if the server closed an idle connection first, the proxy
+# could send a request to a connection that is being closed.
 KEEP_ALIVE_S = 75
 CLOSE_S = 5  # for connections to be closed after that
 M_ARENA_MAX = -8  # of <malloc.h>
 
 
 class DrainingServer(uvicorn.Server):
-    """Turns /readyz to 503 with the first signal, and ends well once requests are finished."""
+    """Drains on the first signal: /readyz responds 503, and requests finish before the exit."""
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
@@ -32,8 +32,8 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain, then shut down; a second interrupt does not wait.
 
-        Unlike uvicorn's own, it does not raise the signal again afterwards: a stop that was asked
-        for is no failure, so the process exits with 0.
+        Unlike uvicorn's, it does not raise the signal again afterwards, so that the process exits
+        with 0.
         """
         del frame
         self._state.readiness.draining.set()
@@ -45,7 +45,7 @@ class DrainingServer(uvicorn.Server):
         return bool(self._deadline)
 
     async def on_tick(self, counter: int) -> bool:
-        """Go on listening while requests finish, so that whoever asks is told 503."""
+        """Keep listening while requests finish, so that /readyz can respond 503."""
         if self._stopping and (
             self.force_exit or not self.server_state.tasks or time.monotonic() > self._deadline
         ):
@@ -54,10 +54,10 @@ class DrainingServer(uvicorn.Server):
 
 
 class ProblemProtocol(H11Protocol):
-    """HTTP/1.1 whose answer to what is no HTTP has the form of all our other answers."""
+    """HTTP/1.1 that responds to malformed requests with problem details."""
 
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 and close."""
+        """Respond with 400 and close the connection."""
         answer = problem(400, f"expected an HTTP/1.1 request, got one that breaks off: {msg}")
         headers = [*answer.raw_headers, (b"connection", b"close")]
         for event in (
@@ -69,11 +69,11 @@ class ProblemProtocol(H11Protocol):
         self.transport.close()
 
 
-def few_heaps() -> None:
-    """Let all threads share two of the C library's heaps, where it is one that can be told.
+def limit_malloc_arenas() -> None:
+    """Limit malloc to two arenas, where the C library has `mallopt`.
 
-    With a heap for each thread, memory goes on growing for thousands of requests of mixed sizes:
-    what one heap has free is of no use to a thread of another.
+    With an arena for each thread, memory grows over thousands of requests of mixed sizes: a thread
+    can't use the free memory of another arena.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -81,8 +81,8 @@ def few_heaps() -> None:
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until a signal."""
-    few_heaps()
+    """Serve an application until a signal."""
+    limit_malloc_arenas()
     config = uvicorn.Config(
         app,
         host=host,

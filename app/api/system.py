@@ -1,6 +1,6 @@
 """Health, models, Prometheus metrics, API documentation and the web page.
 
-All files that the pages load are served by this process: the service works without a network.
+All files of the pages are served by this process, so that they work without internet access.
 """
 
 from pathlib import Path
@@ -27,45 +27,45 @@ router = APIRouter()
 
 @router.get("/healthz", tags=["health"])
 async def healthz() -> Health:
-    """Tell that the process answers."""
+    """Respond 200 while the process is alive."""
     return Health(status="alive")
 
 
 @router.get("/readyz", tags=["health"])
 async def readyz(state: StateDep) -> Health:
-    """Tell that models are loaded and warm; 503 until then and while draining."""
+    """Respond 200 once the models are loaded and warm, 503 before and while draining."""
     state.readiness.require()
     return Health(status="ready")
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)
 def metrics(state: StateDep) -> Response:
-    """Give all counters in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     text = generate_latest(state.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/models", tags=["models"])
 def models(segmenter: SegmenterDep, state: StateDep) -> ModelList:
-    """List the models that serve, and the folders that were refused with the reason."""
+    """List the loaded models, and the reason for each rejected model folder."""
     listed = [describe(segmenter, predictor) for predictor in segmenter.predictors.values()]
     return ModelList(models=listed, refused=dict(state.readiness.refused))
 
 
 @router.get("/models/{model}", tags=["models"])
 def model(model: str, segmenter: SegmenterDep) -> ModelInfo:
-    """Describe one model."""
+    """Return one model."""
     return describe(segmenter, segmenter.predictor(model))
 
 
 def active_id(segmenter: Segmenter, predictor: Predictor) -> str | None:
-    """Name the calibrator that answers now rest on."""
+    """Return the id of the version in use for a model; None where it is uncalibrated."""
     stored = segmenter.calibrator(predictor, ACTIVE)
     return None if stored is None else stored.manifest.id
 
 
 def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
-    """Shape what is known of a model."""
+    """Return a model's card, classes and active calibrator."""
     folder, card = predictor.folder, predictor.folder.card
     return ModelInfo(
         name=card.name,
@@ -89,7 +89,7 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
 
 @router.get("/docs", include_in_schema=False)
 def docs() -> HTMLResponse:
-    """Show the OpenAPI document."""
+    """Return the API documentation as a web page."""
     return get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="segcal",
@@ -101,7 +101,7 @@ def docs() -> HTMLResponse:
 
 @router.get("/", include_in_schema=False)
 def page() -> FileResponse:
-    """Show the page: an image in, labels and confidence out."""
+    """Return the web page that segments an image."""
     return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
 
 

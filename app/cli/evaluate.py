@@ -5,7 +5,6 @@
 
 import io
 import math
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlencode
@@ -83,9 +82,7 @@ class RemoteModel:
         version = active if wanted == ACTIVE else None if wanted == NO_CALIBRATOR else wanted
         if version is None:
             return None
-        told = connection.json(f"/calibrators/{quote(version, safe='')}")
-        known = {field.name: told[field.name] for field in fields(Manifest) if field.name in told}
-        return Manifest(**known)
+        return Manifest.model_validate(connection.json(f"/calibrators/{quote(version, safe='')}"))
 
 
 def unknown(_labels: Tensor) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""Background fits: queue, records on disk, and the process of each fit."""
+"""Calibration jobs: queue, files, and one worker process for each fit."""

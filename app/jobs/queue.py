@@ -1,7 +1,6 @@
-"""Background fits: a bounded queue, one child process at a time, states that outlive the server.
+"""Bounded queue of calibration jobs; one thread runs them, one child process at a time.
 
-A thread of its own starts each fit as `python -m app.jobs.worker`, reads its progress, and writes
-the job's state; readers, in any server process, read files (see `job_files`).
+The thread writes each job's state to files (see `store`), from which every server process reads.
 """
 
 import json
@@ -9,7 +8,6 @@ import logging
 import shutil
 import threading
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 from app.errors import BusyError, ConflictError, SegcalError, StorageError
@@ -31,38 +29,38 @@ from app.storage.manifest import timestamp
 
 log = logging.getLogger(__name__)
 
-TURN_S = 0.5  # between looks whether another server process is done with its fit
-IDLE_S = 5.0  # between looks for jobs whose server has died
+TURN_S = 0.5  # between attempts to acquire the lock under which one fit at a time runs
+IDLE_S = 5.0  # between searches for jobs of server processes that have died
 
 
 class Jobs:
-    """The calibration jobs of a service. Safe for threads."""
+    """Calibration jobs of a service; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self.files = JobFiles(settings.artifacts_dir / ".jobs")
         self._settings = settings
         self._queue: deque[str] = deque()
         self._running: str | None = None
-        self._endings: dict[str, Ending] = {}  # until they are written down
+        self._endings: dict[str, Ending] = {}  # until they are written to disk
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._runner = JobRunner(self.files, settings, self._stopping, self._sweep)
 
     def start(self) -> None:
-        """Mark what a dead server left behind, and begin to work."""
+        """Mark the jobs of dead server processes as interrupted, and start the thread."""
         try:
             self.files.open()
             self.recover()
         except StorageError as error:
-            # Requests for images are served all the same.
-            log.warning("no calibration jobs: %s", error)
+            # /segment needs no jobs: the service starts without them.
+            log.warning("calibration jobs are disabled: %s", error)
             return
         self._thread = threading.Thread(target=self._work, name="fits", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the running fit; it and the queued ones are then `interrupted`."""
+        """Stop the running fit; it and the queued jobs become `interrupted`."""
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
@@ -70,30 +68,29 @@ class Jobs:
             self.files.close()
 
     def reserve(self) -> Path:
-        """Make the folder for an upload, which takes a place in the queue.
+        """Create the folder of an upload and reserve its place in the queue.
 
-        Raises BusyError where none is left, StorageError.
+        Raises BusyError where the queue is full, StorageError.
         """
         with self.files.exclusive():
-            waiting = [job for job in self.files.all() if job.state in WAITING]
-            self._require_room(len(waiting) + len(self.files.incoming()))
+            self._require_room()
             return self.files.make_incoming()
 
     def release(self, incoming: Path) -> None:
-        """Remove an upload that became no job."""
+        """Remove the folder of an upload that was rejected."""
         shutil.rmtree(incoming, ignore_errors=True)
 
     def submit(self, incoming: Path, request: FitRequest) -> Job:
-        """Queue a fit on an upload that has been checked."""
-        with self.files.exclusive():  # so that it is counted once, as coming in or as queued
-            job = self.files.take_in(incoming, request)
+        """Queue a fit on a validated upload."""
+        with self.files.exclusive():  # so that `reserve` counts it once, as upload or as job
+            job = self.files.create(incoming, request)
             self._enqueue(job)
         return job
 
     def retry(self, job_id: str) -> Job:
         """Queue a failed or interrupted job again.
 
-        Raises ConflictError for any other, or where its upload is gone, and BusyError.
+        Raises ConflictError for other states and deleted uploads, BusyError for a full queue.
         """
         with self.files.exclusive():
             job = self.files.read(job_id)
@@ -101,27 +98,27 @@ class Jobs:
                 raise ConflictError(
                     f"expected a failed or interrupted job with its upload, got one {job.state}"
                 )
-            waiting = [other for other in self.files.all() if other.state in WAITING]
-            self._require_room(len(waiting) + len(self.files.incoming()))
+            self._require_room()
             (self.files.folder(job_id) / CANCEL).unlink(missing_ok=True)
-            job = replace(
-                job, state="queued", stage="queued", progress=0.0, owner=self.files.owner,
-                started_at=None, finished_at=None, remaining_s=None, error=None,
-            )  # fmt: skip
+            changes: dict[str, object] = {
+                "state": "queued", "stage": "queued", "progress": 0.0, "owner": self.files.owner,
+                "started_at": None, "finished_at": None, "remaining_s": None, "error": None,
+            }  # fmt: skip
+            job = job.model_copy(update=changes)
             self.files.write(job)
             self._enqueue(job)
         return job
 
     def cancel(self, job_id: str) -> Job:
-        """Ask a job to stop; whoever runs it sees to that. Gives the job as it stands now.
+        """Request the cancellation of a job and return the job as read before it takes effect.
 
-        One that is failed or interrupted becomes cancelled at once, and its upload goes. Raises
-        ConflictError where it has succeeded or is cancelled already.
+        A failed or interrupted job is cancelled at once and its upload deleted. Raises
+        ConflictError where the job has succeeded or is already cancelled.
         """
         with self.files.exclusive():
             job = self.files.read(job_id)
             if job.state in REPEATABLE:
-                job = replace(job, state="cancelled")
+                job = job.model_copy(update={"state": "cancelled"})
                 self.files.write(job)
                 self.files.drop_upload(job_id)
                 return job
@@ -132,23 +129,27 @@ class Jobs:
         return job
 
     def recover(self) -> None:
-        """Mark the jobs of server processes that are gone, and our own that no one looks after.
+        """End the orphaned jobs.
 
-        The latter are those whose end could not be written down: the disk was full.
+        They are those of server processes that have died, and those of this process whose ending
+        could not be written because the disk was full.
         """
         with self.files.exclusive():
             self.files.remove_abandoned()
             for job in self.files.all():
                 if job.state in WAITING and self._is_orphaned(job):
-                    otherwise = ending_of(self.files, job.id, "interrupted", STOPPED)
-                    self._end(job, *self._endings.get(job.id, otherwise))
+                    default = ending_of(self.files, job.id, "interrupted", STOPPED)
+                    self._end(job, *self._endings.get(job.id, default))
 
     def _is_orphaned(self, job: Job) -> bool:
         if job.owner == self.files.owner:
             return job.id != self._running and job.id not in self._queue
         return not self.files.alive(job.owner)
 
-    def _require_room(self, taken: int) -> None:
+    def _require_room(self) -> None:
+        """Raise BusyError where jobs and uploads in progress fill the queue."""
+        waiting = sum(job.state in WAITING for job in self.files.all())
+        taken = waiting + len(self.files.incoming())
         if taken >= self._settings.job_limit:
             raise BusyError(
                 f"expected fewer than {self._settings.job_limit} calibration jobs waiting, "
@@ -160,31 +161,32 @@ class Jobs:
         self._wake.set()
 
     def _work(self) -> None:
-        """Run jobs until told to stop."""
+        """Run jobs until the service stops."""
         while not self._stopping.is_set():
             try:
                 self._sweep()
-                with self.files.try_acquire() as ours:
-                    if ours and self._queue:
-                        self._running = self._queue[0]  # first, so that it is never in neither
+                with self.files.try_acquire() as acquired:
+                    if acquired and self._queue:
+                        # Set before the job leaves the queue, or `recover` takes it for orphaned.
+                        self._running = self._queue[0]
                         self._run(self._queue.popleft())
                 if not self._queue:
                     self.recover()
             except (SegcalError, OSError):
-                log.exception("a calibration job could not be looked after")
+                log.exception("the calibration queue failed; it goes on")
             finally:
                 self._running = None
-            # Another server process may have the turn, and nothing tells us when it is done.
+            # The lock may be held by another server process, which sends no signal when it is free.
             self._wake.wait(TURN_S if self._queue else IDLE_S)
             self._wake.clear()
         for job_id in self._queue:
             try:
                 self._end(self.files.read(job_id), "interrupted", STOPPED)
-            except (SegcalError, OSError):  # the next start will see to it
-                log.exception("a queued calibration job could not be marked")
+            except (SegcalError, OSError):  # `recover` does so at the next start
+                log.exception("a queued calibration job could not be marked as interrupted")
 
     def _sweep(self) -> None:
-        """End the queued jobs that are to stop."""
+        """End the queued jobs that have been cancelled."""
         for job_id in list(self._queue):
             if self.files.cancelled(job_id):
                 self._queue.remove(job_id)
@@ -192,24 +194,25 @@ class Jobs:
                 self._end(self.files.read(job_id), "cancelled", None)
 
     def _run(self, job_id: str) -> None:
-        """Run one fit to its end and write that down; where there is no room, `recover` will."""
+        """Run one fit and write its ending; on a full disk `recover` writes it later."""
         try:
-            ended = self._runner.run(job_id)
+            ending = self._runner.run(job_id)
         except SegcalError as error:
             log.warning("the fit of %s failed: %s", job_id, error)
-            ended = "failed", str(error)
-        self._endings[job_id] = ended
-        self._end(self.files.read(job_id), *ended)
+            ending = "failed", str(error)
+        self._endings[job_id] = ending
+        self._end(self.files.read(job_id), *ending)
 
     def _end(self, job: Job, state: State, error: str | None) -> None:
-        """Write down a job's end and delete what is of no more use."""
-        result = {}
+        """Write a job's final state; delete its upload, unless it can be retried."""
+        changes: dict[str, object] = {
+            "state": state, "stage": state, "error": error, "remaining_s": None,
+            "finished_at": timestamp(),
+        }  # fmt: skip
         if state == "succeeded":
             result = json.loads((self.files.folder(job.id) / RESULT).read_bytes())
-        job = replace(
-            job, state=state, stage=state, error=error, remaining_s=None, finished_at=timestamp(),
-            progress=1.0 if state == "succeeded" else job.progress, **result,
-        )  # fmt: skip
+            changes |= {"progress": 1.0, **result}
+        job = job.model_copy(update=changes)
         if state not in REPEATABLE:
             self.files.drop_upload(job.id)  # first, so that there is room for the state
         with storage("a calibration job"):

@@ -1,17 +1,17 @@
-"""Calibration jobs on disk, which several server processes may share.
+"""Calibration jobs on disk, shared by the server processes of one artifacts folder.
 
-    <artifacts>/.jobs/<id>/request.json    what was asked
-                          /state.json      how it stands; replaced atomically
-                          /upload/         the data, until the job has succeeded or is cancelled
-                          /report.json     of the calibrator that came of it, which
-                          /result.json     names
-                          /log.txt         what the fit's process had to say
-                          /cancel          present once the job is to stop
-    <artifacts>/.jobs/.incoming-<owner>-<id>/   an upload that is still coming in
-    <artifacts>/.jobs/.owner-<owner>       locked by a server process for as long as it lives
+    <artifacts>/.jobs/<id>/request.json    the fit's options
+                          /state.json      status, replaced atomically
+                          /upload/         validation data; deleted on success and cancellation
+                          /report.json     report of the published calibrator
+                          /result.json     id of the published calibrator, and its activation
+                          /log.txt         standard error of the fit's process
+                          /cancel          present once a cancellation is requested
+    <artifacts>/.jobs/.incoming-<owner>-<id>/   upload in progress
+    <artifacts>/.jobs/.owner-<owner>       locked by a server process while it runs
 
-A lock goes with its process, however that ends: that is how the next server knows which jobs
-were left behind.
+The system releases a lock when its process exits, whatever the reason: a job is orphaned if the
+lock of its owner is free.
 """
 
 import fcntl
@@ -21,16 +21,14 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.calibration.dataset import Augmentation
 from app.errors import NotFoundError
-from app.recalibration import Activate
+from app.recalibration import FitOptions
 from app.storage.files import locked, storage, write_json
 from app.storage.manifest import timestamp
 
@@ -42,27 +40,20 @@ ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{6}")
 INCOMING, OWNER = ".incoming-", ".owner-"
 UPLOAD, CANCEL = "upload", "cancel"
 REQUEST, STATE, REPORT, RESULT = "request.json", "state.json", "report.json", "result.json"
-KEPT = 100  # records of ended jobs
+KEPT = 100  # ended jobs whose records are kept
 
 
-@dataclass(frozen=True)
-class FitRequest:
-    """What a caller asked for, and the model it was asked of."""
+class FitRequest(FitOptions):
+    """Options of a requested fit, and the model that it is for."""
 
     model: str
     model_sha256: str
-    method: str = "auto"
-    activate: Activate = "if_better"
-    allow_label_changes: bool = False
-    augmentation: Augmentation = "none"
-    ignore_index: int = 255
-    seed: int = 0
-    note: str = ""
 
 
-@dataclass(frozen=True)
-class Job:
-    """How a job stands; `progress` in 0..1, times in RFC 3339, `remaining_s` an estimate."""
+class JobStatus(BaseModel):
+    """Status of a job: `progress` in 0..1, times as RFC 3339, `remaining_s` estimated seconds."""
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     model: str
@@ -70,22 +61,24 @@ class Job:
     state: State
     stage: str
     progress: float
+    remaining_s: float | None = None
     created_at: str
-    owner: str
     started_at: str | None = None
     finished_at: str | None = None
-    remaining_s: float | None = None
     error: str | None = None
     calibrator: str | None = None
     activated: bool = False
     note: str = ""
 
 
-JOB, FIT_REQUEST = TypeAdapter(Job), TypeAdapter(FitRequest)
+class Job(JobStatus):
+    """A job on disk; `owner` is the server process that queued it."""
+
+    owner: str
 
 
 class JobFiles:
-    """All jobs below one folder, as one server process sees them."""
+    """Files of all jobs, opened by one server process."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -93,7 +86,7 @@ class JobFiles:
         self.owner_lock: IO[bytes] | None = None
 
     def open(self) -> None:
-        """Make the folder and take this process's lock; raises StorageError."""
+        """Create the folder and acquire this process's lock; raises StorageError."""
         with storage("a calibration job"):
             self.root.mkdir(parents=True, exist_ok=True)
         with self.exclusive():
@@ -101,51 +94,51 @@ class JobFiles:
             fcntl.flock(self.owner_lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release this process's lock."""
         if self.owner_lock is not None:
             self.owner_lock.close()
             (self.root / f"{OWNER}{self.owner}").unlink(missing_ok=True)
 
     def folder(self, job: str) -> Path:
-        """Find a job's folder; the id must have our form before it meets a path."""
+        """Return a job's folder; an id that doesn't match `ID_PATTERN` is not joined to a path."""
         folder = self.root / job
         if ID_PATTERN.fullmatch(job) and folder.is_dir():
             return folder
         raise NotFoundError(f"expected the id of a calibration job, got {job[:80]!r}")
 
     def ids(self) -> list[str]:
-        """List all jobs, newest first."""
+        """List the ids of all jobs, newest first."""
         if not self.root.is_dir():
             return []
         return sorted(p.name for p in self.root.iterdir() if ID_PATTERN.fullmatch(p.name))[::-1]
 
     def read(self, job: str) -> Job:
-        """Read how a job stands."""
+        """Read a job; raises NotFoundError, for a damaged record too."""
         try:
-            return JOB.validate_json((self.folder(job) / STATE).read_bytes())
+            return Job.model_validate_json((self.folder(job) / STATE).read_bytes())
         except (FileNotFoundError, ValidationError) as error:
-            raise NotFoundError(f"expected a job's state in {job}, got none to read") from error
+            raise NotFoundError(f"expected a readable state of the job {job}, got none") from error
 
     def all(self) -> list[Job]:
         """Read all jobs, newest first."""
-        found = []
+        jobs = []
         for job in self.ids():
             try:
-                found.append(self.read(job))
-            except NotFoundError:  # pruned meanwhile, or damaged
+                jobs.append(self.read(job))
+            except NotFoundError:  # pruned in the meantime, or damaged
                 continue
-        return found
+        return jobs
 
     def write(self, job: Job) -> None:
         """Replace a job's state."""
-        write_json(self.folder(job.id) / STATE, asdict(job))
+        write_json(self.folder(job.id) / STATE, job.model_dump())
 
     def cancelled(self, job: str) -> bool:
-        """Tell whether a job is to stop."""
+        """Return whether the cancellation of a job is requested."""
         return (self.root / job / CANCEL).exists()
 
     def report(self, job: str) -> dict[str, object] | None:
-        """Read the report of what came of a job."""
+        """Read the report of a job's calibrator; None before the job has succeeded."""
         try:
             document = json.loads((self.folder(job) / REPORT).read_bytes())
         except FileNotFoundError:
@@ -154,13 +147,13 @@ class JobFiles:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the lock under which jobs are taken in and change hands."""
+        """Hold the lock under which jobs are created and change their owner."""
         with storage("a calibration job"), locked(self.root / ".lock"):
             yield
 
     @contextmanager
     def try_acquire(self) -> Iterator[bool]:
-        """Hold the lock under which one fit at a time runs; gives False where another one does."""
+        """Try to hold the lock under which one fit at a time runs; yield whether it is held."""
         with (self.root / ".fitting").open("wb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,18 +163,18 @@ class JobFiles:
                 yield True
 
     def incoming(self) -> list[Path]:
-        """List the folders of uploads that are coming in."""
+        """List the folders of uploads in progress, of all server processes."""
         return list(self.root.glob(f"{INCOMING}*"))
 
     def make_incoming(self) -> Path:
-        """Make the folder of a new job, which is not a job before its upload is whole."""
+        """Create the folder of an upload; `create` turns it into a job once it is complete."""
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z-{secrets.token_hex(3)}"
         folder = self.root / f"{INCOMING}{self.owner}-{name}"
         (folder / UPLOAD).mkdir(parents=True)
         return folder
 
-    def take_in(self, incoming: Path, request: FitRequest) -> Job:
-        """Make a queued job of a folder that came in."""
+    def create(self, incoming: Path, request: FitRequest) -> Job:
+        """Create a queued job from the folder of a complete upload."""
         job = Job(
             id=incoming.name.removeprefix(f"{INCOMING}{self.owner}-"),
             model=request.model,
@@ -194,15 +187,15 @@ class JobFiles:
             note=request.note,
         )
         with storage("a calibration job"):
-            write_json(incoming / REQUEST, asdict(request))
-            write_json(incoming / STATE, asdict(job))
+            write_json(incoming / REQUEST, request.model_dump())
+            write_json(incoming / STATE, job.model_dump())
             incoming.rename(self.root / job.id)
         return job
 
     def alive(self, owner: str) -> bool:
-        """Tell whether a server process still lives; the lock file of a dead one is removed.
+        """Return whether a server process is running; removes the lock file of a dead one.
 
-        To be called under `exclusive`: otherwise a process that is starting may look dead.
+        Call it under `exclusive`: a process that is starting creates its file before it locks it.
         """
         if owner == self.owner:
             return True
@@ -218,7 +211,7 @@ class JobFiles:
         return False
 
     def remove_abandoned(self) -> None:
-        """Remove what server processes that are gone have left behind, beside their jobs."""
+        """Remove the uploads in progress and the lock files of dead server processes."""
         for folder in self.incoming():
             if not self.alive(folder.name.removeprefix(INCOMING).partition("-")[0]):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -226,16 +219,16 @@ class JobFiles:
             self.alive(path.name.removeprefix(OWNER))
 
     def drop_upload(self, job: str) -> None:
-        """Delete a job's data."""
+        """Delete a job's upload."""
         shutil.rmtree(self.root / job / UPLOAD, ignore_errors=True)
 
     def prune(self) -> None:
-        """Delete the oldest records of ended jobs."""
+        """Delete the records of ended jobs but the newest `KEPT`."""
         ended = [job.id for job in self.all() if job.state not in WAITING]
         for job in ended[KEPT:]:
             shutil.rmtree(self.root / job, ignore_errors=True)
 
 
 def read_request(folder: Path) -> FitRequest:
-    """Read what was asked from a job's folder."""
-    return FIT_REQUEST.validate_json((folder / REQUEST).read_bytes())
+    """Read the options of a job's fit from its folder."""
+    return FitRequest.model_validate_json((folder / REQUEST).read_bytes())

@@ -1,8 +1,8 @@
-"""One fit in a process of its own: `python -m app.jobs.worker <job folder>`.
+"""Run one fit in a separate process: `python -m app.jobs.worker <job folder>`.
 
-Reads the settings as a line of JSON on its input, writes progress and a failure's sentence as
-lines of JSON on its output, and leaves `report.json` and `result.json` in the folder. It ends when
-its input closes, which is how it notices that the server has died.
+Reads the settings as one line of JSON from standard input, writes progress and errors as lines of
+JSON to standard output, and `report.json` and `result.json` to the folder. Exits when standard
+input closes, as it does when the server dies.
 """
 
 import json
@@ -33,48 +33,51 @@ from app.storage.files import storage, write_json
 log = logging.getLogger(__name__)
 
 NICENESS = 10
-EVERY_S = 0.2
-LOGITS_FRACTION = 0.6  # of the time, where the model has to run over images first
+PROGRESS_INTERVAL_S = 0.2
+LOGITS_FRACTION = 0.6  # of the progress, where the model has to run on images first
 
 
 class Progress:
-    """Writes lines of progress, a few in a second."""
+    """Writes progress as lines of JSON, at most one per stage and `PROGRESS_INTERVAL_S`.
+
+    `start` is the fraction at which the fit begins.
+    """
 
     def __init__(self, output: IO[str], start: float) -> None:
         self._output, self._start = output, start
         self._stage, self._written = "", 0.0
 
     def logits(self, stage: str, fraction: float) -> None:
-        """Take the progress of running the model."""
-        self._tell(stage, fraction * self._start)
+        """Write the progress of running the model."""
+        self._write(stage, fraction * self._start)
 
     def fit(self, stage: str, fraction: float) -> None:
-        """Take the progress of the fit; once it is publishing, it is carried through."""
+        """Write the progress of the fit; SIGTERM is ignored once it is publishing."""
         if stage == PUBLISHING:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        self._tell(stage, self._start + fraction * (1 - self._start))
+        self._write(stage, self._start + fraction * (1 - self._start))
 
-    def _tell(self, stage: str, fraction: float) -> None:
+    def _write(self, stage: str, fraction: float) -> None:
         now = time.monotonic()
-        if stage == self._stage and now - self._written < EVERY_S:
+        if stage == self._stage and now - self._written < PROGRESS_INTERVAL_S:
             return
         self._stage, self._written = stage, now
         self.send({"stage": stage, "progress": min(fraction, 1.0)})
 
     def send(self, message: dict[str, object]) -> None:
-        """Write one line."""
+        """Write one message."""
         self._output.write(json.dumps(message) + "\n")
         self._output.flush()
 
 
 def main() -> int:
-    """Run the fit of the folder that is named on the command line."""
+    """Run the fit of the folder named on the command line; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     os.nice(NICENESS)
     folder = Path(sys.argv[1])
     output = private_output()
     settings = load_settings(**json.loads(read_line(0)))
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     progress = Progress(output, LOGITS_FRACTION if has_images(folder / UPLOAD) else 0.0)
     try:
         run(folder, settings, progress)
@@ -84,16 +87,16 @@ def main() -> int:
     except Exception as error:
         log.exception("the fit crashed")
         progress.send(
-            {"error": f"expected the fit to finish, got a fault of ours: {type(error).__name__}"}
+            {"error": f"expected the fit to finish, got an internal error: {type(error).__name__}"}
         )
         return 1
     return 0
 
 
 def run(folder: Path, settings: Settings, progress: Progress) -> None:
-    """Fit, publish, perhaps activate, and leave the result in the folder."""
+    """Fit, publish, activate if better, and write the result to the folder."""
     torch.set_num_threads(settings.fit_threads)
-    tempfile.tempdir = str(folder / UPLOAD)  # so that what is spooled goes with the upload
+    tempfile.tempdir = str(folder / UPLOAD)  # temporary files are deleted with the upload
     request = read_request(folder)
     model = read_model_folder(settings.models_dir / request.model)
     check_model(model, request)
@@ -106,7 +109,7 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
         progress.logits,
         augmentation=request.augmentation,
     )
-    done = calibrate(
+    published = calibrate(
         model,
         data,
         ArtifactStore(settings.artifacts_dir),
@@ -117,13 +120,14 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
         by=f"job {folder.name}",
         allow_label_changes=request.allow_label_changes,
     )
-    with storage("what came of the job"):
-        write_json(folder / REPORT, done.report)
-        write_json(folder / RESULT, {"calibrator": done.manifest.id, "activated": done.activated})
+    result = {"calibrator": published.manifest.id, "activated": published.activated}
+    with storage("the result of a job"):
+        write_json(folder / REPORT, published.report)
+        write_json(folder / RESULT, result)
 
 
 def check_model(model: ModelFolder, request: FitRequest) -> None:
-    """Refuse to fit for a model whose file was replaced after the request."""
+    """Raise ConflictError where the model's file was replaced after the request."""
     if model.sha256 != request.model_sha256:
         raise ConflictError(
             f"expected the model with hash {request.model_sha256[:12]}, "
@@ -132,14 +136,14 @@ def check_model(model: ModelFolder, request: FitRequest) -> None:
 
 
 def private_output() -> IO[str]:
-    """Keep the output pipe for our lines; whatever else prints goes to the log."""
+    """Return the output pipe for messages; redirect standard output to the log."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return output
 
 
 def read_line(descriptor: int) -> bytes:
-    """Read one line without a buffer, which a thread would hold while the process ends."""
+    """Read one line without a buffer, whose lock a thread would hold while the process exits."""
     line = b""
     while not line.endswith(b"\n"):
         piece = os.read(descriptor, 1)
@@ -149,8 +153,8 @@ def read_line(descriptor: int) -> bytes:
     return line
 
 
-def end_with_parent(leave: Callable[[int], None] = os._exit) -> None:
-    """Wait for the server's end of the pipe to close, then end at once."""
+def exit_with_parent(leave: Callable[[int], None] = os._exit) -> None:
+    """Exit at once when the server's end of the input pipe closes."""
     while os.read(0, 4096):
         pass
     leave(1)
@@ -159,4 +163,4 @@ def end_with_parent(leave: Callable[[int], None] = os._exit) -> None:
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    os._exit(code)  # taking torch apart can last longer than the fit, and nothing is left to do
+    os._exit(code)  # unloading torch can take longer than the fit

@@ -1,16 +1,14 @@
-"""Who activated what, when and why: a file of JSON lines that is only ever added to.
-
-Calibrators on disk: immutable versions, one atomic pointer to the active one, and its history.
+"""Calibrators on disk: immutable versions, an atomic pointer to the active one, and its history.
 
     <root>/<model>/<id>/manifest.json, calibrator.safetensors, report.json, reference.safetensors
     <root>/<model>/active            the active version's id
-    <root>/<model>/history.jsonl     who activated what, when and why
-    <root>/<model>/.lock             held by whoever changes any of these
+    <root>/<model>/history.jsonl     time, version, author and reason of each activation
+    <root>/<model>/.lock             held while any of these is changed
 
-A version is written beside its place, synced, and renamed; `active` is replaced the same way. A
-crash at any instant leaves the old state or the new one, and what it leaves half-done goes with
-the next change or start. Readers need no lock. Ids and model names that come from outside are
-looked up among what is there, never joined to a path.
+A version is written to a temporary folder, synced, and renamed; `active` is replaced the same way.
+A crash at any instant leaves the old state or the new one; its temporary files are removed with the
+next change or start. Readers need no lock. An id is matched against `ID_PATTERN` before it is
+joined to a path.
 """
 
 import io
@@ -40,27 +38,32 @@ from app.storage.manifest import (
     write_version,
 )
 
-TAIL_BYTES = 64 << 10  # in which the last line is looked for; a line takes some 300 bytes
+log = logging.getLogger(__name__)
+
+TAIL_BYTES = 64 << 10  # read to find the last line; a line has about 300 bytes
+LEFTOVERS = (".*.tmp", ".*.deleted")  # temporary files of a change that a crash interrupted
+# Older versions may have a plus, which a query must write as %2B.
+ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
 
 
 class History:
-    """One model's activations; whoever writes holds the model's lock."""
+    """Append-only log of one model's activations, as JSON lines; write under the model's lock."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, at: str, calibrator: str, by: str, reason: str) -> int:
-        """Add a line that is on the disk when this returns; gives the length before it.
+        """Append and sync a line; return the file's length before it, in bytes.
 
-        What a crash or a full disk has left of an earlier line stays, on a line of its own.
+        An incomplete line, left by a crash, stays on a line of its own.
         """
         line = json.dumps({"at": at, "calibrator": calibrator, "by": by, "reason": reason})
-        # Without a buffer, which closing would write once more after a failure.
+        # Unbuffered: closing a buffered file would repeat a failed write.
         with self._path.open("a+b", buffering=0) as file:
             length = file.seek(0, os.SEEK_END)
             try:
                 data = _line_after(file, line)
-                while data:  # a disk that fills up takes a part
+                while data:  # a disk that fills up writes a part
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except BaseException:
@@ -69,11 +72,11 @@ class History:
         return length
 
     def withdraw(self, length: int) -> None:
-        """Take back the last line, whose activation failed; `length` is as `append` gave it."""
+        """Remove the last line, whose activation failed; `length` is the result of `append`."""
         os.truncate(self._path, length)
 
     def last(self) -> str | None:
-        """Give the calibrator of the last whole line, None where there is none."""
+        """Return the calibrator of the last complete line, None where there is none."""
         try:
             with self._path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -83,57 +86,50 @@ class History:
         for line in reversed(lines):
             try:
                 return str(json.loads(line)["calibrator"])
-            except (ValueError, TypeError, KeyError):  # torn by a crash
+            except (ValueError, TypeError, KeyError):  # incomplete, after a crash
                 continue
         return None
 
 
 def _line_after(file: IO[bytes], text: str) -> bytes:
-    """Make a line to append; where a crash has torn the last one, it starts on a new one."""
+    """Encode a line to append, with a line break before it where the last line is incomplete."""
     if file.seek(0, os.SEEK_END) == 0:
         return f"{text}\n".encode()
     file.seek(-1, os.SEEK_END)
     return (text if file.read(1) == b"\n" else f"\n{text}").encode() + b"\n"
 
 
-log = logging.getLogger(__name__)
-
-LEFTOVERS = (".*.tmp", ".*.deleted")  # of a change that a crash has cut short
-# Older versions may have a plus, which a query must write as %2B.
-ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9_+]+-[0-9a-f]{6}")
-
-
 class ArtifactStore:
-    """All versions of all models below one folder; any number of processes may share it."""
+    """All versions of all models in one folder, which any number of processes may share."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._loaded: dict[str, StoredCalibrator] = {}
-        self._unusable: set[str] = set()  # complained of once each
+        self._unusable: set[str] = set()  # logged once each
 
     def versions(self, model: str) -> list[Manifest]:
-        """List a model's versions, newest first; damaged ones are left out."""
-        found = []
+        """List a model's versions, newest first; damaged ones are skipped."""
+        manifests = []
         for folder in self._folder(model).glob("*"):
             if folder.is_dir() and ID_PATTERN.fullmatch(folder.name):
                 try:
-                    found.append(read_manifest(folder))
+                    manifests.append(read_manifest(folder))
                 except ArtifactError:
                     continue
-        return sorted(found, key=lambda manifest: manifest.id, reverse=True)
+        return sorted(manifests, key=lambda manifest: manifest.id, reverse=True)
 
     def active_id(self, model: str) -> str | None:
-        """Read the pointer; None where nothing was ever activated."""
+        """Read the id of the active version; None where none was activated."""
         try:
             return (self._folder(model) / "active").read_text("ascii").strip() or None
         except FileNotFoundError:
             return None
 
     def active(self, model: str, model_sha256: str) -> StoredCalibrator | None:
-        """Load the active version; None where there is none that a model of this hash can use.
+        """Load the active version; None where none is active or it fits no model of this hash.
 
-        A replaced model file or a damaged artefact must not take the service down: answers then
-        say that they are uncalibrated.
+        A replaced model file or a damaged artefact must not stop the service: its answers are
+        then uncalibrated.
         """
         version = self.active_id(model)
         if version is None:
@@ -147,10 +143,10 @@ class ArtifactStore:
             return None
 
     def load(self, model: str, version: str, model_sha256: str) -> StoredCalibrator:
-        """Load one version for a model of this hash; loaded versions are remembered.
+        """Load one version for a model of this hash; loaded versions are cached.
 
-        Raises NotFoundError, ConflictError for a calibrator of another model's logits, and
-        ArtifactError for damage.
+        Raises NotFoundError, ConflictError for a calibrator of another model, and ArtifactError
+        for damaged files.
         """
         folder = self._version_folder(model, version)
         stored = self._loaded.get(version)
@@ -164,7 +160,7 @@ class ArtifactStore:
         return stored
 
     def find(self, version: str) -> Manifest:
-        """Find a version of whatever model; raises NotFoundError, or ArtifactError for damage."""
+        """Read the manifest of a version of any model; raises NotFoundError, ArtifactError."""
         if ID_PATTERN.fullmatch(version):
             for folder in self._root.glob(f"*/{version}"):
                 return read_manifest(folder)
@@ -182,7 +178,7 @@ class ArtifactStore:
         report: dict[str, object],
         reference: Reference | None = None,
     ) -> None:
-        """Store a new version; it is there whole or not at all."""
+        """Store a new version atomically; raises StorageError."""
         folder = self._folder(manifest.model)
         staging = folder / f".{manifest.id}.tmp"
         with storage("a calibrator"):
@@ -207,24 +203,24 @@ class ArtifactStore:
         return buffer.getvalue()
 
     def delete(self, model: str, version: str) -> None:
-        """Remove a version in one step; raises ConflictError for the active one."""
+        """Delete a version atomically; raises ConflictError for the active one."""
         self._version_folder(model, version)
         with storage("a calibrator"), self._changing(model):
             folder = self._version_folder(model, version)
             if version == self.active_id(model):
                 raise ConflictError(f"expected a calibrator that is not active, got {version}")
-            doomed = folder.with_name(f".{version}.deleted")
-            folder.rename(doomed)
+            renamed = folder.with_name(f".{version}.deleted")
+            folder.rename(renamed)
             sync_folder(folder.parent)
             self._loaded.pop(version, None)
-            shutil.rmtree(doomed, ignore_errors=True)
+            shutil.rmtree(renamed, ignore_errors=True)
 
     def activate(self, model: str, version: str, reason: str, by: str) -> None:
-        """Point a model at a version, in one atomic step, and note it in the history."""
+        """Set a model's active version atomically, and append it to the history."""
         self._version_folder(model, version)
         with storage("a calibrator"), self._changing(model) as history:
             folder = self._version_folder(model, version).parent
-            # The note comes first: if it can't be kept, nothing is switched without one.
+            # History first: no version may become active without an entry.
             length = history.append(timestamp(), version, by, reason)
             try:
                 replace_file(folder / "active", f"{version}\n".encode("ascii"))
@@ -234,17 +230,17 @@ class ArtifactStore:
             sync_folder(folder)
 
     def recover(self) -> None:
-        """Clear away what changes that were cut short have left behind, of every model."""
+        """Remove the temporary files of interrupted changes, of all models."""
         for folder in self._root.glob("[!.]*/"):
             try:
                 with self._changing(folder.name):
                     pass
-            except OSError as error:  # such as a folder that is only to be read
-                log.warning("the calibrators of %s can't be cleared up: %s", folder.name, error)
+            except OSError as error:  # for example a read-only folder
+                log.warning("temporary files of %s can't be removed: %s", folder.name, error)
 
     @contextmanager
     def _changing(self, model: str) -> Iterator[History]:
-        """Hold the lock of a model's folder, having cleared away what a crash left there."""
+        """Hold the lock of a model's folder; first remove what an interrupted change left there."""
         folder = self._folder(model)
         history = History(folder / "history.jsonl")
         with locked(folder / ".lock"):
@@ -262,7 +258,7 @@ class ArtifactStore:
         return self._root / model
 
     def _version_folder(self, model: str, version: str) -> Path:
-        """Find a version's folder; the id must have our form before it meets a path."""
+        """Return a version's folder; raises NotFoundError, ConflictError for another model's."""
         folder = self._folder(model) / version
         if ID_PATTERN.fullmatch(version):
             if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Writing to a disk that may be full: whole files or none, and one error for what goes wrong."""
+"""Atomic and synced writes, file locks, and StorageError for a full or failing disk."""
 
 import errno
 import fcntl
@@ -16,27 +16,24 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def storage(what: str) -> Iterator[None]:
-    """Turn a full or failing disk into StorageError; `what` is what was to be stored."""
+    """Raise OSError as StorageError; `what` names the stored object in the message."""
     try:
         yield
     except OSError as error:
-        came = "no space left" if error.errno in FULL else error.strerror or str(error)
-        raise StorageError(f"expected to store {what}, got: {came}") from error
+        cause = "no space left" if error.errno in FULL else error.strerror or str(error)
+        raise StorageError(f"expected to store {what}, got: {cause}") from error
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for it; the lock goes with its process, however that ends."""
+    """Wait for the lock of a file and hold it; the system releases it when the process exits."""
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a new file whose content is on the disk when this returns.
-
-    `mode` is what the umask takes its bits from, from the first instant on.
-    """
+    """Write and sync a new file; `mode` holds its permission bits before the umask."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
@@ -45,7 +42,7 @@ def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's names on the disk."""
+    """Sync a folder's entries to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,7 +51,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Replace a file in one atomic step; the content is on the disk before the name is."""
+    """Replace a file atomically; its content is synced before the rename."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write_synced(temporary, data, mode)
@@ -65,5 +62,5 @@ def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace a file of JSON, as `replace_file` does."""
+    """Replace a file atomically by a value as JSON."""
     replace_file(path, json.dumps(value).encode())

@@ -1,14 +1,14 @@
-"""One calibrator on disk: what its manifest says, how its files are written, read and checked."""
+"""Files of one calibrator version: the manifest's schema, writing, reading and validation."""
 
 import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.calibration.base import Calibrator
 from app.calibration.certification import CertifiedThreshold
@@ -20,15 +20,17 @@ from app.storage.files import sync_folder, write_synced
 FORMAT = "segcal-calibrator"
 FORMAT_VERSION = 1
 FILES = ("manifest.json", "calibrator.safetensors", "report.json")
-REFERENCE = "reference.safetensors"  # how answers looked at the fit; not every version has one
+REFERENCE = "reference.safetensors"  # optional: histograms that drift is measured against
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a stored calibrator is, what it was fitted for, and how good it was measured to be.
+class Manifest(BaseModel):
+    """Identity, model and held-out quality of a stored calibrator.
 
-    ECE is image-wise with 10 bins, on images held out from the fit.
+    ECE is image-wise with 10 bins, on images held out from the fit. Fields that a newer version
+    of the service has added are ignored when a manifest is read.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     id: str
     model: str
@@ -42,15 +44,15 @@ class Manifest:
     ece_after: float
     seed: int = 0
     note: str = ""
-    summary: dict[str, float] = field(default_factory=dict)
-    thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error; older ones have none
+    summary: dict[str, float] = {}
+    thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
 class StoredCalibrator:
-    """A version that was loaded and checked; without a reference there is no telling of drift."""
+    """A loaded and validated version; without a reference its drift can't be measured."""
 
     manifest: Manifest
     calibrator: Calibrator
@@ -58,13 +60,13 @@ class StoredCalibrator:
 
 
 def new_id(method: str) -> str:
-    """Make a version id that sorts by time, of characters that mean themselves in a query."""
+    """Return a new version id that sorts by time and needs no escaping in a URL's query."""
     named = method.replace("+", "_on_")
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{named}-{secrets.token_hex(3)}"
 
 
 def timestamp() -> str:
-    """Give the time now as RFC 3339, to the second, in UTC."""
+    """Return the current time in UTC as RFC 3339, to the second."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -82,14 +84,14 @@ def write_version(
         images = {"images": reference.images.contiguous()}
         write_synced(folder / REFERENCE, safetensors.torch.save(images))
     write_synced(folder / "report.json", _json(report))
-    write_synced(folder / "manifest.json", _json(asdict(manifest)))
+    write_synced(folder / "manifest.json", _json(manifest.model_dump()))
     sync_folder(folder)
 
 
 def read_version(folder: Path) -> StoredCalibrator:
-    """Read a version whole.
+    """Read all files of a version.
 
-    Raises ArtifactError for damage, and ConflictError for the parameters of an earlier form.
+    Raises ArtifactError for damaged files, ConflictError for parameters of an earlier release.
     """
     manifest = read_manifest(folder)
     return StoredCalibrator(
@@ -98,9 +100,9 @@ def read_version(folder: Path) -> StoredCalibrator:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read what a version says of itself; raises ArtifactError."""
+    """Read and validate a version's manifest; raises ArtifactError."""
     try:
-        manifest = TypeAdapter(Manifest).validate_json((folder / "manifest.json").read_bytes())
+        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
     except (OSError, ValidationError) as error:
         raise ArtifactError(f"{folder.name}: expected a manifest, got: {error}") from error
     if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
@@ -109,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"got {manifest.format} version {manifest.format_version}"
         )
     if manifest.id != folder.name:
-        raise ArtifactError(f"{folder.name}: expected its own id inside, got {manifest.id}")
+        raise ArtifactError(f"{folder.name}: expected its folder's name as id, got {manifest.id}")
     return manifest
 
 
@@ -120,7 +122,7 @@ def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
         if set(state) != set(calibrator.state_dict()):
             raise ConflictError(
                 f"expected the parameters that the method {manifest.method} has now, got those of "
-                f"an earlier form of it in {folder.name}: fit anew"
+                f"an earlier form of it in {folder.name}: fit it again"
             )
         calibrator.load_state_dict(state)
     except (ArgumentError, OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -133,7 +135,7 @@ def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
 
 
 def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
-    """Read what drift is measured against; None where a version has none."""
+    """Read the histograms that drift is measured against; None where a version has none."""
     path = folder / REFERENCE
     if not path.exists():
         return None
@@ -141,10 +143,10 @@ def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
         images = safetensors.torch.load_file(path)["images"]
     except (KeyError, OSError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"{folder.name}: expected a reference, got: {error}") from error
-    wanted = CONFIDENCE_BINS + manifest.num_classes
-    if images.ndim != 2 or images.shape[1] != wanted or not torch.isfinite(images).all():
+    bins = CONFIDENCE_BINS + manifest.num_classes
+    if images.ndim != 2 or images.shape[1] != bins or not torch.isfinite(images).all():
         raise ArtifactError(
-            f"{folder.name}: expected finite histograms [n,{wanted}], got {list(images.shape)}"
+            f"{folder.name}: expected finite histograms [n,{bins}], got {list(images.shape)}"
         )
     return Reference(images)
 

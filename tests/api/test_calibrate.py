@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -136,7 +135,9 @@ def test_what_the_active_version_must_see_is_asked_for_at_once(
 ):
     publish_temperature(artifacts_dir, models_dir / "tiny", 2.0)
     store = ArtifactStore(artifacts_dir)
-    described = replace(store.versions("tiny")[0], id=new_id(method), method=method)
+    described = store.versions("tiny")[0].model_copy(
+        update={"id": new_id(method), "method": method}
+    )
     store.publish(described, build(method, 3), {})
     store.activate("tiny", described.id, "for a test", by="a test")
     client = make_client(admin_token=TOKEN)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.api.negotiation import choose_answer
+from app.api.segment import choose_media_type
 from tests.factories.service import assert_problem, post, thirds
 
 JSON, PNG, NPZ = "application/json", "image/png", "application/x-npz"
@@ -41,12 +41,12 @@ def test_answer_follows_accept_and_output(client, accept, output, kind):
 
 
 def test_nothing_asked_for_is_anything():
-    assert choose_answer("", None) == JSON
-    assert choose_answer("", "mask") == PNG
+    assert choose_media_type("", None) == JSON
+    assert choose_media_type("", "mask") == PNG
 
 
 def test_weight_that_is_no_number_counts_as_1():
-    assert choose_answer("image/png;q=much, application/json;q=0.9", None) == PNG
+    assert choose_media_type("image/png;q=much, application/json;q=0.9", None) == PNG
 
 
 @pytest.mark.parametrize(

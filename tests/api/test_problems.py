@@ -146,9 +146,9 @@ def test_wrong_content_type_is_refused(client, kind):
 
 
 def test_form_without_the_field_is_refused(client):
-    response = client.post("/segment", files={"image": ("a.png", encoded(thirds()))})
+    response = client.post("/segment", files={"photo": ("a.png", encoded(thirds()))})
 
-    assert_problem(response, 422, "image", "image")
+    assert_problem(response, 422, "image", "photo")
     assert_serves(client)
 
 

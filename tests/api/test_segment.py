@@ -104,6 +104,7 @@ def test_calibration_block_says_what_the_confidence_rests_on(client, shared_fold
         "ece_after": 0.125,
         "images": 4,
         "stale": False,
+        "in_distribution": None,
     }
     assert datetime.fromisoformat(block["fitted_at"]).tzinfo is not None
 

@@ -66,4 +66,4 @@ def test_several_processes_agree(tmp_path):
 def test_where_nothing_can_be_written_it_lives_as_long_as_the_process(tmp_path, capsys):
     (tmp_path / "file").touch()
     made = admin_token(None, tmp_path / "file" / "inside")
-    assert f"kept nowhere: it changes with every start): {made}" in capsys.readouterr().out
+    assert f"not stored: it changes with every start): {made}" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -78,7 +78,9 @@ def submit(jobs: Jobs, folder: Path) -> str:
     logits, labels = overconfident(4, 6, 6)
     (incoming / UPLOAD / "logits.npy").write_bytes(npy(logits))
     (incoming / UPLOAD / "labels.npy").write_bytes(npy(labels))
-    request = FitRequest("tiny", model.sha256, "temperature", activate="always")
+    request = FitRequest(
+        model="tiny", model_sha256=model.sha256, method="temperature", activate="always"
+    )
     return jobs.submit(incoming, request).id
 
 
@@ -87,7 +89,7 @@ def run_a_job(folder: Path) -> None:
     jobs = Jobs(settings_of(folder))
     jobs.files.open()
     job = jobs.files.read(submit(jobs, folder))
-    jobs.files.write(replace(job, state="running"))
+    jobs.files.write(job.model_copy(update={"state": "running"}))
     active = ArtifactStore(folder / "artifacts").active_id("tiny")
     write_json(jobs.files.folder(job.id) / RESULT, {"calibrator": active, "activated": True})
     jobs._end(job, "succeeded", None)

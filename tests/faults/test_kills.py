@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,7 +153,7 @@ def test_fit_killed_at_steps_all_along_leaves_a_job_to_be_run_again(folder, atte
         dead = Jobs(settings_of(folder))
         dead.files.open()
         job = submit(dead, folder)
-        dead.files.write(replace(dead.files.read(job), state="running"))
+        dead.files.write(dead.files.read(job).model_copy(update={"state": "running"}))
         dead.files.close()
 
     for step in until_it_ends(attempt, "fit", folder, another, every=8):
@@ -170,7 +169,7 @@ def test_fit_killed_at_steps_all_along_leaves_a_job_to_be_run_again(folder, atte
             assert jobs.retry(job).state == "queued"
             assert attempt(Order("fit", str(folder))) == "finished"
             active = assert_whole(folder)
-            jobs.files.write(replace(jobs.files.read(job), state="interrupted"))
+            jobs.files.write(jobs.files.read(job).model_copy(update={"state": "interrupted"}))
     jobs.recover()
     assert jobs.files.read(job).state == "succeeded"
     jobs.files.close()

@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def request_for(models_dir: Path) -> Callable[..., FitRequest]:
 
     def make(**fields: object) -> FitRequest:
         asked = {"model": "tiny", "model_sha256": folder.sha256, "method": "temperature", **fields}
-        return FitRequest(**asked)  # type: ignore[arg-type]
+        return FitRequest.model_validate(asked)
 
     return make
 
@@ -184,7 +183,7 @@ def test_fit_that_published_before_its_server_died_has_succeeded(
     dead, started = Jobs(make_settings()), make_jobs()
     dead.files.open()
     job = submit(dead, request_for())
-    dead.files.write(replace(job, state="running"))
+    dead.files.write(job.model_copy(update={"state": "running"}))
     result = '{"calibrator": "20260101T000000Z-temperature-abcdef", "activated": true}'
     (dead.files.folder(job.id) / "result.json").write_text(result)
     dead.files.close()
@@ -199,8 +198,8 @@ def test_records_are_kept_up_to_a_number(make_jobs, request_for):
     made = []
     for _ in range(KEPT + 3):
         incoming = jobs.reserve()
-        made.append(jobs.files.take_in(incoming, request_for()))
-        jobs.files.write(replace(made[-1], state="succeeded"))
+        made.append(jobs.files.create(incoming, request_for()))
+        jobs.files.write(made[-1].model_copy(update={"state": "succeeded"}))
     jobs.files.prune()
 
     assert jobs.files.ids() == [job.id for job in made[:2:-1]]

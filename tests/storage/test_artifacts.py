@@ -10,7 +10,6 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -45,7 +44,7 @@ def manifest(**changes: object) -> Manifest:
         note="by a test",
         summary={"temperature": 2.0},
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return plain.model_copy(update=changes)
 
 
 def halving() -> Temperature:
@@ -246,7 +245,7 @@ def test_parameters_of_an_earlier_form_are_told_from_damage(store, tmp_path):
     path = tmp_path / "tiny" / version / "calibrator.safetensors"
     safetensors.torch.save_file({"temperature": torch.ones(())}, path)
 
-    with pytest.raises(ConflictError, match=f"an earlier form of it in {version}: fit anew"):
+    with pytest.raises(ConflictError, match=f"an earlier form of it in {version}: fit it again"):
         store.load("tiny", version, SHA)
 
 
