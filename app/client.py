@@ -1,120 +1,241 @@
-"""A running service, as the command line's remote halves talk to it.
+"""Typed HTTP client of a running service, used by every `--url` of the command line.
 
-HTTP for large uploads: a refusal that comes while data is still being sent is heard.
-
-A server that refuses an upload answers and closes before it has read all of it. What is sent after
-that breaks the pipe, yet the answer has come by then and only waits to be read.
+The types of the answers hold the fields that the command line reads; the service sends more.
 """
 
 import json
-import logging
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self, TypedDict
 from urllib.parse import quote
-from urllib.request import HTTPHandler, HTTPSHandler, Request
+
+import httpx2
 
 from app.errors import ArgumentError, InputError, UnavailableError
 
-TIMEOUT_S = 600  # an upload is checked before it is answered
+TIMEOUT_S = 600  # the service checks an upload before it answers
+UNFINISHED = ("queued", "running")
+
+OnProgress = Callable[[str, float], None]  # called with a stage and its fraction done, in 0..1
 
 
-class Connection:
-    """Asks one service, with a token if there is one."""
+class Model(TypedDict):
+    """A model; `classes` have a `name` and a `color`, `active_calibrator` is a version id."""
+
+    name: str
+    default: bool
+    title: str
+    license: str
+    source: str
+    sha256: str
+    classes: list[dict[str, Any]]
+    ignore_index: int
+    active_calibrator: str | None
+    metrics: dict[str, float | int | str]
+
+
+class Calibrator(TypedDict):
+    """A calibrator version; ECE is image-wise, 10 bins, on images held out from the fit."""
+
+    id: str
+    model: str
+    model_sha256: str
+    method: str
+    images: int
+    ece_before: float
+    ece_after: float
+    active: bool
+
+
+class Job(TypedDict):
+    """A calibration job; `progress` in 0..1, `calibrator` and `report` once it succeeded."""
+
+    id: str
+    state: str
+    stage: str
+    progress: float
+    error: str | None
+    calibrator: str
+    report: dict[str, Any]
+
+
+class Segmentation(TypedDict):
+    """One image's statistics; `mask` and `confidence` hold a PNG as base64 in `data`."""
+
+    model: str
+    width: int
+    height: int
+    mean_confidence: float
+    abstained_fraction: float
+    mask: dict[str, str]
+    confidence: dict[str, str]
+    calibration: dict[str, Any]
+
+
+class Client:
+    """Connection to one service, to be used in a `with` statement.
+
+    Each method raises InputError, with the service's own sentence, where the service refuses the
+    request, and UnavailableError where no service answers.
+    """
 
     def __init__(self, url: str, token: str | None) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ArgumentError(f"--url: expected http:// or https://, got {url!r}")
-        self._url = url.rstrip("/")
-        self._opener = urllib.request.build_opener(ListeningHandler, ListeningTlsHandler)
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-
-    @contextmanager
-    def open(
-        self,
-        path: str,
-        data: bytes | Iterator[bytes] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Iterator[HTTPResponse]:
-        """Ask, with POST where there is data.
-
-        Raises InputError with the service's own sentence where it refuses, and UnavailableError
-        where there is none.
-        """
-        request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-            self._url + path, data, {**self._headers, **(headers or {})}
-        )
         try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                yield answer
-        except urllib.error.HTTPError as error:
-            raise InputError(problem_detail(error)) from error
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            raise UnavailableError(f"expected a service at {self._url}, got: {error}") from error
+            address = httpx2.URL(url)
+        except httpx2.InvalidURL:
+            address = httpx2.URL()
+        if address.scheme not in ("http", "https") or not address.host:
+            raise ArgumentError(f"--url: expected http:// or https:// and a host, got {url!r}")
+        self._url = url
+        headers = {b"Authorization": f"Bearer {token}".encode()} if token else None
+        self._http = httpx2.Client(
+            base_url=url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True
+        )
 
-    def json(
-        self, path: str, data: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Any:  # noqa: ANN401 - whatever the service answers
-        """Ask for a JSON document."""
-        with self.open(path, data, headers) as answer:
-            return json.load(answer)
+    def __enter__(self) -> Self:
+        return self
 
-    def model(self, name: str | None) -> dict[str, Any]:
-        """Ask what is known of a model; without a name, of the one that answers by default.
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
-        Raises InputError where there is none.
-        """
+    def segment(self, image: bytes, query: Mapping[str, str]) -> Segmentation:
+        """Return mask, confidence and statistics of an encoded image."""
+        query = {**query, "include": "mask,confidence"}
+        headers = {"Content-Type": "image/*", "Accept": "application/json"}
+        request = {"params": query, "content": image, "headers": headers}
+        answer: Segmentation = self._json("POST", "segment", **request)
+        return answer
+
+    def segment_npz(self, image: bytes, query: Mapping[str, str]) -> bytes:
+        """Return the arrays `mask` and `confidence` of an encoded image as an .npz file."""
+        headers = {"Content-Type": "image/*", "Accept": "application/x-npz"}
+        return self._read("POST", "segment", params=query, content=image, headers=headers)
+
+    def models(self) -> list[Model]:
+        """List the models."""
+        models: list[Model] = self._json("GET", "models")["models"]
+        return models
+
+    def model(self, name: str | None) -> Model:
+        """Return one model, or the default one where no name is given."""
         if name is not None:
-            known: dict[str, Any] = self.json(f"/models/{quote(name, safe='')}")
-            return known
-        models: list[dict[str, Any]] = self.json("/models")["models"]
-        for entry in models:
-            if entry["default"]:
-                return entry
-        names = sorted(entry["name"] for entry in models)
+            found: Model = self._json("GET", "models", name)
+            return found
+        models = self.models()
+        for model in models:
+            if model["default"]:
+                return model
+        names = sorted(model["name"] for model in models)
         raise InputError(f"expected one of the models {names}, got none by name and no default")
 
+    def calibrators(self, model: str | None) -> list[Calibrator]:
+        """List the versions of a model, newest first."""
+        query = {"model": model} if model else {}
+        versions: list[Calibrator] = self._json("GET", "calibrators", params=query)["calibrators"]
+        return versions
 
-def problem_detail(error: urllib.error.HTTPError) -> str:
-    """Read the sentence out of a problem."""
-    try:
-        return str(json.load(error)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"expected an answer of segcal, got {error.code} {error.reason}"
+    def calibrator(self, version: str) -> Calibrator:
+        """Return the record of one version."""
+        record: Calibrator = self._json("GET", "calibrators", version)
+        return record
 
+    def activate(self, version: str, reason: str) -> Calibrator:
+        """Make a version the active one of its model and return its record."""
+        body = {"reason": reason}
+        record: Calibrator = self._json("POST", "calibrators", version, "activate", json=body)
+        return record
 
-log = logging.getLogger(__name__)
+    def archive(self, version: str) -> bytes:
+        """Return a version's manifest, parameters and report as a zip file."""
+        return self._read("GET", "calibrators", version, "archive")
 
+    def calibrate(
+        self,
+        files: Mapping[str, Path],
+        fields: Mapping[str, str | int | bool],
+        on_progress: OnProgress,
+    ) -> Job:
+        """Upload a validation set, file by file as it is read, and return the queued job."""
+        total, sent = sum(path.stat().st_size for path in files.values()), 0
 
-class ListeningConnection(HTTPConnection):
-    """Sends until the other side has had enough; the answer, if any, is read as ever."""
+        def on_read(size: int) -> None:
+            nonlocal sent
+            sent += size
+            on_progress("uploading", sent / max(total, 1))
 
-    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:  # noqa: ANN401
-        """Send the request; a pipe that breaks on the way is no failure yet."""
+        with ExitStack() as stack:
+            parts = {
+                name: ("data", stack.enter_context(ReportingFile(path, on_read)))
+                for name, path in files.items()
+            }
+            job: Job = self._json("POST", "calibrate", data=fields, files=parts)
+        return job
+
+    def follow_job(self, job_id: str, on_progress: OnProgress) -> Job:
+        """Report a job's progress until it ends; raises InputError where it does not succeed."""
+        job: Job = self._json("GET", "calibrate", job_id)
+        while job["state"] in UNFINISHED:  # the events may break off before the job ends
+            with self._open("GET", "calibrate", job_id, "events") as response:
+                # The last event holds the report, which may be larger than httpx's limit.
+                for event in httpx2.EventSource(response, max_event_size=None):
+                    told: Any = event.json()
+                    on_progress(told["stage"], told["progress"])
+            job = self._json("GET", "calibrate", job_id)
+        if job["state"] != "succeeded":
+            raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
+        return job
+
+    def _json(self, method: str, *path: str, **request: Any) -> Any:  # noqa: ANN401 - any JSON
+        """Send a request and return its JSON answer."""
+        body = self._read(method, *path, **request)
         try:
-            super().endheaders(message_body, encode_chunked=encode_chunked)
-        except (BrokenPipeError, ConnectionResetError, ConnectionAbortedError) as error:
-            log.debug("the upload was cut off: %s", error)
+            return json.loads(body)
+        except ValueError as error:
+            raise InputError(f"expected an answer of segcal, got {body[:80]!r}") from error
+
+    def _read(self, method: str, *path: str, **request: Any) -> bytes:  # noqa: ANN401 - httpx's
+        """Send a request and return the body of its answer."""
+        with self._open(method, *path, **request) as response:
+            return response.read()
+
+    @contextmanager
+    def _open(self, method: str, *path: str, **request: Any) -> Iterator[httpx2.Response]:  # noqa: ANN401 - httpx's
+        """Send a request to a path, given by its segments; yield the answer, its body not read.
+
+        A service that refuses an upload may close the connection while data is still being sent:
+        httpx stops sending then and reads the answer.
+        """
+        segments = (quote(segment, safe="") for segment in path)
+        try:
+            with self._http.stream(method, "/".join(segments), **request) as response:
+                if not response.is_success:
+                    response.read()
+                    raise InputError(problem_detail(response))
+                yield response
+        except httpx2.RequestError as error:
+            raise UnavailableError(f"expected a service at {self._url}, got: {error}") from error
 
 
-class ListeningTlsConnection(ListeningConnection, HTTPSConnection):
-    """The same over TLS."""
+class ReportingFile(FileIO):
+    """A file that reports the number of bytes of each read."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._on_read = on_read
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read at most `size` bytes."""
+        data = super().read(size)
+        self._on_read(len(data))
+        return data
 
 
-class ListeningHandler(HTTPHandler):
-    """Opens http:// addresses so."""
-
-    def http_open(self, req: Request) -> HTTPResponse:
-        """Send a request and give its answer."""
-        return self.do_open(ListeningConnection, req)
-
-
-class ListeningTlsHandler(HTTPSHandler):
-    """Opens https:// addresses so."""
-
-    def https_open(self, req: Request) -> HTTPResponse:
-        """Send a request and give its answer."""
-        return self.do_open(ListeningTlsConnection, req)
+def problem_detail(response: httpx2.Response) -> str:
+    """Return the sentence of a problem document."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        status = f"{response.status_code} {response.reason_phrase}"
+        return f"expected an answer of segcal, got {status}"

@@ -1,12 +1,10 @@
 """`segcal calibrate`: the same fit on this machine, or on a running service."""
 
-import json
 import tempfile
-import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,10 +16,10 @@ from rich.table import Table
 from app.calibration.base import FitContext
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.cli.options import ModelOption, TokenOption, UrlOption
-from app.client import Connection
+from app.client import Client, OnProgress
 from app.datasets.images import ENDINGS, CachedLogits, find_pairs
 from app.datasets.uploads import GROUP_INDEX, Limits, check, image_groups, open_upload, unpack
-from app.errors import ArgumentError, InputError
+from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.main import find_model
@@ -30,11 +28,6 @@ from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 
 console = Console(stderr=True)
-
-OnProgress = Callable[[str, float], None]
-
-CHUNK = 1 << 20
-WAITING = ("queued", "running")
 
 
 @dataclass(frozen=True)
@@ -115,93 +108,24 @@ def validation_set(
         )
 
 
-class RemoteFit:
-    """A running service that fits."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def fit(self, options: CalibrateOptions, model: str | None, progress: OnProgress) -> FitResult:
-        """Upload, follow the job to its end, and give what came of it."""
-        texts = {
-            "method": options.method,
-            "activate": options.activate,
-            "allow_label_changes": str(options.allow_label_changes).lower(),
-            "augmentation": options.augmentation,
-            "seed": str(options.seed),
-            "note": options.note,
+def fit_remotely(
+    options: CalibrateOptions, model: str | None, client: Client, progress: OnProgress
+) -> FitResult:
+    """Fit on a running service: upload, and follow the job to its end."""
+    fields = asdict(options)
+    del fields["paths"]
+    if model is not None:
+        fields["model"] = model
+    if options.ignore_index is None:  # as for a local fit
+        fields["ignore_index"] = client.model(model)["ignore_index"]
+    with ExitStack() as stack:
+        files = {
+            field: stack.enter_context(zipped(path)) if path.is_dir() else path
+            for field, path in options.paths.items()
         }
-        if model is not None:
-            texts["model"] = model
-        void = options.ignore_index
-        if void is None:  # as a fit on this machine would take it
-            void = self._connection.model(model)["ignore_index"]
-        texts["ignore_index"] = str(void)
-        with ExitStack() as stack:
-            files = {
-                field: stack.enter_context(zipped(path)) if path.is_dir() else path
-                for field, path in options.paths.items()
-            }
-            job = self._upload(Form(texts, files), progress)
-        while job["state"] in WAITING:
-            job = self._follow(job["id"], progress)
-        if job["state"] != "succeeded":
-            raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
-        return FitResult(job["calibrator"], job["report"])
-
-    def _upload(self, form: "Form", progress: OnProgress) -> dict[str, Any]:
-        headers = {
-            "Content-Type": f"multipart/form-data; boundary={form.boundary}",
-            "Content-Length": str(form.length),
-        }
-        with self._connection.open("/calibrate", form.pieces(progress), headers) as answer:
-            job: dict[str, Any] = json.load(answer)
-        return job
-
-    def _follow(self, job_id: str, progress: OnProgress) -> dict[str, Any]:
-        """Read a job's events until they end; gives the job as last told."""
-        with self._connection.open(f"/calibrate/{job_id}/events") as answer:
-            for line in answer:
-                if line.startswith(b"data:"):
-                    job = json.loads(line[5:])
-                    progress(job["stage"], job["progress"])
-        last: dict[str, Any] = self._connection.json(f"/calibrate/{job_id}")
-        return last
-
-
-class Form:
-    """A multipart body that is read from its files while it is sent."""
-
-    def __init__(self, texts: dict[str, str], files: dict[str, Path]) -> None:
-        self.boundary = uuid.uuid4().hex
-        self._texts = b"".join(
-            self._head(name) + text.encode() + b"\r\n" for name, text in texts.items()
-        )
-        self._files = files
-        self._end = f"--{self.boundary}--\r\n".encode()
-        sizes = (len(self._head(name, "data")) + path.stat().st_size + 2
-                 for name, path in files.items())  # fmt: skip
-        self.length = len(self._texts) + sum(sizes) + len(self._end)
-
-    def pieces(self, progress: OnProgress) -> Iterator[bytes]:
-        """Give the body piece by piece."""
-        sent = len(self._texts)
-        yield self._texts
-        for name, path in self._files.items():
-            yield self._head(name, "data")
-            with path.open("rb") as file:
-                while piece := file.read(CHUNK):
-                    sent += len(piece)
-                    progress("uploading", sent / self.length)
-                    yield piece
-            yield b"\r\n"
-        yield self._end
-
-    def _head(self, name: str, filename: str | None = None) -> bytes:
-        given = f'; filename="{filename}"' if filename else ""
-        return (
-            f'--{self.boundary}\r\nContent-Disposition: form-data; name="{name}"{given}\r\n\r\n'
-        ).encode()
+        queued = client.calibrate(files, fields, progress)
+    job = client.follow_job(queued["id"], progress)
+    return FitResult(job["calibrator"], job["report"])
 
 
 @contextmanager
@@ -266,7 +190,8 @@ def calibrate_command(
             progress.update(task, description=stage, completed=fraction)
 
         if url:
-            done = RemoteFit(Connection(url, token)).fit(options, model, on_progress)
+            with Client(url, token) as client:
+                done = fit_remotely(options, model, client, on_progress)
         else:
             settings = load_settings()
             done = fit_locally(options, find_model(settings, model), settings, on_progress)

@@ -7,7 +7,6 @@ import io
 import math
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote, urlencode
 
 import numpy as np
 import typer
@@ -17,8 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from app.calibration.predictions import Prediction
-from app.cli.options import ApiTokenOption, ModelOption, UrlOption
-from app.client import Connection
+from app.cli.options import ApiTokenOption, ModelOption, UrlOption, connect
+from app.client import Client
 from app.datasets.images import Pair, find_pairs, read_image, read_labels_for
 from app.errors import ArgumentError
 from app.evaluation.evaluate import (
@@ -41,7 +40,6 @@ from app.storage.artifacts import ArtifactStore
 from app.storage.files import replace_file, storage
 from app.storage.manifest import Manifest
 
-NPZ = "application/x-npz"
 KNOWN = ("name", "title", "license", "source", "metrics")  # of a card, to those who ask
 
 
@@ -49,18 +47,21 @@ class RemoteModel:
     """A model that a service serves, its default one or by name, with a calibrator or none."""
 
     def __init__(
-        self, connection: Connection, model: str | None, calibrator: str = ACTIVE, tta: Tta = "none"
+        self, client: Client, model: str | None, calibrator: str = ACTIVE, tta: Tta = "none"
     ) -> None:
-        told = connection.model(model)
+        self._client, self._tta = client, tta
+        told = client.model(model)
         output = {
             "ignore_index": told["ignore_index"],
             "classes": [{"name": c["name"], "color": c["color"]} for c in told["classes"]],
         }
-        known = {name: told[name] for name in KNOWN}
+        known = {name: value for name, value in told.items() if name in KNOWN}
         card = Card.model_validate({**known, "file": "served.onnx", "output": output})
         self.folder = ModelFolder(card, Path(), told["sha256"])
-        self.manifest = self._manifest(connection, told["active_calibrator"], calibrator)
-        self._connection, self._tta = connection, tta
+        version = told["active_calibrator"] if calibrator == ACTIVE else calibrator
+        self.manifest: Manifest | None = None
+        if version is not None and version != NO_CALIBRATOR:
+            self.manifest = Manifest.model_validate(client.calibrator(version))
 
     def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
         """Have an image answered without the calibrator, and with it."""
@@ -70,19 +71,9 @@ class RemoteModel:
 
     def _ask(self, image: bytes, calibrator: str) -> ScoredPrediction:
         query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self._tta}
-        kinds = {"Content-Type": "image/*", "Accept": NPZ}
-        with self._connection.open(f"/segment?{urlencode(query)}", image, kinds) as answer:
-            arrays = np.load(io.BytesIO(answer.read()), allow_pickle=False)
+        arrays = np.load(io.BytesIO(self._client.segment_npz(image, query)), allow_pickle=False)
         prediction = Prediction(arrays["mask"], arrays["confidence"].astype(np.float32))
         return ScoredPrediction(prediction, unknown)
-
-    @staticmethod
-    def _manifest(connection: Connection, active: str | None, wanted: str) -> Manifest | None:
-        """Read the record of a version; None where there is none to measure."""
-        version = active if wanted == ACTIVE else None if wanted == NO_CALIBRATOR else wanted
-        if version is None:
-            return None
-        return Manifest.model_validate(connection.json(f"/calibrators/{quote(version, safe='')}"))
 
 
 def unknown(_labels: Tensor) -> tuple[float, float]:
@@ -111,28 +102,31 @@ def evaluate_command(
     if not out.resolve().parent.is_dir():  # an hour of work must not end in this
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
-    subject: EvaluatedModel
-    if url:
-        subject = RemoteModel(Connection(url, token), model, calibrator, tta)
-    else:
-        subject = subject_here(settings, model, calibrator, tta)
-    card = subject.folder.card
-    void = card.output.ignore_index if ignore_index is None else ignore_index
-    options = Options(void, settings.max_pixels, tta, worst)
     console = Console(stderr=True)
-    if subject.manifest is None and calibrator == ACTIVE:
-        console.print(f"{card.name} has no active calibrator: measured without one")
-    with Progress(console=console) as progress:
-        task = progress.add_task("evaluating", total=len(pairs))
-        done = evaluate(subject, pairs, options, lambda: progress.advance(task))
-    page = render(done, {i: image_thumbnails(subject, done, i) for i in done.worst()})
+    with connect(url, token) as client:
+        subject: EvaluatedModel = (
+            RemoteModel(client, model, calibrator, tta)
+            if client
+            else local_model(settings, model, calibrator, tta)
+        )
+        card = subject.folder.card
+        void = card.output.ignore_index if ignore_index is None else ignore_index
+        options = Options(void, settings.max_pixels, tta, worst)
+        if subject.manifest is None and calibrator == ACTIVE:
+            console.print(f"{card.name} has no active calibrator: measured without one")
+        with Progress(console=console) as progress:
+            task = progress.add_task("evaluating", total=len(pairs))
+            done = evaluate(subject, pairs, options, lambda: progress.advance(task))
+        page = render(
+            done, {index: image_thumbnails(subject, done, index) for index in done.worst()}
+        )
     with storage("the page"):
         replace_file(out, page.encode())
     print_metrics(done)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
 
 
-def subject_here(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
+def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
     """Open a model of this machine's folders, with one of its calibrators or none."""
     folder = find_model(settings, model)
     stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)

@@ -1,8 +1,11 @@
 """Options that several commands of `segcal` have in common."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
+
+from app.client import Client
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
 UrlOption = Annotated[
@@ -16,3 +19,8 @@ ApiTokenOption = Annotated[
     str | None,
     typer.Option("--token", envvar="SEGCAL_TOKEN", help="One of the service's API tokens."),
 ]
+
+
+def connect(url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
+    """Return a client of the service at `url`; None, for this machine's folders, without a URL."""
+    return Client(url, token) if url else nullcontext()

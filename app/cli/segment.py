@@ -4,20 +4,20 @@ import base64
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
-from urllib.parse import urlencode
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from app.cli.options import ApiTokenOption, ModelOption, UrlOption
-from app.client import Connection
+from app.cli.options import ApiTokenOption, ModelOption, UrlOption, connect
+from app.client import Client
 from app.errors import ArgumentError, SegcalError
 from app.imaging import encode
-from app.inference.predictor import Predictor, open_predictor
+from app.inference.predictor import open_predictor
 from app.inference.threads import RowWorkers
 from app.main import find_model
 from app.serving.pipeline import StageTimer
@@ -54,20 +54,17 @@ class Answer(NamedTuple):
     row: Row
 
 
-class Source(Protocol):
-    """Where images are segmented."""
-
-    def __call__(self, path: Path) -> Answer:
-        """Segment one file; raises SegcalError."""
+Source = Callable[[Path], Answer]  # segments one file; raises SegcalError
 
 
 class Local:
     """This process, with the models on disk."""
 
-    def __init__(self, settings: Settings, predictor: Predictor) -> None:
+    def __init__(self, settings: Settings, model: str | None) -> None:
         torch.set_num_threads(settings.threads)
-        name = predictor.folder.card.name
-        store = ArtifactStore(settings.artifacts_dir)
+        folder = find_model(settings, model)
+        name, store = folder.card.name, ArtifactStore(settings.artifacts_dir)
+        predictor = open_predictor(folder, settings.device, settings.threads)
         self._segmenter = Segmenter(
             {name: predictor}, name, store, settings.max_pixels, RowWorkers(settings.threads)
         )
@@ -92,28 +89,20 @@ class Local:
         )
 
 
-class Remote:
-    """A running service."""
-
-    def __init__(self, connection: Connection, model: str | None) -> None:
-        query = {"include": "mask,confidence"} | ({"model": model} if model else {})
-        self._connection, self._path = connection, f"/segment?{urlencode(query)}"
-
-    def __call__(self, path: Path) -> Answer:
-        """Send one file."""
-        kinds = {"Content-Type": "image/*", "Accept": "application/json"}
-        body = self._connection.json(self._path, path.read_bytes(), kinds)
-        row = Row(
-            image=str(path),
-            model=body["model"],
-            calibrator=body["calibration"]["calibrator"],
-            width=body["width"],
-            height=body["height"],
-            mean_confidence=body["mean_confidence"],
-            abstained_fraction=body["abstained_fraction"],
-        )
-        mask, confidence = (base64.b64decode(body[part]["data"]) for part in ("mask", "confidence"))
-        return Answer(mask, confidence, row)
+def segment_remotely(client: Client, model: str | None, path: Path) -> Answer:
+    """Segment one file on a running service."""
+    body = client.segment(path.read_bytes(), {"model": model} if model else {})
+    row = Row(
+        image=str(path),
+        model=body["model"],
+        calibrator=body["calibration"]["calibrator"],
+        width=body["width"],
+        height=body["height"],
+        mean_confidence=body["mean_confidence"],
+        abstained_fraction=body["abstained_fraction"],
+    )
+    mask, confidence = body["mask"]["data"], body["confidence"]["data"]
+    return Answer(base64.b64decode(mask), base64.b64decode(confidence), row)
 
 
 def segment_all(
@@ -157,12 +146,10 @@ def segment_command(
 ) -> None:
     """Write masks, confidence maps and a CSV of per-image figures."""
     settings = load_settings()
-    source: Source = (
-        Remote(Connection(url, token), model)
-        if url
-        else Local(settings, predictor_named(settings, model))
-    )
-    with Progress(console=console) as progress:
+    with connect(url, token) as client, Progress(console=console) as progress:
+        source: Source = (
+            partial(segment_remotely, client, model) if client else Local(settings, model)
+        )
         task = progress.add_task("segmenting", total=len(images))
         failed = segment_all(images, out, source, lambda: progress.advance(task))
     for path, reason in failed.items():
@@ -170,8 +157,3 @@ def segment_command(
     console.print(f"{len(images) - len(failed)} of {len(images)} images, results in {out}")
     if failed:
         raise typer.Exit(1)
-
-
-def predictor_named(settings: Settings, name: str | None) -> Predictor:
-    """Open one model by name."""
-    return open_predictor(find_model(settings, name), settings.device, settings.threads)

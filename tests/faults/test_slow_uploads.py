@@ -11,8 +11,7 @@ import httpx2
 import pytest
 
 from app.api.middleware import STRIDE
-from app.cli.calibrate import CalibrateOptions, RemoteFit
-from app.client import Connection
+from app.client import Client
 from app.errors import InputError
 from app.main import WORKERS
 from tests.api.test_calibrate import ADMIN, TOKEN, jobs_folder
@@ -107,15 +106,14 @@ def test_calibration_upload_that_stands_still_leaves_nothing(
         (TOKEN, {"max_calibration_bytes": 1000}, "expected a body of at most"),
     ],
 )
-def test_command_hears_a_refusal_of_a_large_upload(
+def test_client_reads_the_refusal_of_a_large_upload(
     make_server: MakeServer, tmp_path: Path, token, settings, sentence
 ):
     url = make_server(admin_token=TOKEN, **settings)
     large = tmp_path / "large.npz"
     with large.open("wb") as file:
         file.truncate(64 << 20)  # far more than the server reads before it closes
-    wanted = CalibrateOptions({"logits": large}, "auto", "never", False, "none", None, 0, "")
 
     for _ in range(3):
-        with pytest.raises(InputError, match=sentence):
-            RemoteFit(Connection(url, token)).fit(wanted, None, lambda _stage, _share: None)
+        with Client(url, token) as client, pytest.raises(InputError, match=sentence):
+            client.calibrate({"logits": large}, {}, lambda _stage, _fraction: None)
