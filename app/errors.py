@@ -1,47 +1,47 @@
-"""Everything that can go wrong, as one tree; only `app.api` knows which status code each gets.
+"""Exceptions of the service; `app.api` maps them to status codes.
 
 SegcalError
-├── InputError                what the caller sent can't be used
-│   ├── UndecodableError      bytes that are no image, array or archive
-│   ├── TooLargeError         more bytes or pixels than this service accepts
-│   ├── TooSlowError          an upload that does not get on
-│   ├── MediaTypeError        a kind of body that is not accepted
+├── InputError                invalid input
+│   ├── UndecodableError      bytes that are not a readable image, array or archive
+│   ├── TooLargeError         more bytes or pixels than allowed
+│   ├── TooSlowError          an upload that stalls or is too slow
+│   ├── MediaTypeError        a media type that is not accepted
 │   └── ArgumentError         a well-formed request with a wrong value or shape
 ├── NotFoundError             no such model, calibrator or result
 ├── ConflictError             the request contradicts what is stored
-├── UnauthorizedError         no token, or a wrong one
-├── BusyError                 the queue is full; try again
-├── UnavailableError          not loaded yet, or draining
-├── StorageError              no room, or a disk that fails
-└── SetupError                the service can't start or serve with what it was given
-    ├── SettingsError         an environment variable with a wrong value
+├── UnauthorizedError         missing or wrong token
+├── BusyError                 the queue is full
+├── UnavailableError          models not loaded yet, or shutting down
+├── StorageError              disk full or failing
+└── SetupError                invalid settings, models or artifacts
+    ├── SettingsError         an environment variable with an invalid value
     ├── ModelError            a model folder that can't be served
-    └── ArtifactError         a stored calibrator that can't be trusted
+    └── ArtifactError         a stored calibrator that is damaged or does not fit
 """
 
 
 class SegcalError(Exception):
-    """The root; its message is one sentence that says what was expected and what came."""
+    """Base class; the message is one sentence: expected X, got Y."""
 
 
 class InputError(SegcalError):
-    """What the caller sent can't be used."""
+    """Invalid input of the caller."""
 
 
 class UndecodableError(InputError):
-    """The bytes are no image, array or archive that can be read."""
+    """The bytes are not a readable image, array or archive."""
 
 
 class TooLargeError(InputError):
-    """More bytes or pixels than this service accepts."""
+    """More bytes or pixels than allowed."""
 
 
 class TooSlowError(InputError):
-    """An upload that stands still, or gets on too slowly to hold a place for it."""
+    """An upload stalls or is too slow."""
 
 
 class MediaTypeError(InputError):
-    """A kind of body, or of answer, that is not accepted."""
+    """A media type, of request or response, that is not accepted."""
 
 
 class ArgumentError(InputError):
@@ -57,11 +57,11 @@ class ConflictError(SegcalError):
 
 
 class UnauthorizedError(SegcalError):
-    """No token came, or a wrong one."""
+    """The token is missing or wrong."""
 
 
 class BusyError(SegcalError):
-    """The queue is full; the caller may try again soon."""
+    """The queue is full; the caller may retry."""
 
 
 class UnavailableError(SegcalError):
@@ -69,15 +69,15 @@ class UnavailableError(SegcalError):
 
 
 class StorageError(SegcalError):
-    """There is no room on the disk, or it fails."""
+    """The disk is full or fails."""
 
 
 class SetupError(SegcalError):
-    """The service can't start or serve with what it was given."""
+    """Invalid settings, models or artifacts."""
 
 
 class SettingsError(SetupError):
-    """A setting has a wrong value."""
+    """An environment variable has an invalid value."""
 
 
 class ModelError(SetupError):
@@ -85,4 +85,4 @@ class ModelError(SetupError):
 
 
 class ArtifactError(SetupError):
-    """A stored calibrator can't be trusted or does not fit."""
+    """A stored calibrator is damaged or does not fit."""

@@ -1,9 +1,7 @@
-"""Compilation to machine code by numba, kept on disk between starts.
+"""Compile functions by numba with a cache on disk; vectorisable exp2 and log for its kernels.
 
-Powers and logarithms that compilers turn into vector instructions, for numba's kernels.
-
-numba keeps machine code by the file of the function that was called: after a change here, touch the
-files that import it, or their kernels go on with what they were compiled from.
+numba caches machine code by the source file of the called function. After a change of this file,
+touch the files that import it; otherwise their kernels keep the previous code.
 """
 
 from collections.abc import Callable
@@ -14,30 +12,30 @@ from numba import njit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# No reassociation: it would undo rounding on purpose. Infinities and NaN must not occur.
+# No reassociation, which would remove the intended rounding. Infinities and NaN must not occur.
 FAST = ("contract", "nnan", "ninf", "nsz")
 
 
 def compiled(function: F) -> F:
-    """Compile at the first call, without the interpreter's lock.
+    """Compile at the first call, to code that releases the interpreter's lock.
 
-    The machine code is kept beside the source, in the user's cache, or in NUMBA_CACHE_DIR; where
-    none of them can be written each process compiles anew, which takes some seconds.
+    Machine code is cached in NUMBA_CACHE_DIR, beside the source or in the user's cache directory.
+    Where none is writable each process compiles again, which takes some seconds.
     """
     options: dict[str, Any] = {"nogil": True, "fastmath": set(FAST), "error_model": "numpy"}
     try:
-        kept: F = njit(cache=True, **options)(function)
+        cached: F = njit(cache=True, **options)(function)
     except RuntimeError:
-        anew: F = njit(**options)(function)
-        return anew
-    return kept
+        uncached: F = njit(**options)(function)
+        return uncached
+    return cached
 
 
 LOG2_E = 1.4426950408889634
 
-# Adding it puts a float's nearest integer n into the mantissa's low bits, as n + 127.
+# Added to a float, it leaves the nearest integer n in the mantissa's low bits, as n + 127.
 _ROUND = np.float32(1.5 * 2**23 + 127)
-_LOWEST = np.float32(-127)  # its power is taken as 0
+_LOWEST = np.float32(-127)  # its power is rounded to 0
 # 2^f - 1 over f on [-1/2, 1/2], relative error of 2^f at most 1e-7.
 _P1, _P2, _P3, _P4, _P5 = (
     np.float32(c) for c in (0.693147004, 0.240222424, 0.0555073358, 0.00967151299, 0.00132647273)
@@ -55,7 +53,7 @@ _ROOT_HALF = np.float32(0.5**0.5).view(np.int32)  # its bits
 
 @compiled
 def power_of_two(exponent: np.float32) -> np.float32:
-    """2**exponent to 2e-7 relative for exponents up to 0; 0 from -126.5 down."""
+    """Compute 2**exponent for exponents <= 0, relative error 2e-7; 0 from -126.5 down."""
     bounded = max(exponent, _LOWEST)
     rounded = np.float32(bounded + _ROUND)
     rest = bounded - (rounded - _ROUND)
@@ -66,7 +64,7 @@ def power_of_two(exponent: np.float32) -> np.float32:
 
 @compiled
 def logarithm(value: np.float32) -> np.float32:
-    """Natural logarithm of a normal positive number, to 1e-7 absolute or relative."""
+    """Compute the logarithm of a normal positive number; absolute or relative error 1e-7."""
     bits = np.float32(value).view(np.int32)
     exponent = np.int32(np.int32(bits - _ROOT_HALF) >> np.int32(23))
     mantissa = np.int32(bits - np.int32(exponent << np.int32(23))).view(np.float32)

@@ -1,4 +1,4 @@
-"""Every setting, read once from the environment (prefix `SEGCAL_`) and then frozen."""
+"""Settings of the service, read once from environment variables with the prefix `SEGCAL_`."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ MEBI = 1 << 20
 
 
 def available_cores() -> int:
-    """Count the cores this process may use, honouring its affinity and its container's quota.
+    """Return the number of cores this process may use, by CPU affinity and container quota.
 
-    Without it, inference in a container starts a thread per core of the host.
+    Libraries' own defaults ignore the quota and start one thread per core of the host.
     """
     cores = len(os.sched_getaffinity(0))
     try:
@@ -28,7 +28,7 @@ def available_cores() -> int:
 
 
 class Settings(BaseSettings):
-    """The service's settings; the field names in capitals, prefixed, are the variables."""
+    """Settings; the variable of a field is its name in capitals with the prefix."""
 
     model_config = SettingsConfigDict(
         env_prefix="SEGCAL_", frozen=True, extra="ignore", env_ignore_empty=True
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
     threads: int = Field(default_factory=available_cores, ge=1)
-    # Half of them, so that a fit leaves room for requests.
+    # Half of the threads, so that requests are served during a fit.
     fit_threads: int = Field(
         default_factory=lambda known: max(1, known.get("threads", 1) // 2), ge=1
     )
@@ -59,7 +59,10 @@ class Settings(BaseSettings):
     @field_validator("api_tokens", mode="before")
     @classmethod
     def _split_tokens(cls, value: object) -> object:
-        """Read a comma-separated list; one of empty entries only would let everyone in."""
+        """Split a comma-separated list; raises ValueError without an entry.
+
+        An empty list would disable authentication.
+        """
         if not isinstance(value, str):
             return value
         tokens = tuple(token.strip() for token in value.split(",") if token.strip())
@@ -69,12 +72,12 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the environment; raises SettingsError with a sentence that names the variable."""
+    """Read the settings; raises SettingsError naming the variable of a wrong value."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = "SEGCAL_" + str(first["loc"][0]).upper()
-        # A token must not end up in a log; neither must the chained error, which repeats it.
-        came = "a secret" if name.endswith(("TOKEN", "TOKENS")) else repr(first["input"])
-        raise SettingsError(f"{name}: {first['msg']}, got {came}") from None
+        # Tokens must not be logged, so the chained error, which contains them, is dropped.
+        got = "a secret" if name.endswith(("TOKEN", "TOKENS")) else repr(first["input"])
+        raise SettingsError(f"{name}: {first['msg']}, got {got}") from None

@@ -1,15 +1,12 @@
-"""The thresholds behind `max_error`: a fixed grid of error levels, each tested on fresh images.
+"""Certify abstention thresholds and record the drift reference on the test images.
 
-Levels are tested from the loosest to the strictest, and the first that fails ends it. So a client
-who asks for x is always served by the largest level of the grid up to x, or by none: no choice
-that looks at the test images stands between the level and its guarantee, which therefore holds
-with probability 1 - delta for each x (see `risk` for the tests themselves).
+`max_error` is served from a fixed grid of error levels. Levels are tested on the test images from
+the loosest to the strictest, until one fails. A request for x gets the largest certified level up
+to x, or none: no choice depends on the test images after the level's own test, so its guarantee
+holds with probability 1 - delta for each x (see `risk_control` for the tests).
 
-Which thresholds are tested, and with which a level's tests begin, is read off tuning images: the
-tests have most power where the share of accepted pixels times the level is farthest above the
-share of accepted errors.
-
-What may be promised of a fitted calibrator, read off the test images as they are emitted.
+The thresholds to test, and the first of them for each level, are determined on the tuning images.
+A level's tests begin where coverage * (level - error rate) is largest, as their power is there.
 """
 
 import math
@@ -24,32 +21,22 @@ from app.calibration.dataset import IGNORE, ValidationSet, groups_of
 from app.calibration.drift import Reference, histogram, reference_of
 from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.predictions import predict, predicts_at_image_size
-from app.calibration.risk_control import Acceptance, Plan, certify, threshold_grid
+from app.calibration.risk_control import (
+    LARGEST_STAKE,
+    Acceptance,
+    CertifiedThreshold,
+    certify,
+    threshold_grid,
+)
 
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 DELTA = 0.1
-LARGEST_STAKE = 0.75  # of what betting may put on a level at once; see `risk`
-
-
-@dataclass(frozen=True)
-class CertifiedThreshold:
-    """Among pixels with confidence >= `threshold` at most `max_error` are wrong.
-
-    That holds with probability 1 - `delta` over the images drawn. `coverage` and `error` are what
-    was measured on the certification images, images weighing equally.
-    """
-
-    max_error: float
-    threshold: float
-    delta: float
-    coverage: float
-    error: float
-    images: int
+NOT_INDEPENDENT = "the images that certify also chose among the methods: there are too few"
 
 
 @dataclass(frozen=True)
 class Certification:
-    """What could be certified, from the strictest level on, and why the other levels could not."""
+    """Certified thresholds by rising `max_error`, and why each other level has none."""
 
     thresholds: tuple[CertifiedThreshold, ...]
     uncertified: dict[float, str]
@@ -57,92 +44,71 @@ class Certification:
     at_image_size: bool  # else on the logits' grid
 
 
-def certify_levels(
-    images: Acceptance,
-    tuning: ConfidenceHistogram,
-    seed: int,
-    *,
-    at_image_size: bool,
-    levels: Sequence[float] = LEVELS,
-    delta: float = DELTA,
-) -> Certification:
-    """Certify a threshold for each level, down to the first level that fails.
+@dataclass(frozen=True)
+class Guarantees:
+    """Certified thresholds, and the drift reference: histograms of the images they hold for."""
 
-    The tuning images must share none with those that certify.
+    certification: Certification
+    reference: Reference | None  # None for tables, whose rows need not make up whole images
+
+
+def certify_levels(
+    images: Acceptance, tuning: ConfidenceHistogram, seed: int, *, at_image_size: bool
+) -> Certification:
+    """Certify a threshold for each level, from the loosest down to the first that fails.
+
+    The tuning images must not be among the certification images.
     """
-    count = len(images.accepted)
     found: list[CertifiedThreshold] = []
     uncertified: dict[float, str] = {}
-    for level in sorted(levels, reverse=True):
+    for level in sorted(LEVELS, reverse=True):
         if uncertified:
             uncertified[level] = f"the looser level {max(uncertified)} could not be certified"
             continue
         tested = images.below(first_to_test(tuning, images.thresholds, level))
-        certificate = certify(tested, Plan(level, delta, seed=seed)) if count else None
-        if certificate is None or certificate.threshold is None:
-            uncertified[level] = why_not(tested, level, delta)
-            continue
-        found.append(
-            CertifiedThreshold(
-                max_error=level,
-                threshold=certificate.threshold,
-                delta=delta,
-                coverage=certificate.coverage,
-                error=certificate.risk,
-                images=count,
-            )
-        )
+        certified = certify(tested, level, DELTA, seed)
+        if certified is None:
+            uncertified[level] = why_not(tested, level)
+        else:
+            found.append(certified)
     return Certification(
-        tuple(found[::-1]), dict(sorted(uncertified.items())), count, at_image_size
+        tuple(found[::-1]),
+        dict(sorted(uncertified.items())),
+        len(images.accepted),
+        at_image_size,
     )
 
 
-def certify_nothing(reason: str, levels: Sequence[float] = LEVELS) -> Certification:
-    """Refuse all levels for one reason."""
-    return Certification((), dict.fromkeys(sorted(levels), reason), 0, at_image_size=False)
-
-
-def thresholds_to_test(tuning: ConfidenceHistogram) -> list[float]:
-    """Place thresholds at even steps of coverage on the tuning images, from 2% to all."""
-    return threshold_grid(tuning, points=50, start=0.02)
+def certify_nothing(reason: str) -> Certification:
+    """Return a certification without thresholds, with one reason for all levels."""
+    return Certification((), dict.fromkeys(LEVELS, reason), 0, at_image_size=False)
 
 
 def first_to_test(tuning: ConfidenceHistogram, thresholds: Sequence[float], level: float) -> int:
-    """Index of the threshold where the tuning images leave the widest margin below a level."""
+    """Return the index of the threshold with the largest coverage * (level - error rate)."""
     best = max(tuning.risk_coverage(), key=lambda step: step.coverage * (level - step.risk))
     falling = -np.asarray(thresholds)
     index = int(np.searchsorted(falling, -tuning.threshold(best.coverage)))
     return min(index, len(thresholds) - 1)
 
 
-def least_images(level: float, delta: float) -> int:
-    """Count the images that could certify a level if no accepted pixel of theirs was wrong."""
-    return math.ceil(math.log(1 / delta) / math.log1p(LARGEST_STAKE * level / (1 - level)))
+def least_images(level: float) -> int:
+    """Count the images that certify a level if none of their accepted pixels is wrong."""
+    return math.ceil(math.log(1 / DELTA) / math.log1p(LARGEST_STAKE * level / (1 - level)))
 
 
-def why_not(images: Acceptance, level: float, delta: float) -> str:
-    """Say why a level failed: too few images, or too many errors."""
-    count, needed = len(images.accepted), least_images(level, delta)
+def why_not(images: Acceptance, level: float) -> str:
+    """Explain why a level failed: too few images, or too many errors."""
+    count, needed = len(images.accepted), least_images(level)
     if count < needed:
-        return f"expected at least {needed} images to test on, even were all right, got {count}"
+        return f"expected at least {needed} images, even without a wrong pixel, got {count}"
     accepted = sum(fractions[0] for fractions in images.accepted)
     wrong = sum(fractions[0] for fractions in images.wrong)
     measured = wrong / accepted if accepted else math.nan
     return (
-        f"expected surely fewer errors than {level:.0%} where confidence is at least "
+        f"expected significantly fewer errors than {level:.0%} where confidence is at least "
         f"{images.thresholds[0]:.4f}, got {measured:.2%} on {count} images"
     )
-
-
-TOO_FEW = "the images that certify also chose among the methods: there are too few"
-
-
-@dataclass(frozen=True)
-class Guarantees:
-    """Certified thresholds, and how answers look where they hold."""
-
-    certification: Certification
-    reference: Reference | None  # None for tables, whose rows need not make up whole images
 
 
 def compute_guarantees(
@@ -153,14 +119,13 @@ def compute_guarantees(
     *,
     independent_test: bool,
 ) -> Guarantees:
-    """Certify thresholds and take the reference in one pass over the test images.
+    """Certify thresholds and record the drift reference in one pass over the test images.
 
-    Where the set names groups, these take the place of images in what is certified.
-
-    `tuning` places the thresholds to test, and has not seen the test images unless
-    `independent_test` is false; then nothing is certified.
+    Where the set has groups, groups are certified in place of images. `tuning` determines the
+    thresholds to test. It shares no image with the test images unless `independent_test` is
+    false; then nothing is certified.
     """
-    images = Acceptance(thresholds_to_test(tuning))
+    images = Acceptance(threshold_grid(tuning))
     rows, groups = [], groups_of(test)
     for index in range(len(test)):
         context.progress("certifying", index / len(test))
@@ -176,6 +141,6 @@ def compute_guarantees(
             images.by_group(), tuning, context.seed, at_image_size=predicts_at_image_size(test)
         )
         if independent_test
-        else certify_nothing(TOO_FEW)
+        else certify_nothing(NOT_INDEPENDENT)
     )
     return Guarantees(certification, reference_of(rows))

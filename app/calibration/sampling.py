@@ -1,4 +1,4 @@
-"""Pixels drawn from a validation set: all of them where they fit in memory, a share otherwise."""
+"""Sample labelled pixels of a validation set: all where they fit in memory, else a fraction."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,17 +11,18 @@ from app.calibration.dataset import InMemory, LabelledImage, ValidationSet, pixe
 from app.errors import ArgumentError
 
 SAMPLE_FLOATS = 2**25  # 128 MB of logits: 3 M pixels of 11 classes, 220 k pixels of 150
-PIXELS_OF_AN_IMAGE = 4096  # neighbours are near copies: more of them say little that is new
-THINNEST = 8  # one pixel in so many is near enough to begin with
-PIXELS_OF_A_PARAMETER = 50  # and of a class; with fewer a solution says little of that on all
-CHUNK_FLOATS = 2**19  # 2 MB at a time keeps a pass inside the processor's cache
+PIXELS_OF_AN_IMAGE = 4096  # neighbouring pixels are near copies: more add little information
+LARGEST_STRIDE = 8  # one pixel in 8 is enough for a first solution
+PIXELS_OF_A_PARAMETER = 50  # and of a class; with fewer the first solution is too far off
+CHUNK_FLOATS = 2**19  # 2 MB, so that a pass stays in the processor's cache
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Labelled pixels of a set, the same number from each image as far as it has them.
+    """Labelled pixels of a set, at most the same number from each image.
 
-    `counts` is over the whole set; `complete` says that no pixel was left out.
+    `counts` is the number of pixels of each class in the whole set. `complete` is true where the
+    sample contains every pixel of the set.
     """
 
     logits: Tensor  # float32 [M,K]
@@ -30,30 +31,30 @@ class Sample:
     complete: bool
 
     def as_set(self) -> InMemory:
-        """View the pixels as a set of one table."""
+        """Return the pixels as a set of one table."""
         image = LabelledImage(self.logits.T, self.labels)
         return InMemory(self.logits.shape[1], [image])
 
     def subsampled(self, parameters: int) -> "Sample":
-        """Keep one pixel in eight, or more where parameters or classes would have few left.
+        """Draw one pixel in 8, or more so that 50 remain for each parameter and class.
 
-        Which ones is drawn: at regular steps the same columns of images would fall out.
+        Drawn at random, since a regular stride would select the same columns of images.
         """
         counts = torch.bincount(self.labels, minlength=len(self.counts))
         rarest = int(counts[self.counts > 0].min())
         enough = min(len(self.labels) // parameters, rarest) // PIXELS_OF_A_PARAMETER
-        step = min(enough, THINNEST)
-        if step < 2:
+        stride = min(enough, LARGEST_STRIDE)
+        if stride < 2:
             return self
         drawn = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))
-        kept = drawn[: len(drawn) // step].sort().values
+        kept = drawn[: len(drawn) // stride].sort().values
         return replace(self, logits=self.logits[kept], labels=self.labels[kept], complete=False)
 
 
 def draw(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) -> Sample:
-    """Draw at most `budget` floats' worth of labelled pixels in one pass.
+    """Sample labelled pixels in one pass, at most `budget` logits.
 
-    Raises ArgumentError where no pixel is labelled or a label is no class.
+    Raises ArgumentError where no pixel is labelled or a label is outside 0..K-1.
     """
     quota = max(budget // (data.num_classes * max(len(data), 1)), 1)
     generator = torch.Generator().manual_seed(context.seed)
@@ -74,11 +75,10 @@ def draw(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) 
 
 
 def gather(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS) -> InMemory:
-    """Read a set's labelled pixels once into tables by image, at most `budget` floats of them.
+    """Sample labelled pixels in one pass into one table per image, at most `budget` logits.
 
-    Each image gives at most 4,096, drawn at random: beyond some hundred pixels of an image only
-    further images say more. Images without a labelled pixel are left out. Raises
-    ArgumentError where no pixel is labelled or a label is no class.
+    At most 4,096 pixels are drawn from each image. Images without a labelled pixel are skipped.
+    Raises ArgumentError where no pixel is labelled or a label is outside 0..K-1.
     """
     quota = max(budget // (data.num_classes * max(len(data), 1)), 1)
     quota = min(quota, PIXELS_OF_AN_IMAGE)
@@ -98,26 +98,26 @@ def gather(data: ValidationSet, context: FitContext, budget: int = SAMPLE_FLOATS
 
 
 def chunks(data: ValidationSet) -> Iterator[tuple[Tensor, Tensor]]:
-    """Go through a set's labelled pixels: logits [m,K] and labels [m], a few MB at a time."""
+    """Iterate over a set's labelled pixels in chunks of 2 MB: logits [m,K] and labels [m]."""
     for logits, labels in pixels(data):
         yield from cut(logits, labels)
 
 
 def cut(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut a table of pixels [m,K] and [m] into chunks of a few MB."""
+    """Cut logits [m,K] and labels [m] into chunks of 2 MB."""
     size = max(CHUNK_FLOATS // logits.shape[1], 1)
     for start in range(0, len(labels), size):
         yield logits[start : start + size], labels[start : start + size]
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """Count each class's pixels, int64 [K]; raises ArgumentError for a label that is none."""
+    """Count the pixels of each class, int64 [K]; raises ArgumentError for other labels."""
     require_classes(labels, num_classes)
     return torch.bincount(labels, minlength=num_classes)
 
 
 def require_classes(labels: Tensor, num_classes: int) -> None:
-    """Raise ArgumentError unless all labels [m], of which there are some, are classes."""
+    """Raise ArgumentError unless all labels [m], m > 0, are in 0..K-1."""
     if labels.min() < 0 or labels.max() >= num_classes:
         wrong = labels[(labels < 0) | (labels >= num_classes)][0].item()
         raise ArgumentError(f"expected labels below {num_classes}, got {wrong}")
@@ -126,7 +126,7 @@ def require_classes(labels: Tensor, num_classes: int) -> None:
 def require_two_classes(counts: Tensor) -> None:
     """Raise ArgumentError unless at least two classes have labelled pixels.
 
-    With one class every map that favours it is perfect, so the set determines nothing.
+    With one class the likelihood has no maximum: every larger logit of that class raises it.
     """
     present = torch.nonzero(counts)[:, 0].tolist()
     if len(present) < 2:
@@ -134,7 +134,7 @@ def require_two_classes(counts: Tensor) -> None:
 
 
 def count_classes(data: ValidationSet) -> Tensor:
-    """Count each class's labelled pixels in one pass, int64 [K]."""
+    """Count the labelled pixels of each class in one pass, int64 [K]."""
     counts = torch.zeros(data.num_classes, dtype=torch.int64)
     for _, labels in pixels(data):
         counts += class_counts(labels, data.num_classes)

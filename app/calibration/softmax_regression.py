@@ -1,10 +1,10 @@
-"""Softmax regression of labels on features: what vector, matrix and conditional fits come down to.
+"""Softmax regression of labels on features, for matrix and class-conditional calibrators.
 
-Given features x [D] of a pixel, an expert's parameters theta [R,D] make R numbers theta x, which
-a `Form` turns into K logits. The mean negative log-likelihood is convex in theta. The
-preconditioner is the Kronecker product of the average Hessian in the numbers and the features'
-second moment, weighted by how undecided a pixel is; it makes a handful of passes enough where
-plain gradients need hundreds, because features of one network are close to collinear.
+For features x [D] of a pixel, an expert's parameters theta [R,D] give R numbers theta x, which a
+`Form` maps to K logits. The mean negative log-likelihood is convex in theta. The preconditioner is
+the Kronecker product of the mean Hessian in the numbers and the features' second moment weighted
+by 1 - sum of squared probabilities. With it a few passes suffice where plain gradients need
+hundreds, because the features of one network are nearly collinear.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ from app.calibration.solvers import minimise
 
 
 class ExpertPixels(NamedTuple):
-    """Pixels of one expert."""
+    """Features and targets of one expert's pixels."""
 
     expert: int
     features: Tensor  # float32 [m,D]
@@ -31,37 +31,38 @@ class ExpertPixels(NamedTuple):
 
 
 class Form(Protocol):
-    """How pixels become features, and an expert's numbers become logits."""
+    """Map from pixels to features, and from an expert's numbers to logits."""
 
     start: Tensor  # float64 [E,R,D], the identity
     lower: Tensor | None  # float64 [E,R,D], bounds of the parameters
 
     def scaled(self, beta: float) -> Tensor:
-        """Parameters that multiply every logit by beta, float64 [E,R,D]."""
+        """Return the parameters that multiply every logit by beta, float64 [E,R,D]."""
 
     def by_expert(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterable[ExpertPixels]:
-        """Part pixels by expert: logits [m,K], labels [m], absent classes bool [K]."""
+        """Divide pixels by expert: logits [m,K], labels [m], absent classes bool [K]."""
 
     def logits(self, numbers: Tensor) -> Tensor:
-        """Numbers [m,R] to logits [m,K]; linear up to a constant."""
+        """Map numbers [m,R] to logits [m,K]; linear up to a constant."""
 
     def pull_back(self, slopes: Tensor) -> Tensor:
-        """Slopes in the logits [m,K] to slopes in the numbers [m,R]."""
+        """Map gradients in the logits [m,K] to gradients in the numbers [m,R]."""
 
     def project(self, gradient: Tensor, absent: Tensor) -> Tensor:
-        """Take out of gradients [E,R,D] what can only be rounding, as no softmax sees it.
+        """Remove from gradients [E,R,D] the directions that leave the softmax unchanged.
 
-        The preconditioner would blow it up, since the likelihood has no curvature there.
+        Their values are rounding errors, which the preconditioner would amplify because the
+        likelihood has no curvature there.
         """
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """Weights [E,R,D] on squared distances from the start, and what holds a row together.
+    """Weights [E,R,D] on squared distances from the start, and constraints on rows.
 
-    `pull` is a ridge towards the start, worth that many pixels: it keeps a separable set's
-    parameters finite. `rows_sum_to_one` forbids moves that change the sum over the first D-1
-    features, which the data can't see when those are centred.
+    `pull` is a ridge towards the start with the weight of that many pixels; it keeps parameters
+    finite on separable sets. `rows_sum_to_one` fixes each row's sum over the first D-1 features,
+    which the likelihood does not depend on when these are centred.
     """
 
     weights: Tensor
@@ -69,7 +70,7 @@ class Penalty:
     rows_sum_to_one: bool = False
 
     def gradient(self, difference: Tensor, weights: Tensor) -> Tensor:
-        """Differences from the start [E,R,D] to the penalty's gradient [E,R,D]."""
+        """Compute the penalty's gradient [E,R,D] from differences to the start [E,R,D]."""
         gradient = 2 * weights * difference
         if self.rows_sum_to_one:
             gradient[..., :-1] -= gradient[..., :-1].mean(dim=-1, keepdim=True)
@@ -77,7 +78,7 @@ class Penalty:
 
 
 class Regression:
-    """The optimisation problem; see `optimisation.Problem`."""
+    """Penalised negative log-likelihood of E experts, a `solvers.Problem`."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Regression:
         return value, gradient.flatten(1)
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """Divide by the Kronecker product and the penalty, in the product's eigenvectors."""
+        """Divide by the Kronecker product plus the penalty, in the product's eigenbasis."""
         rotated = self.outer.mT @ gradient.view(self.shape) @ self.inner
         divided: Tensor = self.outer @ (rotated / self.curvature) @ self.inner.mT
         return divided.flatten(1)
@@ -124,7 +125,7 @@ class Regression:
         return logits.log_softmax(dim=1)
 
     def _measure(self, weights: Tensor) -> None:
-        """One pass for the counts, the penalties' scale and the Kronecker factors."""
+        """Compute counts, penalty weights and Kronecker factors in one pass."""
         experts, numbers, inputs = self.shape
         counts = torch.zeros(experts, dtype=torch.float64)
         outer = torch.zeros(experts, numbers, numbers, dtype=torch.float64)
@@ -132,9 +133,9 @@ class Regression:
         for group in self.by_expert():
             probabilities = self._log_probabilities(group, weights).exp()
             counts[group.expert] += len(probabilities)
-            doubt = 1 - probabilities.square().sum(1)
+            uncertainty = 1 - probabilities.square().sum(1)
             outer[group.expert] += self._outer(probabilities)
-            weighted = group.features * doubt[:, None]
+            weighted = group.features * uncertainty[:, None]
             inner[group.expert] += summed_products(weighted, group.features)
         self.counts = counts.clamp_min(1)
         self.penalties = self.penalty.weights + (self.penalty.pull / self.counts)[:, None, None]
@@ -146,14 +147,14 @@ class Regression:
         self.curvature = product + 2 * self.penalties.mean((1, 2), keepdim=True) + least
 
     def _outer(self, probabilities: Tensor) -> Tensor:
-        """Sum of the Hessians in the numbers, [R,R]."""
+        """Compute the sum of the Hessians in the numbers, [R,R]."""
         total = probabilities.sum(0, dtype=torch.float64).diag()
         hessian = total - summed_products(probabilities, probabilities)
         return self.form.pull_back(self.form.pull_back(hessian).T)
 
 
 def centred(gradient: Tensor, absent: Tensor) -> Tensor:
-    """Gradients [E,K,D] less their mean over present classes; absent ones have none."""
+    """Subtract from gradients [E,K,D] their mean over present classes; absent ones become 0."""
     present = (~absent).double()[:, None]
     balanced: Tensor = (gradient - gradient.sum(1, keepdim=True) / present.sum()) * present
     return balanced
@@ -162,17 +163,17 @@ def centred(gradient: Tensor, absent: Tensor) -> Tensor:
 def fit_regression(
     form: Form, data: ValidationSet, context: FitContext, penalty: Penalty
 ) -> tuple[Tensor, Tensor]:
-    """Solve for theta, float64 [E,R,D], and say which classes are absent, bool [K].
+    """Fit theta, float64 [E,R,D], and return it with the absent classes, bool [K].
 
-    Solved on a few pixels first, then on a sample in memory; where that was not every pixel, a few
-    streamed passes finish the job. Absent classes are taken out of the partition function: their
-    parameters stay where they were, since every other choice is either arbitrary or minus infinity.
+    Fitted on a subsample, then on a sample in memory and, where that is not every pixel, on
+    streamed passes over the set. Absent classes are excluded from the partition function and keep
+    their start parameters, as the likelihood either does not depend on them or has no maximum.
     Raises ArgumentError where fewer than two classes are labelled.
     """
     sample = draw(data, context)
     require_two_classes(sample.counts)
     absent = sample.counts == 0
-    # Curvature near the solution is what preconditions well, so the temperature goes first.
+    # The temperature is fitted first: curvature near the solution preconditions better.
     beta = fit_inverse_temperature(sample.subsampled(1).as_set(), context)
     point = form.scaled(beta).flatten(1)
     few = sample.subsampled(form.start.numel())
@@ -194,7 +195,7 @@ def _solve(problem: Regression, point: Tensor, context: FitContext) -> Tensor:
 
 
 def _held(form: Form, sample: Sample, absent: Tensor) -> list[ExpertPixels]:
-    """Keep a sample's groups at hand, a few MB at a time."""
+    """Compute a sample's features by expert, in chunks of 2 MB."""
     size = max(CHUNK_FLOATS // sample.logits.shape[1], 1)
     by_expert = form.by_expert(sample.logits, sample.labels, absent)
     return [part for group in by_expert for part in _parts(group, size)]

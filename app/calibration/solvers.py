@@ -1,8 +1,8 @@
-"""The two solvers behind every fit: a quasi-Newton one for convex problems, and Adam.
+"""Solvers: projected L-BFGS for convex problems, and Adam with early stopping.
 
-The convex problems are streamed: one evaluation is one pass over the pixels, so passes are what
-is saved. Several independent problems (the experts of a class-conditional calibrator) are solved
-side by side, each with its own step and its own memory, from the same passes.
+Convex problems are streamed: one evaluation is one pass over the pixels, so the number of passes
+determines the time. Several independent problems (the experts of a class-conditional calibrator)
+are solved from the same passes, each with its own step and its own L-BFGS memory.
 """
 
 import math
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from app.calibration.base import FitContext
 
 MAX_PASSES = 300
-MEMORY = 10  # pairs that L-BFGS remembers; fewer where there are millions of parameters
-TOLERANCE = 1e-10  # of the expected gain, in nats per pixel
+MEMORY = 10  # L-BFGS pairs; 4 from a million parameters on
+TOLERANCE = 1e-10  # of the expected decrease, nats per pixel
 SMALLEST_STEP = 1e-8
 
 
@@ -25,14 +25,14 @@ class Problem(Protocol):
     """E independent convex problems in P parameters each, in float64."""
 
     def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Points [E,P] to values [E] and gradients [E,P]; only `active` [E] rows are looked at."""
+        """Compute values [E] and gradients [E,P] at points [E,P]; only `active` [E] rows count."""
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """Gradients [E,P] times a positive definite guess of the inverse Hessian, [E,P]."""
+        """Multiply gradients [E,P] by a positive definite approximate inverse Hessian, [E,P]."""
 
 
 class Memory:
-    """The last steps and changes of gradient of each problem, as a ring per problem."""
+    """Ring buffer, for each problem, of the last steps and gradient changes."""
 
     def __init__(self, start: Tensor) -> None:
         size = MEMORY if start.numel() < 10**6 else 4
@@ -42,7 +42,7 @@ class Memory:
         self.rows = torch.arange(len(start))
 
     def add(self, step: Tensor, change: Tensor, accepted: Tensor) -> None:
-        """Remember the pairs [E,P] of the accepted problems [E] that have positive curvature."""
+        """Store the pairs [E,P] of the accepted problems [E] that have positive curvature."""
         kept = accepted & ((step * change).sum(1) > 1e-12 * (change * change).sum(1))
         place = (self.next[kept], self.rows[kept])
         self.steps[place] = step[kept]
@@ -52,9 +52,9 @@ class Memory:
     def multiply(
         self, gradient: Tensor, free: Tensor, precondition: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Estimate inverse Hessian times gradient by the two-loop recursion, [E,P].
+        """Multiply the gradient by the inverse Hessian by the two-loop recursion, [E,P].
 
-        Only `free` parameters [E,P] exist for it, in the gradient as in the remembered pairs.
+        Gradient and stored pairs are restricted to the `free` parameters, bool [E,P].
         """
         result, fractions = gradient * free, []
         pairs = [self._pair(age, free) for age in range(len(self.steps))]
@@ -71,7 +71,7 @@ class Memory:
         return result
 
     def _pair(self, age: int, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give a step and a change [E,P] and 1 over their product [E], 0 where there is none."""
+        """Return step and gradient change [E,P] and 1 / their product [E], 0 without a pair."""
         place = ((self.next - 1 - age) % len(self.steps), self.rows)
         step, change = self.steps[place] * free, self.changes[place] * free
         curvature = (step * change).sum(1)
@@ -88,10 +88,10 @@ def minimise(
 ) -> Tensor:
     """Minimise E convex problems from `start` [E,P], above `lower` [E,P] where one is given.
 
-    L-BFGS with backtracking; bounds are kept by projection, with the parameters that rest on
-    their bound, or nearly so, sent straight to it (Bertsekas 1982). Ends where the expected
-    gain falls under 1e-10, or no step helps, or after 300 passes. The value stays below the
-    start's, but for rounding.
+    L-BFGS with backtracking. Bounds are enforced by projection; parameters at or near their
+    bound are set to it (Bertsekas 1982). Stops when the expected decrease falls below 1e-10 nats
+    per pixel, when no step decreases the value, or after 300 passes. The value at the solution is
+    at most the value at `start`, up to rounding.
     """
     floor = torch.full_like(start, -torch.inf) if lower is None else lower
     point, active = start.maximum(floor), torch.ones(len(start), dtype=torch.bool)
@@ -113,7 +113,7 @@ def minimise(
         point = torch.where(better[:, None], point + move, point)
         value = torch.where(better, new_value, value)
         gradient = torch.where(better[:, None], new_gradient, gradient)
-        # Between two slopes of opposite sign a secant finds the minimum of a parabola.
+        # Between slopes of opposite sign the secant gives the minimum of a parabola.
         shorter = (expected / (expected - slope)).nan_to_num(0.0).clamp(0.05, 0.7)
         step = torch.where(better, 1.0, step * shorter)
         renewed = _direction(problem, memory, point, gradient, floor)
@@ -123,10 +123,10 @@ def minimise(
 
 
 def _improved(value: Tensor, new_value: Tensor, slope: Tensor, new_slope: Tensor) -> Tensor:
-    """Armijo's test, or the same read off the slopes where rounding hides the gain.
+    """Test Armijo's condition, or its form in the slopes where rounding exceeds the decrease.
 
-    Along a parabola both are one; near the minimum only slopes can still be told apart in
-    float32 passes (Hager and Zhang 2005).
+    The forms are equivalent on a parabola; near the minimum the values of float32 passes are
+    equal up to rounding while their slopes still differ (Hager and Zhang 2005).
     """
     hidden = new_value <= value + 1e-8 * (1 + value.abs())
     return (new_value <= value + 1e-4 * slope) | (hidden & (new_slope <= -0.9 * slope))
@@ -135,7 +135,7 @@ def _improved(value: Tensor, new_value: Tensor, slope: Tensor, new_slope: Tensor
 def _direction(
     problem: Problem, memory: Memory, point: Tensor, gradient: Tensor, floor: Tensor
 ) -> Tensor:
-    """Quasi-Newton direction [E,P] in the parameters that are free to move."""
+    """Compute the quasi-Newton direction [E,P] in the parameters away from their bounds."""
     distance = ((point - gradient).maximum(floor) - point).norm(dim=1, keepdim=True)
     free = (point > floor + distance.clamp_max(1e-3)) | (gradient < 0)
     quasi_newton = memory.multiply(gradient, free, problem.precondition)
@@ -144,9 +144,9 @@ def _direction(
 
 @dataclass(frozen=True)
 class Schedule:
-    """How Adam goes about it; a round is one look at every batch.
+    """Adam's learning rate, maximum number of rounds (epochs) and patience.
 
-    With `cooling` the rate falls to nothing along half a cosine, from round to round.
+    With `cooling` the rate decays to 0 along half a cosine.
     """
 
     stage: str
@@ -156,7 +156,7 @@ class Schedule:
     cooling: bool = False
 
     def rate_at(self, count: int) -> float:
-        """Give the learning rate of a round, counted from 0."""
+        """Compute the learning rate of a round, counted from 0."""
         fraction = (1 + math.cos(math.pi * count / self.rounds)) / 2 if self.cooling else 1.0
         return self.rate * fraction
 
@@ -168,11 +168,11 @@ def descend(
     context: FitContext,
     schedule: Schedule,
 ) -> None:
-    """Train by Adam on the batches' losses, and end with the best held-out state.
+    """Train by Adam on the batches' losses and load the state of the lowest held-out loss.
 
-    `batches()` yields one differentiable loss after another; `held_out_loss()` is asked after
-    each round, and `patience` rounds without a gain end the training. The state with which
-    training starts takes part, so training never leaves a module worse off.
+    `batches()` yields differentiable losses. `held_out_loss()` is evaluated after each round;
+    `patience` rounds without a decrease stop the training. The initial state is a candidate too,
+    so the held-out loss never increases.
     """
     optimiser = torch.optim.Adam(module.parameters(), lr=schedule.rate)
     best, best_state, waited = held_out_loss(), _copied_state(module), 0

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Ranges = Literal["minmax", "entropy", "percentile"]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-INPUT_SIDE = 1024  # pixels; what is larger gives its first window
 
 
 class Inputs:

@@ -1,4 +1,4 @@
-"""Zip archives from outside: what is in them is checked, and only our own names reach the disk."""
+"""Read untrusted zip archives; files are written under the service's own names only."""
 
 import stat
 import zipfile
@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 from app.errors import ArgumentError, TooLargeError, UndecodableError
 
-# zipfile holds the whole directory in memory, at some 500 bytes for an entry of 50.
+# zipfile loads the whole directory, at about 500 bytes of memory for an entry of 50.
 MAX_DIRECTORY = 8 << 20
 CHUNK = 1 << 20
 ENCRYPTED = 0x1
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for gigabytes of memory
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may need gigabytes of memory
 END, END_SIZE, COMMENT_SIZE = b"PK\x05\x06", 22, 65535
 END64_LOCATOR, END64_LOCATOR_SIZE = b"PK\x06\x07", 20
 BEYOND_32_BITS = 0xFFFFFFFF
@@ -23,13 +23,13 @@ BEYOND_32_BITS = 0xFFFFFFFF
 
 @dataclass
 class ByteBudget:
-    """How many bytes may still be unpacked."""
+    """Limit on the bytes unpacked from one upload."""
 
     limit: int
     used: int = 0
 
     def consume(self, count: int) -> None:
-        """Use some of it; raises TooLargeError where it is not there."""
+        """Add unpacked bytes; raises TooLargeError above the limit."""
         self.used += count
         if self.used > self.limit:
             raise TooLargeError(
@@ -39,7 +39,7 @@ class ByteBudget:
 
 @contextmanager
 def open_archive(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
-    """Open a zip archive; raises UndecodableError for damage, within the block as well."""
+    """Open a zip archive; raises UndecodableError for damage found on opening or in the block."""
     try:
         _check_directory(path, name)
         with zipfile.ZipFile(path) as archive:
@@ -49,13 +49,16 @@ def open_archive(path: Path, name: str) -> Iterator[zipfile.ZipFile]:
 
 
 def files_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
-    """List an archive's files; refuses links, encryption and uncommon compression."""
+    """List an archive's files.
+
+    Raises ArgumentError for links, UndecodableError for encryption and uncommon compression.
+    """
     found = [entry for entry in archive.infolist() if not entry.is_dir()]
     for entry in found:
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ArgumentError(f"{name}: expected files, got the link {entry.filename[:80]!r}")
         if entry.flag_bits & ENCRYPTED:
-            raise UndecodableError(f"{name}: expected files in the clear, got encrypted ones")
+            raise UndecodableError(f"{name}: expected unencrypted files, got encrypted ones")
         if entry.compress_type not in METHODS:
             raise UndecodableError(
                 f"{name}: expected stored or deflated files, got method {entry.compress_type}"
@@ -66,7 +69,7 @@ def files_in(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
 def extract(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, budget: ByteBudget
 ) -> None:
-    """Unpack one file piece by piece; what it declares of its size is not believed."""
+    """Unpack one file in chunks, counting the actual bytes instead of the declared size."""
     with archive.open(entry) as source, target.open("xb") as file:
         while piece := source.read(CHUNK):
             budget.consume(len(piece))
@@ -74,7 +77,7 @@ def extract(
 
 
 def _check_directory(path: Path, name: str) -> None:
-    """Refuse an archive whose directory would not fit in memory, before zipfile reads it."""
+    """Raise TooLargeError for a directory above 8 MiB, before zipfile loads it."""
     with path.open("rb") as file:
         size = _directory_size(file, path.stat().st_size)
     if size > MAX_DIRECTORY:
@@ -84,7 +87,7 @@ def _check_directory(path: Path, name: str) -> None:
 
 
 def _directory_size(file: BinaryIO, length: int) -> int:
-    """Read what the end record says of the directory's size, in the 64-bit form where it is one."""
+    """Read the directory's size in bytes from the end record, in its 64-bit form if present."""
     start = max(0, length - END_SIZE - COMMENT_SIZE - END64_LOCATOR_SIZE)
     file.seek(start)
     tail = file.read()

@@ -1,4 +1,4 @@
-"""Arrays in files, read piece by piece: headers are checked first, and nothing is unpickled."""
+"""Read and validate the headers of .npy and .safetensors files, for memory maps without pickle."""
 
 import json
 import math
@@ -17,7 +17,7 @@ Kind = Literal["npy", "zip", "safetensors"]
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-MAX_HEADER = 1 << 20  # of a safetensors file; three tensors take 300 bytes
+MAX_HEADER = 1 << 20  # bytes of a safetensors header; three tensors take 300
 SAFETENSORS_TYPES = {
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?",
     "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
@@ -27,7 +27,7 @@ SAFETENSORS_TYPES = {
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Where an array lies in a file; `name` is what messages call it."""
+    """Location of an array in a file; error messages use `name`."""
 
     name: str
     path: Path
@@ -39,8 +39,8 @@ class ArrayFile:
     def map(self) -> NDArray[Any]:
         """Map the array for reading.
 
-        Each call maps anew and the map goes with its last reference: pages that were read count
-        as this process's memory for as long as a map of them lives.
+        Each call creates a new map: pages that were read count as memory of this process until
+        their map is freed.
         """
         order: Literal["F", "C"] = "F" if self.fortran else "C"
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
@@ -50,14 +50,14 @@ class ArrayFile:
 
 
 def kind_of(path: Path, name: str) -> Kind:
-    """Tell a file's kind by its first bytes; raises UndecodableError for any other."""
+    """Return a file's kind by its first bytes; raises UndecodableError for other kinds."""
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(NPY_MAGIC):
         return "npy"
     if start.startswith(ZIP_MAGIC):
         return "zip"
-    if start[8:9] == b"{":  # behind the header's length
+    if start[8:9] == b"{":  # after the header's length
         return "safetensors"
     raise UndecodableError(
         f"{name}: expected a .npy, .npz, .safetensors or .zip file, "
@@ -66,7 +66,7 @@ def kind_of(path: Path, name: str) -> Kind:
 
 
 def open_npy(path: Path, name: str) -> ArrayFile:
-    """Read a .npy file's header; raises UndecodableError where it and the file do not agree."""
+    """Read a .npy header; raises UndecodableError where it is damaged or the file too short."""
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -85,9 +85,9 @@ def open_npy(path: Path, name: str) -> ArrayFile:
 
 
 def open_safetensors(path: Path, wanted: Sequence[str]) -> dict[str, ArrayFile]:
-    """Read a .safetensors file's header and find those of the wanted arrays that are there.
+    """Read a .safetensors header and return the wanted arrays that the file contains.
 
-    Raises UndecodableError where the header lies, ArgumentError for a number type of no use here.
+    Raises UndecodableError for a damaged file and ArgumentError for a dtype unknown to numpy.
     """
     try:
         with path.open("rb") as file:
@@ -98,7 +98,7 @@ def open_safetensors(path: Path, wanted: Sequence[str]) -> dict[str, ArrayFile]:
                 )
             header = json.loads(file.read(length))
         with safetensors.safe_open(path, "np"):
-            pass  # checks that the tensors fill the file without gap or overlap
+            pass  # validates that the tensors fill the file without gap or overlap
     except (safetensors.SafetensorError, ValueError) as error:
         raise UndecodableError(
             f"{path.stem}: expected a whole .safetensors file, got: {error}"
@@ -117,7 +117,10 @@ def open_safetensors(path: Path, wanted: Sequence[str]) -> dict[str, ArrayFile]:
 
 
 def _checked(array: ArrayFile) -> ArrayFile:
-    """Hold a header to the size of its file; raises ArgumentError for an array without values."""
+    """Validate an array against the size of its file.
+
+    Raises ArgumentError for an empty array and UndecodableError for a short file.
+    """
     if not array.shape or min(array.shape) < 1:
         raise ArgumentError(f"expected an array with values, got {array}")
     end = array.offset + math.prod(array.shape) * array.dtype.itemsize

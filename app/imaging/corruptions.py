@@ -1,8 +1,8 @@
-"""Bad weather and bad optics over an image whose labels stay true.
+"""Corrupt images by weather, noise, blur or contrast; labels remain valid.
 
-For fitting calibrators on more than the weather of the day, and for measuring them beyond it.
-Kinds and strengths follow the idea of Hendrycks and Dietterich (ICLR 2019): a few kinds, five
-strengths each; the recipes are our own and need no depth map.
+Used as augmentation in fits and to evaluate calibrators under distribution shift. Kinds and five
+strengths follow Hendrycks and Dietterich (ICLR 2019); the implementations differ and need no depth
+map.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ Generator = np.random.Generator
 
 
 def corrupt(image: ImageArray, kind: str, strength: int, seed: int = 0) -> ImageArray:
-    """Spoil uint8 RGB [H,W,3] by one kind at a strength of 1 (slight) to 5 (severe).
+    """Corrupt uint8 RGB [H,W,3] by one kind at a strength of 1 (slight) to 5 (severe).
 
     The same seed gives the same image. Raises ArgumentError for another kind or strength.
     """
@@ -38,7 +38,7 @@ def corrupt(image: ImageArray, kind: str, strength: int, seed: int = 0) -> Image
 
 
 def fog(image: Floats, severity: float, rng: Generator) -> Floats:
-    """Mix in light grey, more of it higher up, where streets are farther away, in drifts."""
+    """Blend in light grey of varying density, more at the top, where street scenes are farther."""
     height, width = image.shape[:2]
     distance = np.clip(1.3 - 1.1 * np.linspace(0, 1, height, dtype=np.float32), 0.15, 1)
     drifts = 0.75 + 0.5 * smooth_noise((height, width), 5, rng)
@@ -49,7 +49,7 @@ def fog(image: Floats, severity: float, rng: Generator) -> Floats:
 
 
 def night(image: Floats, severity: float, rng: Generator) -> Floats:
-    """Darken by a curve and an exposure, tint, and add the noise of a pushed sensor."""
+    """Darken by a gamma curve and exposure, tint, and add sensor noise."""
     dark = image ** np.float32(1.2 + 0.8 * severity) * np.float32(0.55 - 0.43 * severity)
     tint = np.array([1.0, 0.92, 0.85], np.float32) if rng.random() < 0.5 else (
         np.array([0.85, 0.92, 1.0], np.float32))  # fmt: skip
@@ -58,7 +58,7 @@ def night(image: Floats, severity: float, rng: Generator) -> Floats:
 
 
 def rain(image: Floats, severity: float, rng: Generator) -> Floats:
-    """Grey the scene a little and draw streaks that all fall one way."""
+    """Reduce saturation and contrast, and draw parallel streaks."""
     height, width = image.shape[:2]
     drops = (rng.random((height, width)) < 0.004 + 0.016 * severity).astype(np.float32)
     length = int(rng.integers(9, 19) * height / 360) + 3
@@ -80,7 +80,7 @@ def noise(image: Floats, severity: float, rng: Generator) -> Floats:
 
 
 def blur(image: Floats, severity: float, rng: Generator) -> Floats:  # noqa: ARG001
-    """Put the image out of focus; the radius grows with the image."""
+    """Blur by a Gaussian whose radius is proportional to the image height."""
     radius = (1.0 + 3.5 * severity) * image.shape[0] / 360
     pixels = Image.fromarray(np.rint(image * 255).astype(np.uint8))
     soft = pixels.filter(ImageFilter.GaussianBlur(radius))
@@ -88,13 +88,13 @@ def blur(image: Floats, severity: float, rng: Generator) -> Floats:  # noqa: ARG
 
 
 def contrast(image: Floats, severity: float, rng: Generator) -> Floats:  # noqa: ARG001
-    """Pull all values towards the image's mean."""
+    """Scale the differences from the image's mean colour."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return cast(Floats, mean + (image - mean) * np.float32(0.5 - 0.4 * severity))
 
 
 def smooth_noise(shape: tuple[int, int], cells: int, rng: Generator) -> Floats:
-    """Give a random field in 0..1 with about `cells` bumps across."""
+    """Draw a smooth random field [*shape] in 0..1, interpolated from `cells` x `cells` values."""
     coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
     field = coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(field, np.float32), 0, 1)

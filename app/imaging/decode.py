@@ -1,7 +1,7 @@
-"""Untrusted bytes to an RGB image, within limits, or a refusal that says why.
+"""Decode untrusted bytes to an RGB image within a size limit.
 
-Accepts JPEG, PNG, WebP, TIFF and BMP in every mode whose values have a defined range. Sizes are
-checked on the header, before a pixel is decoded.
+JPEG, PNG, WebP, TIFF and BMP are accepted in every mode whose values have a defined range. The
+size is checked in the header, before pixels are decoded.
 """
 
 import io
@@ -15,23 +15,23 @@ from app.errors import InputError, TooLargeError, UndecodableError
 from app.imaging.png import pieces
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-# TIFF tags and what they say.
+# TIFF tags and their values.
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, PHOTOMETRIC = 254, 258, 262
 REDUCED_OR_MASK = 0b101  # of NewSubfileType: a smaller copy, or a transparency mask
 WHITE_IS_ZERO = 0  # of PhotometricInterpretation
-MAX_PAGES = 64  # Pillow's count of pages takes time in the square of their number
+MAX_PAGES = 64  # Pillow counts pages in time quadratic in their number
 
-# Our own limit, a setting, takes the place of Pillow's process-wide one.
+# The limit is the setting `max_pixels`, not Pillow's process-wide one.
 Image.MAX_IMAGE_PIXELS = None
 
 ImageArray = NDArray[np.uint8]
 
 
 def decode_image(data: bytes, max_pixels: int) -> ImageArray:
-    """Decode one still image to uint8 RGB [H,W,3], upright.
+    """Decode one still image to uint8 RGB [H,W,3] in its EXIF orientation.
 
-    EXIF orientation is applied, alpha dropped, grey promoted; 16-bit grey is scaled by 1/257.
-    Raises UndecodableError and TooLargeError.
+    Alpha is dropped, grey copied to three channels, 16-bit grey scaled by 1/257. Raises
+    UndecodableError for other bytes and TooLargeError for more than `max_pixels`.
     """
     if not data:
         raise UndecodableError("expected an image, got 0 bytes")
@@ -48,14 +48,14 @@ def decode_image(data: bytes, max_pixels: int) -> ImageArray:
         raise UndecodableError(
             f"expected a JPEG, PNG, WebP, TIFF or BMP image, got {len(data)} bytes of another kind"
         ) from error
-    except Exception as error:  # Pillow's decoders answer hostile bytes with many kinds
+    except Exception as error:  # Pillow's decoders raise many types for damaged bytes
         raise UndecodableError(
             f"expected a whole image, got one that is cut off or damaged: {error}"
         ) from error
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse images of more pixels than the limit; `size` is (width, height)."""
+    """Raise TooLargeError for more pixels than the limit; `size` is (width, height)."""
     width, height = size
     if width * height > max_pixels:
         raise TooLargeError(
@@ -64,7 +64,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_still(image: Image.Image) -> None:
-    """Refuse animations and multi-page files: one mask can't answer for all their frames."""
+    """Raise UndecodableError for animations and multi-page files, as the answer is one mask."""
     if image.format == "MPO":  # a phone's JPEG with its preview inside
         return
     if isinstance(image, TiffImageFile):
@@ -76,7 +76,7 @@ def _check_still(image: Image.Image) -> None:
 
 
 def _check_one_page(image: TiffImageFile) -> None:
-    """Refuse a TIFF of many pages; overviews and masks behind the first page are no pages."""
+    """Raise UndecodableError for a multi-page TIFF; reduced copies and masks do not count."""
     for page in range(1, MAX_PAGES + 1):
         try:
             image.seek(page)
@@ -89,7 +89,7 @@ def _check_one_page(image: TiffImageFile) -> None:
 
 
 def _grey_levels(image: Image.Image) -> tuple[int, int]:
-    """Give the values of black and white in 16-bit grey; only a TIFF may have its own."""
+    """Return the values of black and white in 16-bit grey; only TIFF may define them."""
     if not isinstance(image, TiffImageFile):
         return 0, 65535
     top = 4095 if image.tag_v2.get(BITS_PER_SAMPLE) == (12,) else 65535
@@ -97,7 +97,7 @@ def _grey_levels(image: Image.Image) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
-    """Convert any mode to RGB; refuse the ones whose values have no defined range."""
+    """Convert any mode to RGB; raises UndecodableError where values have no defined range."""
     if image.mode.startswith("I;16"):
         return _scaled_down(np.asarray(image, np.uint16), levels)
     if image.mode == "I":
@@ -111,12 +111,12 @@ def _to_rgb(image: Image.Image, levels: tuple[int, int]) -> Image.Image:
     if image.mode == "F":
         raise UndecodableError("expected 8 or 16 bits a channel, got floating-point pixels")
     if image.mode in ("LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")  # so that a transparent colour is kept, not mixed
+        image = image.convert("RGBA")  # keeps the colour of transparent pixels
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _pixels(image: Image.Image) -> ImageArray:
-    """Copy an image to uint8 [H,W,3] in pieces: Pillow would hold all of it twice more."""
+    """Copy an image to uint8 [H,W,3] in pieces; Pillow would allocate two further copies."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     for rows in pieces(height, width):
@@ -125,11 +125,11 @@ def _pixels(image: Image.Image) -> ImageArray:
 
 
 def _scaled_down(values: NDArray[np.generic], levels: tuple[int, int]) -> Image.Image:
-    """16-bit grey [H,W] to RGB; the range from black to white becomes 0..255, rounded."""
+    """Convert 16-bit grey [H,W] to RGB; black to white becomes 0..255, rounded."""
     black, top = levels[0], max(levels)
     above_black = np.abs(np.arange(65536) - black)
     eight = ((above_black * 255 + top // 2) // top).astype(np.uint8)
     scaled = np.empty(values.shape, np.uint8)
-    for rows in pieces(*values.shape):  # an index takes 8 bytes a pixel
+    for rows in pieces(*values.shape):  # an index takes 8 bytes per pixel
         scaled[rows] = eight[values[rows]]
     return Image.fromarray(scaled).convert("RGB")

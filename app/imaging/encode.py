@@ -1,6 +1,6 @@
-"""Masks, confidence maps, heatmaps and overlays to PNG; masks to COCO run lengths; arrays to npz.
+"""Encode masks, confidence maps, heatmaps and overlays as PNG, COCO run lengths or npz.
 
-Masks hold class ids and the abstain value, 255 in 8 bits and 65535 in 16.
+Masks hold class ids and the abstain value: 255 in uint8, 65535 in uint16.
 """
 
 import io
@@ -25,26 +25,26 @@ OVERLAY_FRACTION = 0.5
 
 
 def mask_png(mask: Mask, palette: Palette) -> bytes:
-    """Encode a mask [H,W]: indexed with the classes' colours, or 16-bit grey where ids need it."""
+    """Encode a mask [H,W]: uint8 as indexed colours of the classes, uint16 as 16-bit grey."""
     return png(mask, full_palette(palette) if mask.dtype == np.uint8 else None)
 
 
 def confidence_png(confidence: Confidence, depth: int = 8) -> bytes:
-    """Encode probabilities [H,W] in 0..1 as grey, round(255 p) or, at depth 16, round(65535 p)."""
+    """Encode confidence [H,W] in 0..1 as grey: round(255 p) or, at depth 16, round(65535 p)."""
     return png(_levels(confidence, np.uint8 if depth == 8 else np.uint16))
 
 
 def heatmap_png(confidence: Confidence) -> bytes:
-    """Encode probabilities [H,W] in 0..1 as colours: dark is unsure, bright is sure."""
+    """Encode confidence [H,W] in 0..1 as colours, from dark for 0 to bright for 1."""
     return png(_levels(confidence, np.uint8), HEAT)
 
 
 def overlay_png(image: ImageArray, mask: Mask, palette: Palette) -> bytes:
-    """Blend the classes' colours into the image [H,W,3]; abstained pixels turn white."""
+    """Blend the classes' colours into the image [H,W,3]; white where the mask abstains."""
     colors = np.array([*palette, ABSTAIN_COLOR], np.uint8)
     blended = np.empty_like(image)
     for rows in pieces(*mask.shape):
-        # The abstain value is above every class.
+        # The abstain value exceeds every class id.
         tint = Image.fromarray(colors[np.minimum(mask[rows], len(palette))])
         piece = Image.blend(Image.fromarray(image[rows]), tint, OVERLAY_FRACTION)
         blended[rows] = np.asarray(piece)
@@ -52,7 +52,7 @@ def overlay_png(image: ImageArray, mask: Mask, palette: Palette) -> bytes:
 
 
 def full_palette(palette: Palette) -> ImageArray:
-    """Spread class colours over 256 rows uint8 [256,3]; row 255 is the abstain colour."""
+    """Pad the class colours to a palette uint8 [256,3]; row 255 is the abstain colour."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: min(len(palette), 255)] = np.array(palette[:255], np.uint8)
     colors[255] = ABSTAIN_COLOR
@@ -67,7 +67,7 @@ def _levels(confidence: Confidence, dtype: type[np.uint8 | np.uint16]) -> Mask:
 
 @compiled
 def _round(confidence: Confidence, most: int, levels: Mask) -> None:
-    # In float64 the product is exact; float32 takes one value in 700 to the wrong 16-bit level.
+    # In float64 the product is exact; float32 rounds one value in 700 to a wrong 16-bit level.
     for y in range(len(levels)):
         row, line = levels[y], confidence[y]
         for x in range(len(row)):
@@ -75,13 +75,13 @@ def _round(confidence: Confidence, most: int, levels: Mask) -> None:
 
 
 def npz(mask: Mask, confidence: Confidence) -> bytes:
-    """Pack `mask` [H,W] and `confidence` float16 [H,W] for numpy."""
+    """Encode `mask` [H,W] and `confidence` float16 [H,W] as .npz."""
     buffer = io.BytesIO()
     np.savez(buffer, mask=mask, confidence=confidence.astype(np.float16))
     return buffer.getvalue()
 
 
 def run_lengths(mask: Mask, class_id: int) -> tuple[tuple[int, int], str]:
-    """Give one class's pixels as COCO RLE: the size (H, W) and the counts, column-major."""
+    """Encode one class's pixels as COCO RLE: the size (H, W) and the counts, column-major."""
     encoded = coco.encode(np.asfortranarray(mask == class_id, dtype=np.uint8))
     return (mask.shape[0], mask.shape[1]), encoded["counts"].decode("ascii")

@@ -1,9 +1,8 @@
-"""Large images a piece at a time, so that what is made on the way takes little beside them.
+"""Encode PNG in a seventh to a tenth of Pillow's time (docs/benchmarks.md), with little memory.
 
-PNG files of masks and maps, in a seventh to a tenth of Pillow's time (docs/benchmarks.md).
-
-Every row is stored as its difference from the row above, and deflated by ISA-L: Pillow tries five
-filters on each row, and zlib searches longer than regions and smooth maps repay.
+Every row is stored as its difference from the row above and deflated by ISA-L. Pillow tries five
+filters on each row, and zlib's longer search reduces the size of label and confidence maps little.
+Images are processed in pieces, so that intermediate arrays are small beside the image.
 """
 
 import struct
@@ -15,6 +14,10 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 PIECE = 1 << 22  # pixels; most images are a single piece
+LEVEL = 2  # of 0..3; as fast as 1 and slightly smaller
+UP = 2  # PNG's filter that subtracts the row above
+GREY, RGB, INDEXED = 0, 2, 3  # PNG's colour types
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def pieces(height: int, width: int) -> Iterator[slice]:
@@ -24,16 +27,10 @@ def pieces(height: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, height))
 
 
-LEVEL = 2  # of 0..3; measured: no slower than 1, and a little smaller
-UP = 2  # the filter that subtracts the row above
-GREY, RGB, INDEXED = 0, 2, 3  # PNG's colour types
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
 def png(pixels: NDArray[np.uint8 | np.uint16], palette: NDArray[np.uint8] | None = None) -> bytes:
-    """Encode grey [H,W] of 8 or 16 bits, indices uint8 [H,W] with a palette [256,3], or RGB.
+    """Encode grey uint8 or uint16 [H,W], indices uint8 [H,W] with a palette, or RGB uint8 [H,W,3].
 
-    RGB is uint8 [H,W,3].
+    The palette is uint8 [256,3].
     """
     height, width = pixels.shape[:2]
     kind = RGB if pixels.ndim == 3 else GREY if palette is None else INDEXED
@@ -51,7 +48,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _deflated(pixels: NDArray[np.uint8 | np.uint16]) -> Iterator[bytes]:
-    """Deflate an image in pieces, so that no second copy of all of it exists."""
+    """Filter and deflate an image in pieces, without a second copy of the whole image."""
     deflater = isal_zlib.compressobj(LEVEL)
     above = np.zeros(pixels[:1].nbytes, np.uint8)
     for rows in pieces(*pixels.shape[:2]):

@@ -11,9 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.calibration.base import Calibrator
-from app.calibration.certification import CertifiedThreshold
 from app.calibration.drift import CONFIDENCE_BINS, Reference
 from app.calibration.registry import build
+from app.calibration.risk_control import CertifiedThreshold
 from app.errors import ArgumentError, ArtifactError, ConflictError
 from app.storage.files import sync_folder, write_synced
 

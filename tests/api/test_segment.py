@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from app.calibration.certification import CertifiedThreshold
+from app.calibration.risk_control import CertifiedThreshold
 from app.inference.model_card import read_model_folder
 from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient

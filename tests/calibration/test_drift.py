@@ -18,12 +18,12 @@ from app.errors import ArgumentError
 CLASSES = 3
 
 
-def scattered(rng, images, sureness=6.0, likeness=0.0):
-    """Histograms of images that differ in sureness and in classes; neighbours alike on a group."""
+def scattered(rng, images, concentration=6.0, correlation=0.0):
+    """Histograms of images that vary in confidence and classes, with correlated neighbours."""
     rows, walk = [], 0.0
     for _ in range(images):
-        walk = likeness * walk + math.sqrt(1 - likeness**2) * rng.normal()
-        confidence = rng.beta(sureness * math.exp(0.3 * walk), 1.0, (40, 50))
+        walk = correlation * walk + math.sqrt(1 - correlation**2) * rng.normal()
+        confidence = rng.beta(concentration * math.exp(0.3 * walk), 1.0, (40, 50))
         fractions = rng.dirichlet((8, 4, 2))
         predicted = rng.choice(CLASSES, (40, 50), p=fractions)
         rows.append(torch.from_numpy(histogram(confidence, predicted, CLASSES)).float())
@@ -35,7 +35,7 @@ def beyond(reference, limit, window):
     return found[0] > limit.confidence or found[1] > limit.classes
 
 
-# For (1, 0) and (1/2, 1/2) the middle is (3/4, 1/4).
+# For (1, 0) and (1/2, 1/2) the mean is (3/4, 1/4).
 HALF_IN_COMMON = (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2
 
 
@@ -52,7 +52,7 @@ def test_divergence_by_hand(a, b, expected):
     assert jensen_shannon(np.array(b), np.array(a)) == pytest.approx(expected)
 
 
-def test_histogram_holds_shares_of_confidence_and_of_classes():
+def test_histogram_has_fractions_of_confidence_and_of_classes():
     confidence = np.array([[0.0, 1.0], [0.99, 0.5]])
     row = histogram(confidence, np.array([[0, 2], [2, 2]]), CLASSES)
 
@@ -61,7 +61,7 @@ def test_histogram_holds_shares_of_confidence_and_of_classes():
     assert row[CONFIDENCE_BINS:].tolist() == [0.25, 0, 0.75]
 
 
-def test_large_image_is_sampled_all_over():
+def test_large_image_is_sampled_evenly():
     confidence = np.linspace(0, 1, 480 * 360, dtype=np.float32).reshape(360, 480).T
     row = histogram(confidence, np.zeros((480, 360), np.uint8), CLASSES)
 
@@ -69,12 +69,12 @@ def test_large_image_is_sampled_all_over():
 
 
 @pytest.mark.parametrize("wrong", [3, -1, -9])
-def test_class_that_is_none_is_refused(wrong):
+def test_class_outside_the_range_is_rejected(wrong):
     with pytest.raises(ArgumentError, match=r"expected classes in 0\.\.2, got "):
         histogram(np.ones((1, 2)), np.array([[0, wrong]]), CLASSES)
 
 
-def test_reference_is_bounded_and_keeps_its_ends():
+def test_reference_is_bounded_and_includes_first_and_last_image():
     rows = [torch.full((CONFIDENCE_BINS + CLASSES,), float(i)) for i in range(3 * MOST_IMAGES)]
     reference = reference_of(rows)
 
@@ -84,24 +84,24 @@ def test_reference_is_bounded_and_keeps_its_ends():
     assert reference_of([]) is None
 
 
-@pytest.mark.parametrize("likeness", [0.0, 0.4])
-def test_windows_of_the_same_kind_stay_within_the_limit(likeness):
+@pytest.mark.parametrize("correlation", [0.0, 0.4])
+def test_windows_without_drift_stay_within_the_limit(correlation):
     rng = np.random.default_rng(0)
     exceeded = 0
     for _ in range(8):
-        reference = Reference(scattered(rng, 60, likeness=likeness))
+        reference = Reference(scattered(rng, 60, correlation=correlation))
         limit = reference.limits(32)
-        live = scattered(rng, 10 * 32, likeness=likeness)
+        live = scattered(rng, 10 * 32, correlation=correlation)
         exceeded += sum(beyond(reference, limit, part) for part in live.split(32))
     assert exceeded <= 3  # of 80 windows
 
 
-def test_windows_of_less_confident_images_exceed_it():
+def test_windows_of_less_confident_images_exceed_the_limit():
     rng = np.random.default_rng(0)
     reference = Reference(scattered(rng, 60))
     limit = reference.limits(32)
 
-    live = scattered(rng, 10 * 32, sureness=3.0)
+    live = scattered(rng, 10 * 32, concentration=3.0)
     assert all(beyond(reference, limit, part) for part in live.split(32))
 
 
@@ -115,5 +115,5 @@ def test_limit_is_wider_for_smaller_windows():
     assert small.classes > large.classes > 0
 
 
-def test_too_few_images_set_no_limit():
+def test_too_few_images_have_no_limit():
     assert Reference(scattered(np.random.default_rng(0), 7)).limits(32) is None

@@ -19,35 +19,35 @@ def numbers_of(data):
     return [[int(n) for n in logits[:, 0]] for logits, _ in map(labelled_pixels, data.images)]
 
 
-def test_small_set_is_kept_whole_by_image():
+def test_small_set_is_sampled_completely_by_image():
     data = InMemory(3, [image(5, 0), image(4, 100)])
     assert numbers_of(gather(data, SEEDED)) == [[0, 1, 2, 3, 4], [100, 101, 102, 103]]
 
 
-def test_large_image_gives_distinct_pixels_with_their_own_labels():
+def test_sample_of_a_large_image_has_distinct_pixels_with_their_labels():
     [kept] = gather(InMemory(3, [image(3 * PIXELS_OF_AN_IMAGE, 0)]), SEEDED).images
     logits, labels = labelled_pixels(kept)
     numbers = logits[:, 0].long()
 
     assert len(numbers.unique()) == len(numbers) == PIXELS_OF_AN_IMAGE
     assert torch.equal(labels, numbers % 3)
-    assert abs(numbers.double().mean() / PIXELS_OF_AN_IMAGE - 1.5) < 0.1  # from all over
+    assert abs(numbers.double().mean() / PIXELS_OF_AN_IMAGE - 1.5) < 0.1  # from the whole image
 
 
-def test_budget_is_shared_out_among_images():
+def test_budget_is_divided_equally_among_images():
     data = InMemory(3, [image(50, 0), image(50, 100)])
     assert [len(part) for part in numbers_of(gather(data, SEEDED, budget=60))] == [10, 10]
 
 
-def test_void_pixels_and_images_are_left_out():
-    void = image(4, 0)
-    void.labels[:] = IGNORE
+def test_unlabelled_pixels_and_images_are_skipped():
+    unlabelled = image(4, 0)
+    unlabelled.labels[:] = IGNORE
     half = image(4, 100)
     half.labels[0, :2] = IGNORE
-    assert numbers_of(gather(InMemory(3, [void, half]), SEEDED)) == [[102, 103]]
+    assert numbers_of(gather(InMemory(3, [unlabelled, half]), SEEDED)) == [[102, 103]]
 
 
-def test_thinned_sample_keeps_one_pixel_in_eight_with_its_label():
+def test_subsample_has_one_pixel_in_eight_with_its_label():
     logits, labels = torch.arange(16000.0).view(8000, 2), torch.arange(8000) % 2
     sample = Sample(logits, labels, torch.bincount(labels), complete=True)
     few = sample.subsampled(2)
@@ -59,7 +59,7 @@ def test_thinned_sample_keeps_one_pixel_in_eight_with_its_label():
     assert not few.complete
 
 
-def test_thinning_keeps_classes_that_lie_at_regular_places():
+def test_subsample_keeps_classes_at_regular_positions():
     labels = (torch.arange(16000) % 8 == 3).long()
     sample = Sample(torch.zeros(16000, 2), labels, torch.bincount(labels), complete=True)
     assert torch.bincount(sample.subsampled(2).labels).min() > 150
@@ -76,7 +76,7 @@ def test_thinning_keeps_classes_that_lie_at_regular_places():
         (1, 0, 8000),  # a class that the sample missed
     ],
 )
-def test_thinning_leaves_fifty_pixels_of_each_parameter_and_class(parameters, rare, left):
+def test_subsample_has_fifty_pixels_of_each_parameter_and_class(parameters, rare, left):
     labels = (torch.arange(8000) >= rare).long()
     counts = torch.tensor([max(rare, 1), 8000 - rare])
     few = Sample(torch.zeros(8000, 2), labels, counts, complete=False).subsampled(parameters)

@@ -1,11 +1,11 @@
-"""How fast what is trained by Adam learns, round by round."""
+"""Learning-rate schedules of Adam."""
 
 import pytest
 
 from app.calibration.solvers import Schedule
 
 
-def test_rate_stays_or_falls_along_half_a_cosine():
+def test_rate_is_constant_or_decays_by_half_a_cosine():
     steady = Schedule("x", rate=0.1, rounds=4, patience=1)
     cooling = Schedule("x", rate=0.1, rounds=4, patience=1, cooling=True)
     rounds = range(4)

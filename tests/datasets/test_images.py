@@ -64,12 +64,12 @@ def test_image_without_labels_is_named(folders):
         find_pairs(images, labels)
 
 
-def test_empty_folders_are_refused(folders):
+def test_empty_folders_are_rejected(folders):
     with pytest.raises(ArgumentError, match="got 0 images, 0 label maps"):
         find_pairs(*folders)
 
 
-def test_two_files_of_one_stem_are_refused(folders):
+def test_two_files_of_one_stem_are_rejected(folders):
     images, labels = folders
     for path in (images / "a.jpg", images / "a.png", labels / "a.png"):
         path.touch()
@@ -77,7 +77,7 @@ def test_two_files_of_one_stem_are_refused(folders):
         find_pairs(images, labels)
 
 
-def test_missing_folder_is_refused(folders, tmp_path):
+def test_missing_folder_is_rejected(folders, tmp_path):
     with pytest.raises(ArgumentError, match="expected a folder, got"):
         find_pairs(folders[0], tmp_path / "gone")
 
@@ -110,35 +110,35 @@ def test_sixteen_bit_labels_are_read_as_ids(tmp_path, mode, dtype):
     assert np.array_equal(read_labels(saved(image, tmp_path / "labels.tif"), LIMIT), ids)
 
 
-def test_colored_labels_are_refused(tmp_path):
+def test_colored_labels_are_rejected(tmp_path):
     path = saved(Image.new("RGB", (2, 2)), tmp_path / "labels.png")
     with pytest.raises(ArgumentError, match=r"^labels.png: .* label map, got mode RGB"):
         read_labels(path, LIMIT)
 
 
-def test_labels_above_the_limit_are_refused(tmp_path):
+def test_labels_above_the_limit_are_rejected(tmp_path):
     with pytest.raises(TooLargeError, match="expected at most 7 pixels"):
         read_labels(saved(LABELS, tmp_path / "labels.png"), 7)
 
 
 @pytest.mark.parametrize("keep", [0, 20, 45])
-def test_damaged_labels_are_refused(tmp_path, keep):
+def test_damaged_labels_are_rejected(tmp_path, keep):
     path = saved(LABELS, tmp_path / "labels.png")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ArgumentError, match=r"^labels.png: expected a label map, got: "):
         read_labels(path, LIMIT)
 
 
-def test_void_becomes_the_one_ignored_label():
+def test_ignored_labels_become_ignore():
     labels = checked(LABELS.astype(np.int32), 3, 255, "a.png")
     assert labels.tolist() == [[0, 1, 2, IGNORE], [2, 1, 0, 0]]
 
 
-def test_void_may_be_any_value_even_a_class():
+def test_ignored_label_may_be_any_value_even_a_class():
     assert checked(np.array([[0, 1]], np.int32), 2, 0, "a.png").tolist() == [[IGNORE, 1]]
 
 
-def test_label_beyond_the_classes_is_refused():
+def test_label_beyond_the_classes_is_rejected():
     with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..1 or 255 .*-1..2$"):
         checked(LABELS.astype(np.int32), 2, 255, "a.png")
 
@@ -204,19 +204,19 @@ def cached(predictor: Predictor, pair: Pair) -> CachedLogits:
     return CachedLogits(predictor, [pair], 255, LIMIT, lambda *_: None)
 
 
-def test_labels_of_another_size_are_refused(predictor, pair):
+def test_labels_of_another_size_are_rejected(predictor, pair):
     saved(np.zeros((4, 5), np.uint8), pair.labels)
     with pytest.raises(ArgumentError, match=r"^a.png: expected labels of \(4, 4\) .*\(4, 5\)$"):
         cached(predictor, pair)
 
 
-def test_labels_of_unknown_class_are_refused(predictor, pair):
+def test_labels_of_unknown_class_are_rejected(predictor, pair):
     saved(np.full((4, 4), 3, np.uint8), pair.labels)
     with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..2 or 255 for void"):
         cached(predictor, pair)
 
 
-def test_damaged_image_is_refused(predictor, pair):
+def test_damaged_image_is_rejected(predictor, pair):
     saved(np.zeros((4, 4), np.uint8), pair.labels)
     pair.image.write_bytes(b"no image")
     with pytest.raises(UndecodableError):
@@ -245,7 +245,7 @@ def test_image_is_answered_at_its_own_size_as_the_service_answers_it(folders, pr
     assert (found.numpy() == truth)[truth != 255].all()
 
 
-def test_fit_sees_the_logits_that_slide_serves(folders, tmp_path):
+def test_fit_uses_the_logits_of_sliding_windows(folders, tmp_path):
     images, labels = folders
     image = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
     pair = Pair(saved(image, images / "a.png"), labels / "a.png")

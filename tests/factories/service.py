@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.api.server import DrainingServer, ProblemProtocol
-from app.calibration.certification import CertifiedThreshold
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
+from app.calibration.risk_control import CertifiedThreshold
 from app.inference.model_card import read_model_folder
 from app.main import create_app
 from app.settings import Settings

@@ -1,6 +1,8 @@
-"""Six labelled pixels of two images, small enough to work out every metric by hand."""
+"""Six labelled pixels of two images for metrics by hand, and the error bound of binned AUROC."""
 
 import torch
+
+from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 
 PROBABILITIES = torch.tensor(
     [
@@ -17,3 +19,9 @@ IMAGES = (slice(0, 3), slice(3, 6))
 CONFIDENCE = PROBABILITIES.amax(1)
 PREDICTED = PROBABILITIES.argmax(1)
 CORRECT = PREDICTED == LABELS  # 1 0 1 1 0 0
+
+
+def auroc_error_bound(histogram: ConfidenceHistogram) -> float:
+    """Compute half the fraction of (correct, wrong) pairs that share a bin and so count as tied."""
+    pairs = float(histogram.right.sum()) * float(histogram.wrong.sum())
+    return float((histogram.right * histogram.wrong.astype(float)).sum() / pairs / 2)

@@ -1,4 +1,4 @@
-"""Our PNG files are read back by Pillow as the values they were written from."""
+"""PNG files decoded by Pillow hold the values they were encoded from."""
 
 import io
 
@@ -22,7 +22,7 @@ def read(data: bytes) -> Image.Image:
 
 
 @given(st.data(), st.sampled_from([np.uint8, np.uint16]))
-def test_grey_comes_back(data, dtype):
+def test_grey_round_trips(data, dtype):
     pixels = data.draw(arrays.arrays(dtype, st.tuples(SIDES, SIDES)))
     image = read(png(pixels))
     assert image.mode == {1: "L", 2: "I;16"}[pixels.itemsize]
@@ -30,14 +30,14 @@ def test_grey_comes_back(data, dtype):
 
 
 @given(st.data())
-def test_colours_come_back(data):
+def test_colours_round_trip(data):
     pixels = data.draw(arrays.arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(3))))
     image = read(png(pixels))
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), pixels)
 
 
-def test_indices_come_back_with_their_palette():
+def test_indices_round_trip_with_their_palette():
     pixels = np.arange(256, dtype=np.uint8).reshape(8, 32)
     palette = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
     image = read(png(pixels, palette))
@@ -53,7 +53,7 @@ def test_pieces_make_one_image(monkeypatch, dtype):
     assert np.array_equal(np.asarray(read(png(pixels))), pixels)
 
 
-def test_views_are_written_as_what_they_show():
+def test_views_are_encoded_by_value():
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30), np.uint8)
     assert np.array_equal(np.asarray(read(png(pixels[::2, 1:-1].T))), pixels[::2, 1:-1].T)
 

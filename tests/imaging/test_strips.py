@@ -49,7 +49,7 @@ def tiff(image):
     ],
     ids=["rgb", "grey16", "confidence", "confidence16", "heatmap", "overlay"],
 )
-def test_pieces_leave_no_trace(make, monkeypatch):
+def test_result_does_not_depend_on_pieces(make, monkeypatch):
     whole = make()
     monkeypatch.setattr(pieces_module, "PIECE", 5 * WIDTH)
     assert np.array_equal(make(), whole)

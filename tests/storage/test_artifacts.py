@@ -17,9 +17,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.calibration.certification import CertifiedThreshold
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
+from app.calibration.risk_control import CertifiedThreshold
 from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import Manifest, new_id

@@ -23,9 +23,10 @@ from app.calibration.base import (
     floored_log_softmax,
     uniform_where_broken,
 )
-from app.calibration.dataset import IGNORE, LabelledImage, ValidationSet, labelled_pixels, split
+from app.calibration.dataset import IGNORE, LabelledImage, ValidationSet, labelled_pixels
 from app.calibration.sampling import count_classes, require_two_classes
 from app.calibration.solvers import Schedule, descend
+from app.calibration.splits import split
 from app.errors import ArgumentError
 
 KERNEL, DILATION = 5, 2

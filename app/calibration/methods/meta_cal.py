@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from app.calibration.base import FitContext, Invariances, Pixelwise
-from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View, split
+from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View
 from app.calibration.methods.isotonic import Array, pool_adjacent_violators
 from app.calibration.methods.temperature import fit_inverse_temperature
 from app.calibration.sampling import chunks, count_classes, require_two_classes
+from app.calibration.splits import split
 from app.errors import ArgumentError
 
 ETA_FRACTION = 0.2  # of the images

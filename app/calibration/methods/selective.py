@@ -28,11 +28,12 @@ from app.calibration.base import (
     floored_log_softmax,
     uniform_where_broken,
 )
-from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View, split
+from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View
 from app.calibration.methods.identity import Identity
 from app.calibration.methods.temperature import fit_inverse_temperature
 from app.calibration.sampling import Sample, count_classes, draw, require_two_classes
 from app.calibration.solvers import Schedule, descend, minimise
+from app.calibration.splits import split
 from app.errors import ArgumentError
 
 BATCH_PIXELS = 4096

@@ -1,4 +1,4 @@
-"""One way of reading confidence, measured over a labelled set from every side a person asks about.
+"""Assess one calibrator over a labelled set: overall, by subset, by class and by image.
 
 Memory is O(K^2 + bins) and a few numbers per image.
 """
@@ -9,23 +9,23 @@ import numpy as np
 from torch import Tensor
 
 from app.calibration.dataset import IGNORE
-from app.calibration.metrics import subsets as analyses
+from app.calibration.metrics import subsets
 from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
 from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.metrics.segmentation import class_dice, class_iou, class_recall
 from app.calibration.metrics.subsets import SubsetMetrics
 from app.calibration.predictions import Prediction
 
-CONFIDENT = 0.9  # from here on a wrong pixel is an error at high confidence
-TWENTIETHS = 20  # so that 0.85..0.95 is two whole bins
+CONFIDENT = 0.9  # wrong pixels of at least this confidence are confident errors
+TWENTIETHS = 20  # bins; (0.85, 0.95] is exactly two of them
 ABOUT_90 = slice(17, 19)
 
 
 class ImageAssessment(NamedTuple):
-    """One image's figures in 0..1; NaN (and 0 pixels) where nothing is labelled.
+    """One image's metrics in 0..1; 0 pixels and NaN where no pixel is labelled.
 
-    `confident_errors` is the share of labelled pixels that are wrong at a confidence of 0.9 or
-    more, `ece` has 10 bins.
+    `ece` has 10 bins. `confident_errors` is the fraction of labelled pixels that are wrong with a
+    confidence of at least 0.9.
     """
 
     pixels: int
@@ -36,10 +36,10 @@ class ImageAssessment(NamedTuple):
 
 
 class ClassAssessment(NamedTuple):
-    """One class's figures in 0..1; NaN where it has no pixel to measure them on.
+    """One class's metrics in 0..1; NaN where their denominator is 0.
 
-    `pixels` are those labelled as the class, of which `recall` are predicted as it. `predicted`
-    is over the pixels predicted as it, so its accuracy is the class's precision.
+    `pixels` is the number of pixels labelled as the class. `predicted` is over the pixels
+    predicted as the class, so its accuracy is the class's precision.
     """
 
     pixels: int
@@ -50,7 +50,7 @@ class ClassAssessment(NamedTuple):
 
 
 class Assessment:
-    """Accumulates figures, groups of pixels, and images."""
+    """Metrics of a set, its subsets and its images, accumulated image by image."""
 
     def __init__(self, num_classes: int) -> None:
         self.evaluation = Evaluation(num_classes)
@@ -61,61 +61,61 @@ class Assessment:
         self._classes: dict[int, ReliabilityBins] = {}
 
     def add(self, prediction: Prediction, labels: Tensor, nll: float, brier: float) -> Self:
-        """Count one image: maps [h,w], labels IGNORE where unlabelled; sums over labelled pixels.
+        """Add one image: maps [h,w], with labels IGNORE where unlabelled.
 
-        Labels and predictions must be classes of the set.
+        `nll` and `brier` are sums over labelled pixels. Labels and predictions must be in 0..K-1.
         """
         kept = labels != IGNORE
-        confidence, right = prediction.probabilities[kept], (prediction.classes == labels)[kept]
+        confidence, correct = prediction.probabilities[kept], (prediction.classes == labels)[kept]
         self.evaluation.add_prediction(prediction, labels, nll, brier)
-        self.twentieths.add(confidence, right)
-        band = analyses.by_boundary(prediction, labels, bins=IMAGE_BINS)[analyses.BOUNDARY]
+        self.twentieths.add(confidence, correct)
+        band = subsets.by_boundary(prediction, labels, bins=IMAGE_BINS)[subsets.BOUNDARY]
         self.boundary_errors.append(band.ece())
-        for subsets in (analyses.by_correctness, analyses.by_boundary):
-            analyses.merge(self._kinds, subsets(prediction, labels))
-        analyses.merge(self._classes, analyses.by_class(prediction, labels))
+        for partition in (subsets.by_correctness, subsets.by_boundary):
+            subsets.merge(self._kinds, partition(prediction, labels))
+        subsets.merge(self._classes, subsets.by_class(prediction, labels))
         whole = self.evaluation.images[-1]
-        sure_but_wrong = int(((confidence >= CONFIDENT) & ~right).sum())
+        confident_errors = int(((confidence >= CONFIDENT) & ~correct).sum())
         self.images.append(
             ImageAssessment(
                 pixels=whole.pixels,
                 ece=whole.ece,
                 accuracy=whole.accuracy,
                 confidence=float(confidence.double().mean()),
-                confident_errors=sure_but_wrong / whole.pixels if whole.pixels else np.nan,
+                confident_errors=confident_errors / whole.pixels if whole.pixels else np.nan,
             )
         )
         return self
 
     @property
     def boundary_ece(self) -> float:
-        """Image-wise ECE (10 bins) on the boundary bands; NaN where no classes meet."""
+        """Compute image-wise ECE (10 bins) on the boundary bands; NaN without a boundary."""
         errors = [error for error in self.boundary_errors if not np.isnan(error)]
         return float(np.mean(errors)) if errors else np.nan
 
     @property
     def about_90(self) -> SubsetMetrics:
-        """Figures of the pixels whose confidence is in (0.85, 0.95]."""
+        """Compute the metrics of the pixels whose confidence is in (0.85, 0.95]."""
         near = ReliabilityBins(TWENTIETHS)
-        for ours, all_bins in (
+        for selected, all_bins in (
             (near.counts, self.twentieths.counts),
             (near.hits, self.twentieths.hits),
             (near.confidence, self.twentieths.confidence),
         ):
-            ours[ABOUT_90] = all_bins[ABOUT_90]
-        return analyses.subset_metrics(near)
+            selected[ABOUT_90] = all_bins[ABOUT_90]
+        return subsets.subset_metrics(near)
 
     @property
     def overall(self) -> SubsetMetrics:
-        """Figures of all labelled pixels."""
-        return analyses.subset_metrics(self.evaluation.bins)
+        """Compute the metrics of all labelled pixels."""
+        return subsets.subset_metrics(self.evaluation.bins)
 
     def kind(self, name: str) -> SubsetMetrics:
-        """Figures of right, wrong, boundary or interior pixels, by the names in `analyses`."""
-        return analyses.subset_metrics(self._kinds.get(name, ReliabilityBins(analyses.BINS)))
+        """Compute the metrics of correct, mispredicted, boundary or interior pixels."""
+        return subsets.subset_metrics(self._kinds.get(name, ReliabilityBins(subsets.BINS)))
 
     def classes(self) -> list[ClassAssessment]:
-        """Figures of every class, by id."""
+        """Compute the metrics of each class, by id."""
         confusion = self.evaluation.confusion
         rows = zip(
             confusion.sum(1),
@@ -124,14 +124,14 @@ class Assessment:
             class_recall(confusion),
             strict=True,
         )
-        nothing = ReliabilityBins(analyses.BINS)
+        empty = ReliabilityBins(subsets.BINS)
         return [
             ClassAssessment(
                 pixels=int(pixels),
                 iou=float(iou),
                 dice=float(dice),
                 recall=float(recall),
-                predicted=analyses.subset_metrics(self._classes.get(k, nothing)),
+                predicted=subsets.subset_metrics(self._classes.get(k, empty)),
             )
             for k, (pixels, iou, dice, recall) in enumerate(rows)
         ]

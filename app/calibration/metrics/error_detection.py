@@ -1,4 +1,4 @@
-"""How good a selector's verdicts are: which pixels it took for mispredicted, and which were."""
+"""Error-detection metrics: pixels predicted as wrong against pixels that are wrong."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,11 +10,9 @@ from app.calibration.dataset import IGNORE, LabelledImage
 
 
 class ErrorDetectionMetrics(NamedTuple):
-    """Shares in 0..1, NaN where nothing was counted.
+    """Accuracy, recall and precision in 0..1 with "mispredicted" as the positive class.
 
-    `accuracy` is the share of pixels with a true verdict, `recall` the share of mispredicted
-    pixels that were suspected, `precision` the share of suspected pixels that were mispredicted
-    (Wang et al. 2023 speak of a selector that predicts misprediction).
+    NaN where the denominator is 0. Source: Wang et al. 2023, who call the detector a selector.
     """
 
     accuracy: float
@@ -24,7 +22,7 @@ class ErrorDetectionMetrics(NamedTuple):
 
 @dataclass
 class ErrorDetection:
-    """Counts of pixels; two halves added equal one pass."""
+    """Number of pixels: all, predicted as wrong, wrong, and both."""
 
     pixels: int = 0
     predicted: int = 0
@@ -32,26 +30,27 @@ class ErrorDetection:
     both: int = 0
 
     def add(self, predicted: Tensor, wrong: Tensor) -> None:
-        """Count pixels: bool [m] twice."""
+        """Add pixels: predicted as wrong and wrong, both bool [m]."""
         self.pixels += len(wrong)
         self.predicted += int(predicted.sum())
         self.wrong += int(wrong.sum())
         self.both += int((predicted & wrong).sum())
 
     def metrics(self) -> ErrorDetectionMetrics:
-        """Sum up."""
+        """Compute the metrics of all pixels added."""
         mistaken = self.predicted + self.wrong - 2 * self.both
         return ErrorDetectionMetrics(
-            accuracy=_share(self.pixels - mistaken, self.pixels),
-            recall=_share(self.both, self.wrong),
-            precision=_share(self.both, self.predicted),
+            accuracy=_fraction(self.pixels - mistaken, self.pixels),
+            recall=_fraction(self.both, self.wrong),
+            precision=_fraction(self.both, self.predicted),
         )
 
 
 def predicted_errors(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor | None:
-    """Give an image's labelled pixels' verdicts, bool [m], from their logits [m,K].
+    """Predict which labelled pixels of an image are wrong, bool [m], from their logits [m,K].
 
-    A spatial calibrator reads the whole image instead; one without a selector gives None.
+    Spatial calibrators use the whole image instead of `logits`. None for calibrators without a
+    misclassification detector.
     """
     if not calibrator.invariances.spatial:
         detection = calibrator.predict_errors(logits.T[None])
@@ -60,5 +59,5 @@ def predicted_errors(calibrator: Calibrator, image: LabelledImage, logits: Tenso
     return None if detection is None else detection[0][image.labels != IGNORE]
 
 
-def _share(part: int, whole: int) -> float:
+def _fraction(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")

@@ -1,8 +1,8 @@
-"""The figures a fit is judged by, gathered image by image in memory that does not grow with pixels.
+"""Evaluate calibration, ranking and segmentation metrics image by image in bounded memory.
 
-Conventions: top-1 confidence is the highest probability; NLL floors probabilities at 1e-12; Brier
-is the sum over classes, in [0,2] (Brier 1950). Image-wise ECE weighs images equally and, with
-equal pixel counts and bins, is never below the pooled one.
+Conventions: confidence is the highest probability; NLL clips probabilities at 1e-12; the Brier
+score is the sum over classes, in [0,2] (Brier 1950). Image-wise ECE weighs images equally; with
+equal pixel counts and bins it is at least the pooled ECE.
 """
 
 import math
@@ -32,7 +32,7 @@ class Metrics:
     images: int  # those with a labelled pixel
     pixels: int
     ece_image: float  # 10 bins, plain mean over images
-    ece_pooled: float  # 15 bins, all pixels alike
+    ece_pooled: float  # 15 bins, all pixels weigh equally
     nll: float
     brier: float
     auroc_misprediction: float
@@ -42,7 +42,7 @@ class Metrics:
 
 
 class ImageMetrics(NamedTuple):
-    """One image's metrics, for intervals by image; NaN (and 0 pixels) where none is labelled."""
+    """One image's metrics; 0 pixels and NaN where no pixel is labelled."""
 
     pixels: int
     ece: float
@@ -53,7 +53,7 @@ class ImageMetrics(NamedTuple):
 
 
 class Evaluation:
-    """Accumulates metrics over a set; two halves merged equal one pass.
+    """Metrics accumulated over the images of a set; merging two halves equals one pass.
 
     Memory is O(K^2 + bins) and six numbers per image.
     """
@@ -69,11 +69,11 @@ class Evaluation:
     def add(
         self, log_probabilities: Tensor, labels: Tensor, predicted: Tensor | None = None
     ) -> Self:
-        """Count one image's labelled pixels: log-probabilities float [m,K], labels int64 [m].
+        """Add one image's labelled pixels: log-probabilities float [m,K], labels int64 [m].
 
-        `predicted` int64 [m] is the label map as emitted, the most probable class where it is
-        None. An image with m = 0 leaves NaN in `images` and changes nothing else. Raises
-        ArgumentError for other shapes, for NaN, and for labels outside 0..K-1.
+        `predicted` int64 [m] are the classes of the label map, by default the most probable ones.
+        An image with m = 0 adds NaN to `images` and changes nothing else. Raises ArgumentError
+        for other shapes, for NaN, and for labels outside 0..K-1.
         """
         if predicted is None:
             predicted = log_probabilities.argmax(1) if log_probabilities.ndim == 2 else labels
@@ -112,10 +112,10 @@ class Evaluation:
     def count(
         self, confidence: Tensor, labels: Tensor, predicted: Tensor, nll: float, brier: float
     ) -> None:
-        """Count one image whose K probabilities a pixel were never held together.
+        """Add one image from its confidence, without the K probabilities of each pixel.
 
-        Its labelled pixels: confidence float [m] in 0..1, labels and predicted int64 [m] in
-        0..K-1; `nll` and `brier` are sums over them.
+        Labelled pixels: confidence float [m] in 0..1, labels and predicted int64 [m] in 0..K-1;
+        `nll` and `brier` are sums over them.
         """
         correct = predicted == labels
         confidence_histogram = ConfidenceHistogram().add(confidence, correct)
@@ -138,7 +138,7 @@ class Evaluation:
         self.brier += brier
 
     def merge(self, other: "Evaluation") -> Self:
-        """Take over what another has counted; ArgumentError where its classes differ."""
+        """Add another evaluation; raises ArgumentError for another number of classes."""
         if other.num_classes != self.num_classes:
             raise ArgumentError(f"expected {self.num_classes} classes, got {other.num_classes}")
         self.bins.merge(other.bins)
@@ -150,7 +150,7 @@ class Evaluation:
         return self
 
     def result(self) -> Metrics:
-        """Compute the figures of everything counted so far."""
+        """Compute the metrics of all images added."""
         errors = [image.ece for image in self.images if image.pixels]
         pixels = int(self.confusion.sum())
         return Metrics(

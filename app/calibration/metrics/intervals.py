@@ -1,4 +1,4 @@
-"""Intervals by resampling images (Efron 1979), since neighbouring pixels are near copies."""
+"""Bootstrap intervals over images (Efron 1979), as the pixels of an image are not independent."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,48 +7,38 @@ import numpy as np
 
 from app.errors import ArgumentError
 
+RESAMPLES = 2000
+LEVEL = 0.95
+
 
 class Interval(NamedTuple):
-    """A mean and the ends of its percentile interval."""
+    """A mean and the bounds of its 95% percentile interval."""
 
     mean: float
     low: float
     high: float
 
 
-def bootstrap_mean(
-    values: Sequence[float], seed: int, resamples: int = 2000, level: float = 0.95
-) -> Interval:
-    """Mean over images with its percentile interval; NaN images are skipped.
+def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
+    """Compute the mean over images and its percentile interval; NaN images are skipped.
 
-    The interval is NaN with fewer than two images, the mean without any. Raises ArgumentError for
-    a level outside (0,1) or no resamples.
+    The interval is NaN with fewer than two images, and so is the mean without any.
     """
-    if not 0 < level < 1 or resamples < 1:
-        raise ArgumentError(
-            f"expected a level in (0,1) and at least 1 resample, got {level} and {resamples}"
-        )
     kept = np.asarray(values, np.float64)
     kept = kept[~np.isnan(kept)]
     if len(kept) < 2:
         return Interval(float(kept[0]) if len(kept) else np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    means = [rng.choice(kept, len(kept)).mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = [rng.choice(kept, len(kept)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(kept.mean()), float(low), float(high))
 
 
-def bootstrap_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Mean of a - b over images with its percentile interval, images paired by position.
+def bootstrap_difference(a: Sequence[float], b: Sequence[float], seed: int) -> Interval:
+    """Compute the mean of a - b over paired images and its percentile interval.
 
-    An image that is NaN in either is skipped. Raises ArgumentError where the lengths differ.
+    An image that is NaN in either is skipped. Raises ArgumentError for other lengths.
     """
     if len(a) != len(b):
         raise ArgumentError(f"expected two values per image, got {len(a)} and {len(b)} images")
-    return bootstrap_mean(np.subtract(a, b).tolist(), seed, resamples, level)
+    return bootstrap_mean(np.subtract(a, b).tolist(), seed)

@@ -1,7 +1,7 @@
-"""What label maps are measured by: overlap, its uncertainty-aware form, and the boundary band.
+"""Segmentation metrics of label maps: accuracy, IoU, Dice, recall, UIoU and the boundary band.
 
-Confusion matrices are int64 [K,K], rows the labels, columns the predictions. Summed over a set
-they give the set's figure; one image's give that image's.
+Confusion matrices are int64 [K,K], labels by rows and predictions by columns. The sum of a set's
+matrices gives the metrics of the set, one image's matrix those of the image.
 """
 
 from collections.abc import Sequence
@@ -27,44 +27,38 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Cou
 
 
 def accuracy(confusion: Counts) -> float:
-    """Share of pixels, in [0,1], whose prediction is their label; NaN without pixels."""
+    """Compute the fraction of pixels in [0,1] whose prediction is their label, or NaN."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else np.nan
 
 
 def mean_iou(confusion: Counts) -> float:
-    """Mean in [0,1] of TP/(TP+FP+FN) over classes that are labelled or predicted, else NaN."""
+    """Compute the mean IoU in [0,1] over classes that are labelled or predicted, or NaN."""
     return _mean(class_iou(confusion))
 
 
-def mean_dice(confusion: Counts) -> float:
-    """Mean in [0,1] of 2TP/(2TP+FP+FN) over classes that are labelled or predicted, else NaN."""
-    return _mean(class_dice(confusion))
-
-
 def class_iou(confusion: Counts) -> Ratios:
-    """TP/(TP+FP+FN) in [0,1] of each class, NaN for those neither labelled nor predicted: [K]."""
+    """Compute TP/(TP+FP+FN) of each class, [K]; NaN where neither labelled nor predicted."""
     hits = np.diagonal(confusion)
     return _ratios(hits, confusion.sum(0) + confusion.sum(1) - hits)
 
 
 def class_dice(confusion: Counts) -> Ratios:
-    """2TP/(2TP+FP+FN) in [0,1] of each class, NaN for those neither labelled nor predicted: [K]."""
+    """Compute 2TP/(2TP+FP+FN) of each class, [K]; NaN where neither labelled nor predicted."""
     return _ratios(2 * np.diagonal(confusion), confusion.sum(0) + confusion.sum(1))
 
 
 def class_recall(confusion: Counts) -> Ratios:
-    """TP/(TP+FN) in [0,1] of each class, NaN for those without a labelled pixel: [K]."""
+    """Compute TP/(TP+FN) of each class, [K]; NaN without a labelled pixel."""
     return _ratios(np.diagonal(confusion), confusion.sum(1))
 
 
 def boundary_band(labels: Tensor, radius: int = 2) -> Tensor:
-    """Mark the labelled pixels near another class, for boundary ECE: int64 [h,w] to bool [h,w].
+    """Mark the labelled pixels near another class: int64 [h,w] to bool [h,w].
 
     Near is a Chebyshev distance of at most `radius` to a labelled pixel of another class.
-    Unlabelled pixels (IGNORE) neither make nor enter the band. Boundary ECE is the image-wise ECE
-    of an `Evaluation` that is given the band's pixels only. Raises ArgumentError for other than
-    two axes or a radius below 1.
+    Unlabelled pixels (IGNORE) are ignored on both sides. Raises ArgumentError for other than two
+    axes or a radius below 1.
     """
     if labels.ndim != 2 or radius < 1:
         raise ArgumentError(
@@ -72,7 +66,7 @@ def boundary_band(labels: Tensor, radius: int = 2) -> Tensor:
             f"and {radius}"
         )
     valid = labels != IGNORE
-    # Pooling pads with -inf, and float64 holds every label exactly.
+    # Pooling pads with -inf, and float64 represents every label exactly.
     values = labels.double()[None]
     highest = _dilated(torch.where(valid, values, -torch.inf), radius)
     lowest = -_dilated(torch.where(valid, -values, -torch.inf), radius)
@@ -80,20 +74,21 @@ def boundary_band(labels: Tensor, radius: int = 2) -> Tensor:
 
 
 def theta_grid(num_classes: int, points: int = 10) -> list[float]:
-    """Confidences evenly spaced over [1/K, 1], both ends taken, to average UIoU over.
+    """List confidence thresholds evenly spaced over [1/K, 1], ends included, for AUIoU.
 
-    The benchmark's own grid is not published; the lowest point makes UIoU the plain IoU.
+    The benchmark's own grid is not published. At 1/K, UIoU equals IoU.
     """
     return [float(theta) for theta in np.linspace(1 / num_classes, 1, points)]
 
 
 class UncertaintyIoU:
-    """UIoU (Sakaridis et al. 2021, ACDC): IoU that also credits doubt where labels are doubtful.
+    """Uncertainty-aware IoU (UIoU) and its average over thresholds (Sakaridis et al. 2021, ACDC).
 
-    A pixel is invalidated where its confidence is below theta. Per class it is then
-    (TP+TI)/(TP+TI+FP+FN+FI), over kept pixels for T/F P/N, over invalidated ones for TI (marked
-    invalid in the ground truth) and FI (not marked). With theta = 1/K it is the IoU. It moves with
-    temperature and is no measure of calibration. Memory O(thetas x classes).
+    A pixel is invalidated where its confidence is below theta. The UIoU of a class is
+    (TP+TI)/(TP+TI+FP+FN+FI), with TP, FP and FN over the other pixels, TI the invalidated pixels
+    that the ground truth marks as invalid, and FI those that it does not. UIoU depends on
+    temperature and does not measure calibration. Memory O(thetas x classes). Raises ArgumentError
+    without thetas.
     """
 
     def __init__(self, num_classes: int, thetas: Sequence[float]) -> None:
@@ -105,9 +100,9 @@ class UncertaintyIoU:
         self.union: Counts = np.zeros_like(self.credited)
 
     def add(self, confidence: Tensor, predicted: Tensor, labels: Tensor, invalid: Tensor) -> Self:
-        """Count labelled pixels: confidence float [m], predicted and labels int64 [m] in 0..K-1.
+        """Add labelled pixels: confidence float [m], predicted and labels int64 [m] in 0..K-1.
 
-        `invalid` bool [m] marks the pixels whose class the ground truth itself holds doubtful.
+        `invalid` bool [m] marks the pixels whose class is uncertain in the ground truth.
         """
         for row, theta in enumerate(self.thetas):
             kept = confidence >= torch.tensor(theta, dtype=confidence.dtype)
@@ -119,7 +114,7 @@ class UncertaintyIoU:
         return self
 
     def merge(self, other: "UncertaintyIoU") -> Self:
-        """Take over what another has counted; ArgumentError where classes or thetas differ."""
+        """Add another object's counts; raises ArgumentError for other classes or thetas."""
         if (other.num_classes, other.thetas) != (self.num_classes, self.thetas):
             raise ArgumentError(
                 f"expected {self.num_classes} classes and thetas {self.thetas}, "
@@ -130,11 +125,11 @@ class UncertaintyIoU:
         return self
 
     def uiou(self) -> list[float]:
-        """Mean over classes at each theta, in [0,1]; NaN without pixels."""
+        """Compute UIoU, the mean over classes in [0,1], at each theta; NaN without pixels."""
         return [_mean(_ratios(*rows)) for rows in zip(self.credited, self.union, strict=True)]
 
     def auiou(self) -> float:
-        """Plain mean of UIoU over the thetas, in [0,1]; NaN without pixels."""
+        """Compute AUIoU, the mean UIoU over the thetas, in [0,1]; NaN without pixels."""
         return float(np.mean(self.uiou()))
 
     def _count(self, labels: Tensor) -> Counts:
@@ -142,17 +137,17 @@ class UncertaintyIoU:
 
 
 def _dilated(values: Tensor, radius: int) -> Tensor:
-    """Take the highest value in each pixel's square of side 2 radius + 1: [1,h,w]."""
+    """Compute the maximum over each pixel's square of side 2 radius + 1: [1,h,w]."""
     return max_pool2d(values, 2 * radius + 1, stride=1, padding=radius)
 
 
 def _ratios(parts: Counts, wholes: Counts) -> Ratios:
-    """Divide parts [K] by wholes [K]; NaN where the whole is empty."""
+    """Divide parts [K] by wholes [K]; NaN where the whole is 0."""
     ratios: Ratios = np.divide(parts, wholes, out=np.full(len(parts), np.nan), where=wholes > 0)
     return ratios
 
 
 def _mean(ratios: Ratios) -> float:
-    """Mean over the classes that have a ratio, NaN without any."""
+    """Compute the mean over the classes whose ratio is not NaN; NaN without any."""
     held = ratios[~np.isnan(ratios)]
     return float(held.mean()) if len(held) else np.nan

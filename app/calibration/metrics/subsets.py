@@ -1,8 +1,8 @@
-"""Where a model's confidence goes wrong: the same reliability, read over groups of pixels.
+"""Reliability by subset of pixels: correctness, boundary, class, crop size and scale.
 
-All functions look at one image and give bins that merge over a set, so that memory does not grow
-with it. After Wang et al. 2023 ("On Calibrating Semantic Segmentation Models"): pixels that are
-right and wrong, crop size, one scale against several; boundaries and classes besides.
+The functions take one image and return bins that merge over a set, so that memory does not grow
+with the set. Source: Wang et al. 2023 ("On Calibrating Semantic Segmentation Models") for
+correctness, crop size and scale.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -18,8 +18,8 @@ from app.calibration.metrics.segmentation import boundary_band
 from app.calibration.predictions import Prediction
 from app.errors import ArgumentError
 
-BINS = 15  # of a group, whose pixels are pooled
-CROP_BINS = 10  # of a crop, which stands for an image
+BINS = 15  # of a subset, whose pixels are pooled over images
+CROP_BINS = 10  # of a crop, as of an image
 BOUNDARY, INTERIOR = "boundary", "interior"
 CORRECT, MISPREDICTED = "correct", "mispredicted"
 
@@ -27,9 +27,9 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class SubsetMetrics(NamedTuple):
-    """A group's pixels and, over them, mean confidence, accuracy and pooled ECE, all in 0..1.
+    """A subset's number of pixels, and its mean confidence, accuracy and pooled ECE in 0..1.
 
-    NaN where the group is empty.
+    The last three are NaN where the subset is empty.
     """
 
     pixels: int
@@ -39,12 +39,12 @@ class SubsetMetrics(NamedTuple):
 
     @property
     def surplus(self) -> float:
-        """Mean confidence minus accuracy: above 0 is over-confident."""
+        """Compute mean confidence minus accuracy; above 0 is overconfident."""
         return self.confidence - self.accuracy
 
 
 class ScaleComparison(NamedTuple):
-    """One scale against several; `labels_changed` is a share of labelled pixels."""
+    """Single-scale and multi-scale metrics; `labels_changed` is a fraction of labelled pixels."""
 
     single: SubsetMetrics
     multi: SubsetMetrics
@@ -52,7 +52,7 @@ class ScaleComparison(NamedTuple):
 
 
 def subset_metrics(bins: ReliabilityBins) -> SubsetMetrics:
-    """Read a group's figures off its bins."""
+    """Compute a subset's metrics from its bins."""
     pixels = int(bins.counts.sum())
     if not pixels:
         return SubsetMetrics(0, np.nan, np.nan, np.nan)
@@ -61,21 +61,21 @@ def subset_metrics(bins: ReliabilityBins) -> SubsetMetrics:
 
 
 def by_correctness(prediction: Prediction, labels: Tensor) -> dict[str, ReliabilityBins]:
-    """Part labelled pixels into right and wrong ones; labels int64 [*grid], IGNORE aside.
+    """Bin correct and mispredicted labelled pixels; labels int64 [*grid], IGNORE where unlabelled.
 
-    Among the right ones ECE is what confidence lacks to 1, among the wrong ones all of it.
+    ECE is 1 - mean confidence on correct pixels and mean confidence on mispredicted ones.
     """
-    right = prediction.classes == labels
-    subsets = {CORRECT: right, MISPREDICTED: ~right}
+    correct = prediction.classes == labels
+    subsets = {CORRECT: correct, MISPREDICTED: ~correct}
     return {name: subset_bins(prediction, labels, where) for name, where in subsets.items()}
 
 
 def by_boundary(
     prediction: Prediction, labels: Tensor, radius: int = 2, bins: int = BINS
 ) -> dict[str, ReliabilityBins]:
-    """Part labelled pixels [h,w] into those near another class and the others.
+    """Bin labelled pixels [h,w] by whether they lie in the `boundary_band` of another class.
 
-    See `boundary_band` for what is near and what is refused.
+    Raises ArgumentError as `boundary_band` does.
     """
     band = boundary_band(labels, radius)
     subsets = {BOUNDARY: band, INTERIOR: ~band}
@@ -85,10 +85,10 @@ def by_boundary(
 def by_class(
     prediction: Prediction, labels: Tensor, *, labelled: bool = False
 ) -> dict[int, ReliabilityBins]:
-    """Part labelled pixels by the class they are predicted as, or that they are labelled as.
+    """Bin labelled pixels by predicted class or, with `labelled`, by label.
 
-    By prediction, accuracy is the class's precision: what a reader of the mask needs. By label it
-    is the class's recall. Classes without such a pixel are left out.
+    Accuracy is the class's precision by prediction and its recall by label. Classes without a
+    pixel are omitted.
     """
     classes = labels if labelled else prediction.classes
     present = torch.unique(classes[labels != IGNORE]).tolist()
@@ -102,37 +102,37 @@ def by_crop_size(
     crops: int,
     rng: np.random.Generator,
 ) -> dict[int, list[float]]:
-    """ECE (10 bins) of `crops` random square crops of each size, for means over a set.
+    """Compute ECE (10 bins) on `crops` random square crops of each size.
 
-    Maps are [h,w]; a crop is cut off at a shorter side. The smaller a crop, the fewer errors can
-    cancel out in a bin, so image-wise figures of different sizes do not compare. Crops without a
-    labelled pixel are left out. Raises ArgumentError for a size or number below 1.
+    Maps are [h,w]; a crop is limited by a shorter side. Fewer gaps cancel out in the bins of
+    smaller crops, so ECE of different sizes is not comparable. Crops without a labelled pixel are
+    omitted. Raises ArgumentError for a size or number below 1.
     """
     sizes = tuple(sizes)
     if crops < 1 or min(sizes, default=1) < 1:
         raise ArgumentError(f"expected crops and sizes of at least 1, got {crops} of {sizes}")
     errors: dict[int, list[float]] = {}
     for size in sizes:
-        cuts = [_crop(labels, size, rng) for _ in range(crops)]
-        values = [_cut(prediction, labels, cut) for cut in cuts]
+        placed = [_crop(labels, size, rng) for _ in range(crops)]
+        values = [_crop_ece(prediction, labels, crop) for crop in placed]
         errors[size] = [value for value in values if not np.isnan(value)]
     return errors
 
 
 def by_scale(single: Prediction, multi: Prediction, labels: Tensor) -> ScaleComparison:
-    """Compare an image's prediction at one scale with the one from several scales."""
-    everywhere = labels != IGNORE
-    pixels = int(everywhere.sum())
-    changed = int(((single.classes != multi.classes) & everywhere).sum())
+    """Compare an image's single-scale prediction with its multi-scale prediction."""
+    labelled = labels != IGNORE
+    pixels = int(labelled.sum())
+    changed = int(((single.classes != multi.classes) & labelled).sum())
     return ScaleComparison(
-        subset_metrics(subset_bins(single, labels, everywhere)),
-        subset_metrics(subset_bins(multi, labels, everywhere)),
+        subset_metrics(subset_bins(single, labels, labelled)),
+        subset_metrics(subset_bins(multi, labels, labelled)),
         changed / pixels if pixels else np.nan,
     )
 
 
 def merge(into: dict[Name, ReliabilityBins], subsets: Mapping[Name, ReliabilityBins]) -> None:
-    """Take over what another image's groups have counted, group by group."""
+    """Add the bins of another image to `into`, subset by subset."""
     for name, bins in subsets.items():
         into.setdefault(name, ReliabilityBins(bins.bins)).merge(bins)
 
@@ -140,20 +140,20 @@ def merge(into: dict[Name, ReliabilityBins], subsets: Mapping[Name, ReliabilityB
 def subset_bins(
     prediction: Prediction, labels: Tensor, where: Tensor, bins: int = BINS
 ) -> ReliabilityBins:
-    """Count the labelled pixels among those marked in `where`, bool [*grid]."""
+    """Bin the labelled pixels marked in `where`, bool [*grid]."""
     kept = where & (labels != IGNORE)
-    right = prediction.classes[kept] == labels[kept]
-    return ReliabilityBins(bins).add(prediction.probabilities[kept], right)
+    correct = prediction.classes[kept] == labels[kept]
+    return ReliabilityBins(bins).add(prediction.probabilities[kept], correct)
 
 
 def _crop(labels: Tensor, size: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Place a crop at random in a map [h,w]."""
+    """Return the slices of a random crop of a map [h,w]."""
     starts = [int(rng.integers(max(side - size, 0) + 1)) for side in labels.shape]
     return slice(starts[0], starts[0] + size), slice(starts[1], starts[1] + size)
 
 
-def _cut(prediction: Prediction, labels: Tensor, cut: tuple[slice, slice]) -> float:
-    """ECE of one crop; NaN where nothing is labelled."""
-    part = Prediction(prediction.mask[cut], prediction.confidence[cut])
-    everywhere = torch.ones_like(labels[cut], dtype=torch.bool)
-    return subset_bins(part, labels[cut], everywhere, CROP_BINS).ece()
+def _crop_ece(prediction: Prediction, labels: Tensor, crop: tuple[slice, slice]) -> float:
+    """Compute the ECE of one crop; NaN where no pixel is labelled."""
+    part = Prediction(prediction.mask[crop], prediction.confidence[crop])
+    everywhere = torch.ones_like(labels[crop], dtype=torch.bool)
+    return subset_bins(part, labels[crop], everywhere, CROP_BINS).ece()

@@ -23,7 +23,6 @@ def test_calibration_errors_agree(bins):
     given = probabilities.numpy(), labels.numpy()
     assert ours.ece() == pytest.approx(metrics.ECE(bins).measure(*given), abs=1e-6)
     assert ours.mce(1) == pytest.approx(metrics.MCE(bins).measure(*given), abs=1e-6)
-    assert ours.unweighted_ace() == pytest.approx(metrics.ACE(bins).measure(*given), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # netcal's, of pyro

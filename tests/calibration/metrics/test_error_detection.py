@@ -1,4 +1,4 @@
-"""A selector's accuracy, recall and precision, by hand; and whose verdicts they are."""
+"""Accuracy, recall and precision of predicted errors, and the pixels they are predicted for."""
 
 import math
 
@@ -19,17 +19,17 @@ def of(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.bool)
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     detection = ErrorDetection()
     detection.add(of(1, 1, 0), of(1, 0, 1))
     detection.add(of(0, 0), of(0, 0))
-    # of 5 pixels 3 were judged right, of 2 wrong ones 1 was suspected, of 2 suspected 1 was wrong
+    # 3 of 5 pixels predicted correctly, 1 of 2 wrong pixels found, 1 of 2 predictions wrong
     assert detection.metrics() == pytest.approx((3 / 5, 1 / 2, 1 / 2))
 
 
-def test_what_was_never_seen_has_no_share():
+def test_metrics_without_pixels_are_nan():
     detection = ErrorDetection()
-    assert all(math.isnan(figure) for figure in detection.metrics())
+    assert all(math.isnan(value) for value in detection.metrics())
     detection.add(of(0), of(0))
     accuracy, recall, precision = detection.metrics()
     assert accuracy == 1
@@ -37,7 +37,7 @@ def test_what_was_never_seen_has_no_share():
     assert math.isnan(precision)
 
 
-def test_selective_suspects_what_hard_routing_gives_the_other_temperature():
+def test_selective_predicts_the_errors_that_hard_routing_softens():
     data = two_kinds()
     calibrator = Selective(3, mixing="hard")
     calibrator.fit(data, FitContext())
@@ -50,7 +50,7 @@ def test_selective_suspects_what_hard_routing_gives_the_other_temperature():
     assert torch.equal(calibrator.predict_errors(logits), softened)
 
 
-def test_contextual_suspects_what_it_believes_to_be_wrong():
+def test_contextual_predicts_errors_below_a_confidence_of_half():
     calibrator = Contextual(4)
     calibrator.fit(synthetic_set(4, images=8), FitContext(seed=1))
     calibrator.detector.detector_weight.fill_(0.5)
@@ -58,13 +58,13 @@ def test_contextual_suspects_what_it_believes_to_be_wrong():
     confidence = calibrator(logits).exp().amax(1)
     predicted = calibrator.predict_errors(logits)
     assert predicted is not None
-    # Temperature can't lower the top probability below an even share, so 1/K..1/2 is suspected.
+    # The top probability is at least 1/K at any temperature: 1/K..1/2 is predicted wrong.
     clear = (confidence - 0.5).abs() > 1e-3
     assert torch.equal(predicted[clear], (confidence < 0.5)[clear])
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_verdicts_are_of_labelled_pixels_or_of_none(method):
+def test_errors_are_predicted_for_labelled_pixels_only(method):
     calibrator = build(method, 3)
     image = synthetic_set(3, images=1)[0]
     image = LabelledImage(image.logits, image.labels.clone())

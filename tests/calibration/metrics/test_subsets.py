@@ -1,4 +1,4 @@
-"""Groups of pixels, worked out by hand on the toy set of the metrics and on maps of a few cells."""
+"""Subsets of pixels, by hand on the toy set of the metrics and on small maps."""
 
 import math
 
@@ -31,27 +31,32 @@ from tests.factories.toy_metrics import CONFIDENCE, LABELS, PREDICTED, PROBABILI
 TOY = prediction_of(CONFIDENCE, PREDICTED)
 
 
-def close(group, pixels, confidence, accuracy, ece):
-    assert group == (pixels, pytest.approx(confidence), pytest.approx(accuracy), pytest.approx(ece))
+def close(subset, pixels, confidence, accuracy, ece):
+    assert subset == (
+        pixels,
+        pytest.approx(confidence),
+        pytest.approx(accuracy),
+        pytest.approx(ece),
+    )
 
 
-def test_right_and_wrong_pixels_of_the_toy_set():
-    groups = {name: subset_metrics(bins) for name, bins in by_correctness(TOY, LABELS).items()}
-    # Right: .95 .65 .75, each lacking its distance to 1. Wrong: .85 .45 .92, all of it too much.
-    close(groups[CORRECT], 3, 2.35 / 3, 1, 0.65 / 3)
-    close(groups[MISPREDICTED], 3, 2.22 / 3, 0, 2.22 / 3)
-    assert groups[MISPREDICTED].surplus == pytest.approx(0.74)
+def test_correct_and_mispredicted_pixels_of_the_toy_set():
+    subsets = {name: subset_metrics(bins) for name, bins in by_correctness(TOY, LABELS).items()}
+    # Correct: .95 .65 .75, each with a gap to 1. Wrong: .85 .45 .92, each with a gap to 0.
+    close(subsets[CORRECT], 3, 2.35 / 3, 1, 0.65 / 3)
+    close(subsets[MISPREDICTED], 3, 2.22 / 3, 0, 2.22 / 3)
+    assert subsets[MISPREDICTED].surplus == pytest.approx(0.74)
 
 
-def test_unlabelled_pixels_belong_to_no_group():
+def test_unlabelled_pixels_belong_to_no_subset():
     labels = LABELS.clone()
     labels[0] = IGNORE
-    groups = by_correctness(TOY, labels)
-    assert [int(bins.counts.sum()) for bins in groups.values()] == [2, 3]
+    subsets = by_correctness(TOY, labels)
+    assert [int(bins.counts.sum()) for bins in subsets.values()] == [2, 3]
     assert 0 not in {**by_class(TOY, torch.where(PREDICTED == 0, IGNORE, LABELS))}
 
 
-def test_groups_of_classes_by_prediction_and_by_label():
+def test_subsets_of_classes_by_prediction_and_by_label():
     # Predicted 0 0 1 2 0 1 for the labels 0 1 1 2 1 2.
     predicted = {k: subset_metrics(bins) for k, bins in by_class(TOY, LABELS).items()}
     close(predicted[0], 3, (0.95 + 0.85 + 0.45) / 3, 1 / 3, (0.05 + 0.85 + 0.45) / 3)
@@ -67,13 +72,13 @@ def test_boundary_and_interior():
     labels = torch.tensor([[0, 0, 0, 1, 1, 1]])
     predicted = torch.tensor([[0, 0, 1, 1, 1, 1]])
     confidence = torch.tensor([[0.9, 0.8, 0.62, 0.73, 0.95, 0.9]])
-    groups = by_boundary(prediction_of(confidence, predicted), labels, radius=1, bins=10)
-    close(subset_metrics(groups[BOUNDARY]), 2, 1.35 / 2, 1 / 2, 0.445)
+    subsets = by_boundary(prediction_of(confidence, predicted), labels, radius=1, bins=10)
+    close(subset_metrics(subsets[BOUNDARY]), 2, 1.35 / 2, 1 / 2, 0.445)
     # Bins (.8, .9] hold .9 .9, (.7, .8] holds .8, (.9, 1] holds .95; all right.
-    close(subset_metrics(groups[INTERIOR]), 4, 3.55 / 4, 1, (0.1 + 0.2 + 0.05 + 0.1) / 4)
+    close(subset_metrics(subsets[INTERIOR]), 4, 3.55 / 4, 1, (0.1 + 0.2 + 0.05 + 0.1) / 4)
 
 
-def test_small_crops_cannot_cancel_errors_out():
+def test_gaps_cancel_out_in_large_crops_only():
     # One bin: a right and a wrong pixel at .9. Together the gap is |.9 - .5|, alone .1 and .9.
     prediction = prediction_of(torch.tensor([[0.9, 0.9]]), torch.tensor([[0, 0]]))
     labels = torch.tensor([[0, 1]])
@@ -97,19 +102,19 @@ def test_crops_are_random_whole_and_repeatable():
     assert {round(error, 6) for error in once} == places
 
 
-def test_crops_without_labels_are_left_out():
+def test_crops_without_labels_are_omitted():
     labels = torch.full((3, 3), IGNORE)
     prediction = prediction_of(torch.ones(3, 3), torch.zeros(3, 3, dtype=torch.int64))
     assert by_crop_size(prediction, labels, [2], 5, np.random.default_rng(0)) == {2: []}
 
 
 @pytest.mark.parametrize(("sizes", "crops"), [([0], 3), ([4], 0)])
-def test_crops_of_no_size_or_number_are_refused(sizes, crops):
+def test_crops_of_no_size_or_number_are_rejected(sizes, crops):
     with pytest.raises(ArgumentError, match="crops and sizes of at least 1"):
         by_crop_size(TOY, LABELS, sizes, crops, np.random.default_rng(0))
 
 
-def test_one_scale_against_several():
+def test_single_scale_against_multi_scale():
     multi = prediction_of(torch.tensor([0.9, 0.6, 0.7, 0.8, 0.5, 0.7]),
                        torch.tensor([0, 1, 1, 2, 0, 2]))  # fmt: skip
     labels = LABELS.clone()
@@ -120,14 +125,14 @@ def test_one_scale_against_several():
     assert compared.labels_changed == pytest.approx(1 / 5)
 
 
-def test_one_scale_against_several_without_labels_is_nan():
+def test_single_scale_against_multi_scale_without_labels_is_nan():
     compared = by_scale(TOY, TOY, torch.full_like(LABELS, IGNORE))
     assert compared.single.pixels == 0
     assert math.isnan(compared.single.ece)
     assert math.isnan(compared.labels_changed)
 
 
-def test_groups_merge_to_those_of_one_pass():
+def test_subsets_merge_to_those_of_one_pass():
     parts: dict[int, ReliabilityBins] = {}
     for part in (slice(0, 3), slice(3, 6)):
         merge(parts, by_class(prediction_of(CONFIDENCE[part], PREDICTED[part]), LABELS[part]))
@@ -137,13 +142,13 @@ def test_groups_merge_to_those_of_one_pass():
     }
 
 
-def test_empty_group_is_nan():
+def test_empty_subset_is_nan():
     empty = subset_metrics(subset_bins(TOY, LABELS, torch.zeros(6, dtype=torch.bool)))
     assert empty.pixels == 0
     assert all(math.isnan(value) for value in (*empty[1:], empty.surplus))
 
 
-# All of it together, over two images
+# The assessment of two images
 
 
 @pytest.fixture
@@ -160,15 +165,15 @@ def assessment():
 
 
 def test_assessment_agrees_with_evaluation_of_the_same_pixels(assessment):
-    ours = assessment.evaluation.result()
-    theirs = Evaluation(3)
+    found = assessment.evaluation.result()
+    expected = Evaluation(3)
     for part in (slice(0, 3), slice(3, 6)):
-        theirs.add(PROBABILITIES[part].log(), LABELS[part])
-    assert (ours.ece_image, ours.aurc, ours.miou) == pytest.approx(
+        expected.add(PROBABILITIES[part].log(), LABELS[part])
+    assert (found.ece_image, found.aurc, found.miou) == pytest.approx(
         (0.4783, 0.4278, 0.3611), abs=5e-5
     )
-    assert ours.ece_pooled == pytest.approx(theirs.result().ece_pooled)
-    assert (ours.nll, ours.brier) == (1.0, 0.25)
+    assert found.ece_pooled == pytest.approx(expected.result().ece_pooled)
+    assert (found.nll, found.brier) == (1.0, 0.25)
 
 
 def test_assessment_of_images(assessment):

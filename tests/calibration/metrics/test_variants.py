@@ -6,7 +6,7 @@ import torch
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.reliability import ClasswiseBins, ReliabilityBins
+from app.calibration.metrics.reliability import ReliabilityBins
 from app.calibration.metrics.segmentation import (
     UncertaintyIoU,
     accuracy,
@@ -15,12 +15,11 @@ from app.calibration.metrics.segmentation import (
     class_iou,
     class_recall,
     confusion_matrix,
-    mean_dice,
     mean_iou,
     theta_grid,
 )
 from app.errors import ArgumentError
-from tests.factories.toy_metrics import CONFIDENCE, CORRECT, LABELS, PREDICTED, PROBABILITIES
+from tests.factories.toy_metrics import CONFIDENCE, CORRECT, LABELS, PREDICTED
 
 
 @pytest.fixture
@@ -33,15 +32,11 @@ def confidence_histogram():
     return ConfidenceHistogram().add(CONFIDENCE, CORRECT)
 
 
-def test_pooled_ece_shares_the_top_bin(bins):
+def test_pooled_ece_averages_within_a_bin(bins):
     assert bins.ece() == pytest.approx((0.87 + 1.9) / 6)
 
 
-def test_unweighted_ace(bins):
-    assert bins.unweighted_ace() == pytest.approx((0.435 + 0.85 + 0.25 + 0.35 + 0.45) / 5)
-
-
-def test_mce_looks_at_full_enough_bins_only(bins):
+def test_mce_ignores_bins_of_few_pixels(bins):
     assert bins.mce(n_min=1) == pytest.approx(0.85)
     assert bins.mce(n_min=2) == pytest.approx(0.435)
     assert math.isnan(bins.mce())
@@ -63,42 +58,14 @@ def test_every_edge_lies_in_the_bin_it_closes(count, dtype):
 def test_empty_bins_give_nan():
     bins = ReliabilityBins(10)
     assert math.isnan(bins.ece())
-    assert math.isnan(bins.unweighted_ace())
     assert math.isnan(bins.mce(1))
 
 
-def test_bins_refuse_others_and_none():
+def test_bins_reject_other_numbers_of_bins_and_zero():
     with pytest.raises(ArgumentError, match="expected 10 bins to merge, got 15"):
         ReliabilityBins(10).merge(ReliabilityBins(15))
     with pytest.raises(ArgumentError, match="at least 1 bin"):
         ReliabilityBins(0)
-
-
-def test_classwise_ece():
-    bins = ClasswiseBins(3, bins=10).add(PROBABILITIES, LABELS)
-    assert [c.ece() for c in bins.classes] == pytest.approx([0.2917, 0.49, 0.2083], abs=5e-5)
-    assert bins.ece() == pytest.approx(0.3300, abs=5e-5)
-
-
-def test_classwise_ece_with_a_class_without_labels():
-    padded = torch.cat([PROBABILITIES, torch.zeros(6, 1)], dim=1)
-    bins = ClasswiseBins(4, bins=10).add(padded, LABELS)
-    assert bins.ece() == pytest.approx(0.99 / 4)
-    assert bins.ece(present_only=True) == pytest.approx(0.99 / 3)
-
-
-def test_classwise_merge_refuses_other_classes():
-    with pytest.raises(ArgumentError, match="expected 3 classes, got 2"):
-        ClasswiseBins(3).merge(ClasswiseBins(2))
-
-
-def test_adaptive_ece_of_three_equal_masses(confidence_histogram):
-    assert confidence_histogram.adaptive_ece(3) == pytest.approx((0.05 + 0.30 + 0.435) / 3)
-
-
-def test_aupr(confidence_histogram):
-    assert confidence_histogram.aupr_error() == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
-    assert confidence_histogram.aupr_success() == pytest.approx(0.7)
 
 
 def test_auroc_and_aurc(confidence_histogram):
@@ -122,7 +89,6 @@ def test_tied_pixels_count_half_and_average_over_their_orders():
         torch.full((2,), 0.5), torch.tensor([True, False])
     )
     assert confidence_histogram.auroc() == 0.5
-    assert confidence_histogram.auroc_error_bound() == 0.5
     # Right first: 0, 1/2. Wrong first: 1, 1/2.
     assert confidence_histogram.aurc() == pytest.approx((0.25 + 0.75) / 2)
 
@@ -132,26 +98,16 @@ def test_confidences_of_zero_and_one_are_ranked():
         torch.tensor([0.0, 1.0]), torch.tensor([False, True])
     )
     assert confidence_histogram.auroc() == 1
-    assert confidence_histogram.confidence.sum() == 1
 
 
-def test_empty_ranking_is_nan():
+def test_metrics_of_an_empty_histogram_are_nan():
     confidence_histogram = ConfidenceHistogram()
-    figures = [
-        confidence_histogram.auroc(),
-        confidence_histogram.auroc_error_bound(),
-        confidence_histogram.aurc(),
-    ]
-    figures += [
-        confidence_histogram.aupr_error(),
-        confidence_histogram.aupr_success(),
-        confidence_histogram.adaptive_ece(),
-    ]
-    assert all(math.isnan(figure) for figure in figures)
+    assert math.isnan(confidence_histogram.auroc())
+    assert math.isnan(confidence_histogram.aurc())
     assert confidence_histogram.risk_coverage() == []
 
 
-def test_threshold_accepts_the_coverage_asked_for(confidence_histogram):
+def test_threshold_accepts_the_given_coverage(confidence_histogram):
     for count in range(1, 7):
         threshold = confidence_histogram.threshold(count / 6)
         assert (threshold <= CONFIDENCE).sum() == count
@@ -177,7 +133,7 @@ def test_boundary_ece():
 
 
 @pytest.mark.parametrize("radius", [1, 2])
-def test_boundary_band_by_looking_at_all_pairs(radius):
+def test_boundary_band_agrees_with_all_pairs(radius):
     labels = torch.randint(-1, 3, (9, 7), generator=torch.Generator().manual_seed(radius))
     labels[:4] = labels[0, 0]
     band = boundary_band(labels, radius)
@@ -190,26 +146,25 @@ def test_boundary_band_by_looking_at_all_pairs(radius):
     assert not band[labels == IGNORE].any()
 
 
-def test_unlabelled_pixels_neither_make_nor_enter_the_band():
+def test_unlabelled_pixels_are_no_boundary():
     assert not boundary_band(torch.tensor([[0, 0, IGNORE, IGNORE, IGNORE, 1]])).any()
 
 
-def test_boundary_band_refuses_what_is_no_map():
+def test_boundary_band_rejects_other_shapes_and_radii():
     with pytest.raises(ArgumentError, match=r"\[6\] and 2"):
         boundary_band(torch.zeros(6, dtype=torch.int64))
     with pytest.raises(ArgumentError, match="radius"):
         boundary_band(torch.zeros(2, 2, dtype=torch.int64), radius=0)
 
 
-def test_overlap_of_toy_set():
+def test_miou_and_accuracy_of_toy_set():
     confusion = confusion_matrix(LABELS, PREDICTED, 3)
     assert confusion.tolist() == [[1, 0, 0], [2, 1, 0], [0, 1, 1]]
     assert mean_iou(confusion) == pytest.approx((1 / 3 + 1 / 4 + 1 / 2) / 3)
-    assert mean_dice(confusion) == pytest.approx((0.5 + 0.4 + 2 / 3) / 3)
     assert accuracy(confusion) == 0.5
 
 
-def test_overlap_by_class():
+def test_iou_dice_and_recall_by_class():
     # Hits 1 1 1, false alarms 2 1 0, misses 0 2 1.
     confusion = confusion_matrix(LABELS, PREDICTED, 4)
     assert class_iou(confusion) == pytest.approx([1 / 3, 1 / 4, 1 / 2, math.nan], nan_ok=True)
@@ -217,12 +172,11 @@ def test_overlap_by_class():
     assert class_recall(confusion) == pytest.approx([1, 1 / 3, 1 / 2, math.nan], nan_ok=True)
 
 
-def test_overlap_leaves_out_classes_that_never_occur():
+def test_miou_skips_classes_that_never_occur():
     confusion = confusion_matrix(LABELS, PREDICTED, 5)
     assert mean_iou(confusion) == pytest.approx((1 / 3 + 1 / 4 + 1 / 2) / 3)
     empty = confusion_matrix(LABELS[:0], LABELS[:0], 5)
     assert math.isnan(mean_iou(empty))
-    assert math.isnan(mean_dice(empty))
     assert math.isnan(accuracy(empty))
 
 
@@ -240,7 +194,7 @@ def test_theta_grid_starts_at_the_plain_iou():
     measure = UncertaintyIoU(3, theta_grid(3)).add(CONFIDENCE, PREDICTED, LABELS, nothing)
     assert len(measure.thetas) == 10
     assert measure.uiou()[0] == pytest.approx(mean_iou(confusion_matrix(LABELS, PREDICTED, 3)))
-    assert measure.uiou()[-1] == 0  # nothing is that sure
+    assert measure.uiou()[-1] == 0  # no confidence reaches 1
 
 
 def test_uncertainty_iou_merges():
@@ -254,7 +208,7 @@ def test_uncertainty_iou_merges():
     assert parts.uiou() == whole.uiou()
 
 
-def test_uncertainty_iou_refuses_other_thetas():
+def test_uncertainty_iou_rejects_other_thetas():
     with pytest.raises(ArgumentError, match="got 3 and"):
         UncertaintyIoU(3, [0.5]).merge(UncertaintyIoU(3, [0.6]))
     with pytest.raises(ArgumentError, match="at least one theta"):

@@ -41,7 +41,7 @@ from app.calibration.base import (
     map_rows_serially,
     uniform_where_broken,
 )
-from app.calibration.dataset import LabelledImage, ValidationSet, augmented_images, split
+from app.calibration.dataset import LabelledImage, ValidationSet, augmented_images
 from app.calibration.methods.contextual.combine import combine_shifts
 from app.calibration.methods.contextual.detector import Detector
 from app.calibration.methods.contextual.features import (
@@ -75,6 +75,7 @@ from app.calibration.methods.contextual.training import (
 )
 from app.calibration.methods.temperature import fit_inverse_temperature
 from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.splits import split
 from app.errors import ArgumentError
 
 TRAIN_FRACTION = 0.75  # of the images; the rest chooses the round of training and sets the trust
