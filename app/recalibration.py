@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.calibration.base import FitContext
 from app.calibration.dataset import Augmentation, ValidationSet
-from app.calibration.registry import METHODS
+from app.calibration.registry import auto_methods, discover
 from app.calibration.report import report
-from app.calibration.selection import AUTO, AUTO_LABEL_CHANGING, Outcome, fit
+from app.calibration.selection import Outcome, fit
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.storage.artifacts import ArtifactStore
@@ -82,10 +82,11 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
     Raises ArgumentError for an unknown one, and for one that changes labels unless that is allowed.
     """
     if method == AUTO_METHOD:
-        return AUTO + (AUTO_LABEL_CHANGING if allow_label_changes else ())
-    if method not in METHODS:
-        raise ArgumentError(f"expected {AUTO_METHOD} or one of {', '.join(METHODS)}, got {method}")
-    if not (allow_label_changes or METHODS[method].invariances.argmax):
+        return auto_methods(allow_label_changes=allow_label_changes)
+    methods = discover()
+    if method not in methods:
+        raise ArgumentError(f"expected {AUTO_METHOD} or one of {', '.join(methods)}, got {method}")
+    if not (allow_label_changes or methods[method].invariances.argmax):
         raise ArgumentError(
             f"expected allow_label_changes with the method {method}, which may change labels"
         )
@@ -104,9 +105,10 @@ def require_inputs(method: str, *, augmentation: Augmentation, maps: bool) -> No
         )
     if method == AUTO_METHOD:
         return
-    if METHODS[method].needs_image:
+    calibrator = discover()[method]
+    if calibrator.needs_image:
         raise ArgumentError(f"expected images with the method {method}, got logits alone")
-    if METHODS[method].needs_maps and not maps:
+    if calibrator.needs_maps and not maps:
         raise ArgumentError(
             f"expected maps [N,K,h,w] with the method {method}, which looks at neighbours, got a "
             f"table of pixels"

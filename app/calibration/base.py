@@ -1,14 +1,11 @@
-"""What selectors would change of the log-odds, gathered part by part until an image is whole.
-
-How far such changes are trusted depends on the image as a whole, of which a strip tells little:
-the sky alone is like no image that was fitted on.
-
-What every calibrator is: one torch module, fitted, saved, served and exported as it stands.
+"""Define the calibrator: one torch module that is fitted, saved, served and exported.
 
 Logits have the class axis second: [N,K,h,w] for maps, [M,K] for a table of pixels. Calibrators
-act on each pixel by itself unless they declare themselves spatial.
+act on each pixel independently unless their invariances say that they are spatial.
 
-What calibrators share that treat each pixel by itself, as one row of K logits.
+`Calibrator` is the interface, `Pixelwise` the base of methods that map one row of K logits to one
+row of log-probabilities, and `LogOddsShift` what a misclassification detector adds to the
+log-odds of an image's confidence.
 """
 
 from abc import ABC, abstractmethod
@@ -29,77 +26,80 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LogOddsShift:
-    """Changes float32 [S,n,m] at the cells looked at, every `step` rows and columns of a grid.
+    """Hold the log-odds shifts of S detectors for some rows of an image's grid.
 
-    There is one for each of S opinions.
-
-    `sums` float32 [n,F] are of the features that led to them, over each row. `combine` is how the
-    calibrator turns both, once they are of a whole grid, into what is added to the log-odds, [n,m].
+    `change` are float32 [S,n,m], at every `stride`-th row and column of the grid; `sums`, float32
+    [n,F], are the sums of the detectors' input features over each of these rows. How much each
+    detector weighs depends on the statistics of the whole image, so the rows of strips are joined
+    first: `combine` maps changes and sums of a whole grid to the one that is added, [n,m].
     """
 
     change: Floats
     sums: Floats
-    step: int
+    stride: int
     combine: Callable[[Floats, Floats], Floats]
 
     def within(self, top: int, cells: range) -> "LogOddsShift":
-        """Keep what lies in some rows of the grid, where the first row at hand is its row `top`."""
-        first = -(-(cells.start - top) // self.step)
-        end = -(-(cells.stop - top) // self.step)
+        """Select the rows `cells` of the grid; `top` is the grid row of the first row held."""
+        first = -(-(cells.start - top) // self.stride)
+        end = -(-(cells.stop - top) // self.stride)
         return replace(self, change=self.change[:, first:end], sums=self.sums[first:end])
 
     @staticmethod
     def joined(parts: Sequence["LogOddsShift"]) -> "LogOddsShift":
-        """Put parts together, from top to bottom."""
+        """Concatenate the rows of an image's parts, given from top to bottom."""
         if len(parts) == 1:
             return parts[0]
         change = np.concatenate([part.change for part in parts], axis=1)
         return replace(parts[0], change=change, sums=np.concatenate([p.sums for p in parts]))
 
     def combined(self) -> Floats:
-        """Give what is added to the log-odds at the cells of a grid of which these are all."""
+        """Compute the shift of the log-odds, float32 [n,m], from the rows of a whole grid."""
         return self.combine(self.change, self.sums)
 
 
-LOGIT_LIMIT = 3e4  # beyond it differences of logits overflow; algorithms: clamp, then log-softmax
+LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too
 TEMPERATURE_RANGE = (0.05, 1e4)
 
-# Calls work(start, stop) until all of some rows are done, by whatever threads there are; the
-# last number is what a row costs.
+# Calls work(start, stop) for parts of a range of rows, in several threads where there are any. The
+# last number is the cost of one row, in multiply-adds.
 MapRows = Callable[[Callable[[int, int], None], range, int], None]
 
 
 def map_rows_serially(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
-    """Share with nobody."""
+    """Process all rows in the calling thread."""
     work(rows.start, rows.stop)
 
 
 @dataclass(frozen=True)
 class Invariances:
-    """What a calibrator promises, whatever it was fitted on; tests hold every one to it."""
+    """List the properties that hold for every fitted state of a calibrator, as tests verify.
 
-    translation: bool  # adding a constant to a pixel's logits changes nothing
-    argmax: bool  # the most probable class stays
-    order: bool  # the classes' order stays
-    receptive_radius: int = (
-        0  # how many rows and columns away the neighbours lie that a pixel's answer reads
-    )
+    `receptive_radius` is the largest distance, in rows or columns of the grid, of the neighbours
+    that a pixel's output depends on.
+    """
+
+    translation: bool  # adding a constant to a pixel's logits leaves its probabilities unchanged
+    argmax: bool  # the most probable class is that of the logits
+    order: bool  # the order of the classes is that of the logits
+    receptive_radius: int = 0
 
     @property
     def spatial(self) -> bool:
-        """Whether neighbours are read at all, where there are any."""
+        """Return whether the output depends on neighbouring pixels."""
         return self.receptive_radius > 0
 
 
-def ignore_progress(_stage: str, _share: float) -> None:
-    """Take no notice of progress."""
+def ignore_progress(_stage: str, _fraction: float) -> None:
+    """Report progress to nobody."""
 
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a fit is given beside its data.
+    """Hold the seed of a fit and its progress callback.
 
-    `progress(stage, share)` is called often, with a share in 0..1; to cancel, raise from it.
+    `progress(stage, fraction)` is called often, with a fraction in 0..1; an exception raised from
+    it cancels the fit.
     """
 
     seed: int = 0
@@ -107,50 +107,70 @@ class FitContext:
 
 
 class Calibrator(nn.Module, ABC):
-    """Maps logits to calibrated log-probabilities.
+    """Map logits to calibrated log-probabilities.
 
-    Fresh from its constructor a calibrator is the identity. Its state is floating tensors only,
-    so that safetensors holds it.
+    An unfitted calibrator is the plain log-softmax. The state consists of floating-point tensors
+    only, so that safetensors can store it. The registry finds every concrete subclass in
+    `app.calibration.methods` that sets `method`; subclasses of it inherit the other attributes.
     """
 
-    method: ClassVar[str]
+    method: ClassVar[str]  # unique name of a-z, 0-9 and _; it becomes part of version ids
     invariances: ClassVar[Invariances]
-    needs_image: bool = False  # whether it must be shown one before it answers
-    needs_maps: ClassVar[bool] = False  # whether a table of pixels will not do
-    image: Tensor | None = None  # uint8 RGB [3,h,w] on the grid of the logits
+    auto_rank: ClassVar[int | None] = None  # position among `auto`'s candidates; None: not tried
+    combines_with_selective: ClassVar[bool] = True  # whether `selective+<method>` exists as well
+    needs_maps: ClassVar[bool] = False  # whether it needs maps [N,K,h,w] instead of a table [M,K]
+    needs_image: bool = False  # whether `with_image` must precede `forward`; a fit may change it
+    image: Tensor | None = None  # uint8 RGB [3,h,w], resized to the grid of the logits
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
 
+    @classmethod
+    def required_pixels(cls, num_classes: int) -> int:  # noqa: ARG003
+        """Return the count of labelled pixels below which `auto` skips the method; 0 by default.
+
+        A method that fits some parameters on the pixels of one class alone returns their count
+        times `num_classes`.
+        """
+        return 0
+
+    @classmethod
+    def for_warm_up(cls, num_classes: int) -> Self | None:  # noqa: ARG003
+        """Return a calibrator whose use compiles the method's kernels; None where it has none."""
+        return None
+
     @abstractmethod
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,...] of any float type to log-probabilities, float32 of the same shape.
+        """Map logits [N,K,...] of any float type to log-probabilities, float32 [N,K,...].
 
-        NaN logits give the uniform distribution; infinite ones are clamped.
+        Pixels with a NaN get the uniform distribution; infinite logits are clamped.
         """
 
     @abstractmethod
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Set the state from labelled logits; unlabelled pixels take no part.
+        """Fit the state to the labelled pixels of a validation set.
 
-        Raises ArgumentError where the set can't determine the state.
+        Raises ArgumentError where the set does not determine the state.
         """
 
     def with_image(self, image: Tensor | None) -> Self:
-        """Show one image, uint8 RGB [3,h,w] on the grid of its logits.
+        """Return a shallow copy that calibrates the logits of one image.
 
-        Gives a calibrator of the same state that has it before it. Most look at no image, and
-        stay what they are.
+        `image` is uint8 RGB [3,h,w], resized to the grid of the logits. A calibrator that needs no
+        image is returned itself.
         """
         if not self.needs_image:
             return self
-        seen = copy(self)
-        seen.image = image
-        return seen
+        other = copy(self)
+        other.image = image
+        return other
 
     def scale(self) -> float | None:
-        """Give what multiplies all logits, above 0, where nothing but a shift is done besides."""
+        """Return the factor > 0 of all logits if only `log_odds_shift` changes them further.
+
+        None stands for every other map.
+        """
         return None
 
     def log_odds_shift(
@@ -160,74 +180,76 @@ class Calibrator(nn.Module, ABC):
         top: int = 0,  # noqa: ARG002
         height: int | None = None,  # noqa: ARG002
     ) -> LogOddsShift | None:
-        """Give what a part of an image says on the log-odds of scaled logits' top class, or None.
+        """Compute the shift of the top class's log-odds for rows of an image, None without one.
 
-        Finite float32 logits [K,n,w], whose first row is row `top`, aligned, of a grid of `height`
-        rows; by default they are all of it. `map_rows` lends threads.
+        Finite float32 logits [K,n,w] are the rows from `top`, a multiple of the stride, of a grid
+        of `height` rows; by default all of it. The log-odds are those of the scaled logits.
+        `map_rows` runs parts of the work in threads.
         """
         return None
 
     def predict_errors(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
-        """Mark what a selector takes for mispredicted: logits [N,K,...] to bool [N,...], or None.
+        """Predict which pixels are misclassified: logits [N,K,...] to bool [N,...].
 
-        None comes from calibrators without a selector.
+        Returns None for calibrators without a misclassification detector.
         """
         return None
 
     def summary(self) -> dict[str, float]:
-        """Name the few numbers of the state that a person wants to see."""
+        """Return the fitted parameters that a report lists, by name."""
         return {}
 
 
 def finite_logits(logits: Tensor) -> Tensor:
-    """Logits as finite float32: infinities clamped to +-3e4, pixels with a NaN set to zero."""
+    """Convert logits [N,K,...] to float32 in [-3e4, 3e4]; pixels with a NaN become zero."""
     logits = logits.float()
     broken = torch.isnan(logits).any(dim=1, keepdim=True)
     return torch.where(broken, 0.0, logits).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
-FEATURE_FLOOR = -30.0  # below it a log-probability says nothing more, but would rule every fit
-PART = 256  # pixels whose products are added up in float32
+FEATURE_FLOOR = -30.0  # smaller log-probabilities would dominate a fit as outliers
+PART = 256  # pixels whose products are summed in float32
 
 
 class Pixelwise(Calibrator):
-    """A calibrator that maps rows of logits to rows of log-probabilities."""
+    """Map each pixel's row of K logits to a row of K log-probabilities."""
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,...] of any float type to log-probabilities, float32 of the same shape."""
+        """Map logits [N,K,...] of any float type to log-probabilities, float32 [N,K,...]."""
         calibrated = self.calibrate_rows(finite_logits(logits).movedim(1, -1)).movedim(-1, 1)
         return uniform_where_broken(calibrated, logits)
 
     @abstractmethod
     def calibrate_rows(self, rows: Tensor) -> Tensor:
-        """Finite float32 logits [...,K] to log-probabilities [...,K]."""
+        """Map finite float32 logits [...,K] to log-probabilities [...,K]."""
 
 
 def uniform_where_broken(calibrated: Tensor, logits: Tensor) -> Tensor:
-    """Log-probabilities [N,K,...] with 1/K at the pixels whose logits hold a NaN.
+    """Set log-probabilities [N,K,...] to log(1/K) at the pixels whose logits hold a NaN.
 
-    `finite_logits` makes such logits zero, which an affine map's bias would turn into an opinion.
+    `finite_logits` makes such logits zero, but an affine map adds its bias to them.
     """
     broken = torch.isnan(logits).any(dim=1, keepdim=True)
     return torch.where(broken, -torch.log(torch.tensor(float(logits.shape[1]))), calibrated)
 
 
 def floored_log_softmax(rows: Tensor) -> Tensor:
-    """Logits [...,K] to log-probabilities [...,K] in [-30, 0]."""
-    # Along the first axis, in which rows of maps lie, it is some twenty times as fast.
+    """Compute log-probabilities [...,K] in [-30, 0] from logits [...,K]."""
+    # Along the first axis, which rows of maps are contiguous in, it is about 20 times as fast.
     return rows.movedim(-1, 0).log_softmax(dim=0).clamp_min(FEATURE_FLOOR).movedim(0, -1)
 
 
 def with_one(features: Tensor) -> Tensor:
-    """Features [...,D] with a last column of ones, which the bias multiplies."""
+    """Append a column of ones to features [...,D], for the bias."""
     return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
 
 
 def summed_products(left: Tensor, right: Tensor) -> Tensor:
-    """Sum products over pixels: float32 [m,R] and [m,D] to float64 [R,D].
+    """Compute left.T @ right from float32 [m,R] and [m,D], in float64 [R,D].
 
-    In parts, because some processors' matrix product adds a column up term by term in float32:
-    thousands of neighbours with one label then cost the digits in which a fit's end shows.
+    Parts of 256 pixels are multiplied in float32 and summed in float64, because some processors
+    accumulate a matrix product term by term in float32: over thousands of pixels its rounding
+    error exceeds the tolerance of the solvers.
     """
     count = len(left) // PART
     whole = count * PART

@@ -25,8 +25,6 @@ from app.calibration.dataset import (
     labelled_pixels,
 )
 from app.calibration.drift import Reference
-from app.calibration.methods.class_conditional import Conditional
-from app.calibration.methods.identity import Identity
 from app.calibration.metrics.error_detection import (
     ErrorDetection,
     ErrorDetectionMetrics,
@@ -34,7 +32,7 @@ from app.calibration.metrics.error_detection import (
 )
 from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.metrics.intervals import Interval, bootstrap_mean
-from app.calibration.registry import build
+from app.calibration.registry import UNCALIBRATED, build
 from app.calibration.sampling import gather
 from app.calibration.splits import Split, split_images
 from app.errors import ArgumentError
@@ -125,9 +123,6 @@ def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tens
     return whole[:, image.labels != IGNORE].T
 
 
-# Label-keeping methods that fit in reasonable time, and the label-changing ones on top of them.
-AUTO = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective", "contextual")
-AUTO_LABEL_CHANGING = ("vector_ti", "dirichlet")
 TIED_ECE = 0.001  # a rise in image-wise ECE up to this may pass for none
 # Shares of the whole time, in the order of the stages.
 READING, FITTING, CHOOSING, TESTING = 0.05, 0.65, 0.1, 0.15
@@ -212,9 +207,9 @@ def fit(
     done = READING + FITTING
     tuned = evaluate_calibrators(tuning, calibrators, stage(context, "choosing", done, CHOOSING))
     best = select_best(tuned)
-    # Identity, where it was fitted, is the uncalibrated model: measured once.
-    identities = (one for one in calibrators if isinstance(one, Identity))
-    uncalibrated = next(identities, Identity(data.num_classes))
+    # Where the identity is a candidate, the same object is the uncalibrated model: measured once.
+    identities = (one.calibrator for one in fitted if one.method == UNCALIBRATED)
+    uncalibrated = next(identities, build(UNCALIBRATED, data.num_classes))
     before = uncalibrated if current is None else current
     told = stage(context, "measuring", done + CHOOSING, TESTING)
     measured = evaluate_calibrators(test, [uncalibrated, before, *calibrators], told)
@@ -300,19 +295,18 @@ def fit_all(
 
 
 def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
-    """Raise ArgumentError for a method with an expert for each class but too few pixels for it.
+    """Raise ArgumentError for fewer labelled pixels than `Calibrator.required_pixels`.
 
-    Such a fit would take minutes at 150 classes to learn parameters that nothing determines.
+    Such a fit would take minutes at 150 classes for parameters that the pixels do not determine.
     """
-    if not isinstance(calibrator, Conditional):
-        return
-    needed = calibrator.theta[0].numel()
-    found = sum(len(image.labels) for image in pixels.images) // pixels.num_classes
+    classes = pixels.num_classes
+    needed = calibrator.required_pixels(classes)
+    found = sum(len(image.labels) for image in pixels.images)
     if found < needed:
         raise ArgumentError(
             f"expected for each class at least as many pixels as its expert has parameters, "
-            f"{needed}, got {found} on average; ask for {calibrator.method} by name to fit it "
-            f"nevertheless"
+            f"{needed // classes}, got {found // classes} on average; ask for "
+            f"{calibrator.method} by name to fit it nevertheless"
         )
 
 

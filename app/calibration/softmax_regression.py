@@ -1,8 +1,8 @@
 """Softmax regression of labels on features, for matrix and class-conditional calibrators.
 
-For features x [D] of a pixel, an expert's parameters theta [R,D] give R numbers theta x, which a
+For features x [D] of a pixel, an expert's parameters theta [R,D] give R outputs theta x, which a
 `Form` maps to K logits. The mean negative log-likelihood is convex in theta. The preconditioner is
-the Kronecker product of the mean Hessian in the numbers and the features' second moment weighted
+the Kronecker product of the mean Hessian in the outputs and the features' second moment weighted
 by 1 - sum of squared probabilities. With it a few passes suffice where plain gradients need
 hundreds, because the features of one network are nearly collinear.
 """
@@ -31,7 +31,7 @@ class ExpertPixels(NamedTuple):
 
 
 class Form(Protocol):
-    """Map from pixels to features, and from an expert's numbers to logits."""
+    """Map from pixels to features, and from an expert's outputs to logits."""
 
     start: Tensor  # float64 [E,R,D], the identity
     lower: Tensor | None  # float64 [E,R,D], bounds of the parameters
@@ -42,11 +42,11 @@ class Form(Protocol):
     def by_expert(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterable[ExpertPixels]:
         """Divide pixels by expert: logits [m,K], labels [m], absent classes bool [K]."""
 
-    def logits(self, numbers: Tensor) -> Tensor:
-        """Map numbers [m,R] to logits [m,K]; linear up to a constant."""
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Map outputs [m,R] to logits [m,K]; linear up to a constant."""
 
     def pull_back(self, slopes: Tensor) -> Tensor:
-        """Map gradients in the logits [m,K] to gradients in the numbers [m,R]."""
+        """Map gradients in the logits [m,K] to gradients in the outputs [m,R]."""
 
     def project(self, gradient: Tensor, absent: Tensor) -> Tensor:
         """Remove from gradients [E,R,D] the directions that leave the softmax unchanged.
@@ -126,9 +126,9 @@ class Regression:
 
     def _measure(self, weights: Tensor) -> None:
         """Compute counts, penalty weights and Kronecker factors in one pass."""
-        experts, numbers, inputs = self.shape
+        experts, outputs, inputs = self.shape
         counts = torch.zeros(experts, dtype=torch.float64)
-        outer = torch.zeros(experts, numbers, numbers, dtype=torch.float64)
+        outer = torch.zeros(experts, outputs, outputs, dtype=torch.float64)
         inner = torch.zeros(experts, inputs, inputs, dtype=torch.float64)
         for group in self.by_expert():
             probabilities = self._log_probabilities(group, weights).exp()
@@ -147,7 +147,7 @@ class Regression:
         self.curvature = product + 2 * self.penalties.mean((1, 2), keepdim=True) + least
 
     def _outer(self, probabilities: Tensor) -> Tensor:
-        """Compute the sum of the Hessians in the numbers, [R,R]."""
+        """Compute the sum of the Hessians in the outputs, [R,R]."""
         total = probabilities.sum(0, dtype=torch.float64).diag()
         hessian = total - summed_products(probabilities, probabilities)
         return self.form.pull_back(self.form.pull_back(hessian).T)

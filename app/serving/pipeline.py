@@ -133,7 +133,7 @@ class PredictionBuilder:
         if self._shifts:
             shift = LogOddsShift.joined(self._shifts)
             shift_confidence(
-                self._prediction.confidence, shift.combined(), self._grid, shift.step,
+                self._prediction.confidence, shift.combined(), self._grid, shift.stride,
                 self._geometry, self._workers,
             )  # fmt: skip
         return self._prediction

@@ -1,8 +1,7 @@
-"""A rehearsal: all that is compiled is called once, so that no request waits for a compiler.
+"""Compile all kernels before the first request, by one small image.
 
-The service does it at its start. `python -m app.serving.warmup` keeps the machine code where an
-image
-is built, for services that start from it.
+The service does it at its start. `python -m app.serving.warmup` does it while a Docker image is
+built, so that the machine code is part of the image.
 """
 
 import numpy as np
@@ -10,25 +9,28 @@ import torch
 
 from app.calibration.base import Calibrator
 from app.calibration.drift import histogram
-from app.calibration.methods.contextual.calibrator import Contextual
+from app.calibration.registry import discover
 from app.imaging.encode import confidence_png
 from app.inference.postprocess import class_statistics
 from app.inference.preprocess import Geometry, thumbnail
 from app.serving.pipeline import predict_logits
 
 SIDE = 8
-MASKS = (2, 256)  # classes, for a mask of each depth
+MASKS = (2, 256)  # numbers of classes: one for uint8 masks, one for uint16
 
 
 def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
-    """Answer a small grey image by a calibrator, and by our own, which may become active."""
-    own = Contextual(num_classes)
-    own.detector.detector_weight.fill_(1)
+    """Segment a grey image with a calibrator, and with each method that has kernels.
+
+    Another version may become active at any time, so all methods are compiled. Without a
+    calibrator the image is segmented uncalibrated.
+    """
     size = SIDE, SIDE
     same = Geometry(size, size, size)
     grey = torch.from_numpy(thumbnail(np.full((*size, 3), 128, np.uint8), same, size, range(SIDE)))
-    for each in [own] if calibrator is None else [own, calibrator]:
-        (prediction,) = predict_logits(torch.zeros(num_classes, SIDE, SIDE), same, [each], grey)
+    compiled = [method.for_warm_up(num_classes) for method in discover().values()]
+    calibrators = [*(one for one in compiled if one is not None), calibrator]
+    prediction = predict_logits(torch.zeros(num_classes, *size), same, calibrators, grey)[-1]
     class_statistics(prediction)
     confidence = prediction.confidence
     histogram(confidence, prediction.mask, num_classes)

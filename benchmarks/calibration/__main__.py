@@ -27,8 +27,8 @@ from torch import Tensor
 
 from app.calibration.base import FitContext
 from app.calibration.dataset import InMemory, LabelledImage
-from app.calibration.registry import build
-from app.calibration.selection import AUTO, fit
+from app.calibration.registry import auto_methods, build
+from app.calibration.selection import fit
 from app.datasets.uploads import Limits, open_upload, unpack
 from app.inference.predictor import Predictor
 from benchmarks.harness import MIB, process_bytes, run_apart, run_command
@@ -267,7 +267,8 @@ def refit_one(upload: str, classes: int, threads: int) -> RefitResult:
         Path(upload), classes, VOID, UNLIMITED, no_predictor, lambda _stage, _fraction: None
     )
     wall, cpu = time.perf_counter(), time.process_time()
-    outcome = fit(data, AUTO, FitContext(seed=0, progress=progress))
+    candidates = auto_methods(allow_label_changes=False)
+    outcome = fit(data, candidates, FitContext(seed=0, progress=progress))
     progress("end", 1.0)
     return RefitResult(
         wall_s=time.perf_counter() - wall,

@@ -1,1 +1,1 @@
-"""The calibration methods, one module each."""
+"""Calibration methods, one module or package each; the registry discovers them."""

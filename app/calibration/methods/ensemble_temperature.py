@@ -1,7 +1,8 @@
-"""Ensemble temperature scaling (Zhang et al. 2020): three distributions, mixed.
+"""Ensemble temperature scaling (Zhang et al. 2020): a mixture of three distributions.
 
-First the temperature, then the weights, each a convex problem in the negative log-likelihood. At
-T near 1 the first two distributions are the same, and only the sum of their weights means much.
+The temperature is fitted first, then the weights, each a convex problem in the negative
+log-likelihood. At T near 1 the first two distributions coincide, and only the sum of their weights
+is identified.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from app.calibration.methods.temperature import fit_inverse_temperature
 from app.calibration.sampling import chunks, count_classes, require_two_classes
 from app.calibration.solvers import minimise
 
-ROWS = 1 << 18  # of probabilities at a time
-SMALLEST_WEIGHT = 1e-30  # a weight of zero has no logarithm
+ROWS = 1 << 18  # pixels at a time
+SMALLEST_WEIGHT = 1e-30  # keeps the logarithm of a zero weight finite
 
 
 class Ensemble(Pixelwise):
@@ -25,6 +26,7 @@ class Ensemble(Pixelwise):
 
     method: ClassVar[str] = "ets"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    auto_rank: ClassVar[int | None] = 2
     beta: Tensor
     weights: Tensor
 
@@ -34,7 +36,7 @@ class Ensemble(Pixelwise):
         self.register_buffer("weights", torch.tensor([1.0, 0.0, 0.0]))
 
     def calibrate_rows(self, rows: Tensor) -> Tensor:
-        """Logits [...,K] to log-probabilities [...,K]."""
+        """Map logits [...,K] to log-probabilities [...,K]."""
         scaled = (rows * self.beta).log_softmax(dim=-1)
         plain = rows.log_softmax(dim=-1)
         uniform = torch.zeros_like(rows).log_softmax(dim=-1)
@@ -42,7 +44,10 @@ class Ensemble(Pixelwise):
         return (parts + self.weights.clamp_min(SMALLEST_WEIGHT).log()).logsumexp(dim=-1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Minimise the mean negative log-likelihood, temperature first; needs two classes."""
+        """Minimise the mean negative log-likelihood, temperature first.
+
+        Raises ArgumentError where fewer than two classes are labelled.
+        """
         counts = count_classes(data)
         require_two_classes(counts)
         beta = fit_inverse_temperature(data, context)
@@ -53,7 +58,7 @@ class Ensemble(Pixelwise):
         self.weights.copy_(weights / weights.sum())
 
     def summary(self) -> dict[str, float]:
-        """Give the temperature and the weights; w0 + w1 is what is identified at T near 1."""
+        """Return the temperature and the weights; at T near 1 only w0 + w1 is identified."""
         scaled, plain, uniform = self.weights.tolist()
         return {
             "temperature": 1 / self.beta.item(),
@@ -65,14 +70,14 @@ class Ensemble(Pixelwise):
 
 
 class MixtureProblem:
-    """Weights w >= 0 of least E[-log(w.q)] + sum(w), q the true class's three probabilities.
+    """Minimise E[-log(w.q)] + sum(w) over weights w >= 0; q: the label's three probabilities.
 
-    The sum is what a Lagrange multiplier would add: at the minimum w adds up to one. See
-    `optimisation.Problem`. All q are kept, 24 bytes a pixel: logits are read once.
+    The term sum(w) replaces a Lagrange multiplier: at the minimum the weights sum to 1. See
+    `solvers.Problem`. All q are held in memory, 24 bytes a pixel, so the logits are read once.
     """
 
     def __init__(self, data: ValidationSet, pixels: int, beta: float, start: Tensor) -> None:
-        # In one piece: small ones among the chunks' temporaries would keep those from being freed.
+        # One allocation: small ones between the chunks' temporaries would fragment the heap.
         self.true, filled = torch.empty(pixels, 3, dtype=torch.float64), 0
         for logits, labels in chunks(data):
             self.true[filled : filled + len(labels)] = _true_probabilities(logits, labels, beta)
@@ -84,7 +89,7 @@ class MixtureProblem:
         self.inverse = torch.linalg.inv(hessian / pixels + 1e-9 * torch.eye(3))
 
     def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Value [1] and gradient [1,3]; infinite where a true class gets probability 0."""
+        """Compute the value [1] and gradient [1,3]; infinite where a label's probability is 0."""
         value, gradient = point.new_zeros(()), torch.zeros_like(point[0])
         for mixture, true in self._mixtures(point[0]):
             value -= mixture.log().sum()
@@ -93,7 +98,7 @@ class MixtureProblem:
         return (value / count + point.sum())[None], (gradient / count + 1)[None]
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """Divide by the Hessian at the start."""
+        """Multiply a gradient [1,3] by the inverse Hessian at the start."""
         divided: Tensor = gradient @ self.inverse
         return divided
 
@@ -103,7 +108,7 @@ class MixtureProblem:
 
 
 def _true_probabilities(logits: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """Take the true class's probability in each of the three parts, float64 [m,3]."""
+    """Compute the label's probability under each of the three distributions, float64 [m,3]."""
     place = labels[:, None]
     scaled = (logits * beta).log_softmax(1).gather(1, place)
     plain = logits.log_softmax(1).gather(1, place)

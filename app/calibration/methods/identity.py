@@ -1,4 +1,4 @@
-"""No calibration: the plain softmax, a candidate like any other."""
+"""Identity: the plain softmax, the uncalibrated model as a candidate."""
 
 from typing import ClassVar
 
@@ -13,14 +13,16 @@ class Identity(Calibrator):
 
     method: ClassVar[str] = "identity"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    auto_rank: ClassVar[int | None] = 0
+    combines_with_selective: ClassVar[bool] = False
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,...] to log-softmax."""
+        """Compute the log-softmax of logits [N,K,...]."""
         return finite_logits(logits).log_softmax(dim=1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Learn nothing."""
+        """Do nothing: there are no parameters."""
 
     def scale(self) -> float | None:
-        """Leave logits as they are."""
+        """Return 1."""
         return 1.0

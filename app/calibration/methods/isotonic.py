@@ -1,8 +1,9 @@
-"""Isotonic calibrators: a monotone function of each class's probability, renormalised.
+"""Isotonic regression: a monotone function of each class's probability, renormalised.
 
-IRM (Zhang et al. 2020) pools all one-vs-rest pairs into one strictly increasing function, which
-keeps the order of the classes; the one-vs-all form (Zadrozny and Elkan 2002) fits one for each
-class and can change labels. Probabilities are handled as log-odds, where neither end is crowded.
+IRM (Zhang et al. 2020) fits one strictly increasing function to the one-vs-rest pairs of all
+classes, which keeps the order of the classes; the one-vs-all form (Zadrozny and Elkan 2002) fits
+one function for each class and can change labels. Probabilities are binned by log-odds, which
+resolves those near 0 and near 1.
 """
 
 from typing import ClassVar
@@ -17,9 +18,9 @@ from app.calibration.dataset import ValidationSet
 from app.calibration.sampling import chunks, count_classes, require_two_classes
 
 BINS = 4096
-LIMIT = 30.0  # log-odds beyond it are taken as it
-PRIOR = 1.0  # pixels that say each block's probability is right: keeps pure blocks off 0 and 1
-SMALLEST_SLOPE = 1e-3  # in log-odds: pooled blocks are flat, and flat would tie classes
+LIMIT = 30.0  # log-odds are clamped to [-30, 30]
+PRIOR = 1.0  # pseudo-pixels a block at its uncalibrated probability: pure blocks avoid 0 and 1
+SMALLEST_SLOPE = 1e-3  # in log-odds: constant blocks would tie classes
 
 Array = NDArray[np.float64]
 
@@ -27,12 +28,13 @@ Array = NDArray[np.float64]
 class Isotonic(Pixelwise):
     """f(p_k) / sum_j f(p_j), one strictly increasing f; labels never change.
 
-    `table` [rows,4097] holds log-odds of f at equally spaced log-odds of p in [-30,30]; between
-    them it is linear.
+    `table` [rows,4097] holds the log-odds of f at equally spaced log-odds of p in [-30,30]; f is
+    interpolated linearly in between. `rows` is 1 for a pooled function, else K.
     """
 
     method: ClassVar[str] = "isotonic"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    auto_rank: ClassVar[int | None] = 3
     pooled: ClassVar[bool] = True
     table: Tensor
 
@@ -43,7 +45,7 @@ class Isotonic(Pixelwise):
         self.register_buffer("table", grid.repeat(rows, 1))
 
     def calibrate_rows(self, rows: Tensor) -> Tensor:
-        """Logits [...,K] to log-probabilities [...,K]."""
+        """Map logits [...,K] to log-probabilities [...,K]."""
         place = (log_odds(rows) + LIMIT) * (BINS / (2 * LIMIT))
         low = place.floor().clamp(0, BINS - 1)
         index = low.long()
@@ -55,9 +57,10 @@ class Isotonic(Pixelwise):
         return logs - logs.logsumexp(dim=-1, keepdim=True)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Pool adjacent violators over 4,096 bins of log-odds; needs labels of two classes.
+        """Fit by pool-adjacent-violators over 4,096 bins of log-odds.
 
-        A class without a labelled pixel keeps the identity in the one-vs-all form.
+        In the one-vs-all form a class without a labelled pixel keeps the identity. Raises
+        ArgumentError where fewer than two classes are labelled.
         """
         counts = count_classes(data)
         require_two_classes(counts)
@@ -73,7 +76,7 @@ class Isotonic(Pixelwise):
                 self.table[row] = identity[row]
 
     def summary(self) -> dict[str, float]:
-        """Give the largest change of log-odds."""
+        """Return the largest absolute change of log-odds."""
         identity = type(self)(self.num_classes).table
         return {"largest_change_of_log_odds": (self.table - identity).abs().max().item()}
 
@@ -83,22 +86,23 @@ class IsotonicOneVsAll(Isotonic):
 
     method: ClassVar[str] = "isotonic_ova"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=False, order=False)
+    auto_rank: ClassVar[int | None] = None
     pooled: ClassVar[bool] = False
 
 
 def log_odds(rows: Tensor) -> Tensor:
-    """Logits [...,K] to log(p_k / (1 - p_k)) in [-30, 30], exact where p_k is close to 1."""
+    """Compute log(p_k / (1 - p_k)) in [-30, 30] from logits [...,K], exact for p_k close to 1."""
     logs = rows.log_softmax(dim=-1)
     probabilities = logs.exp()
     top = torch.arange(rows.shape[-1]) == rows.argmax(dim=-1, keepdim=True)
-    # 1 - p loses every digit at the top class, whose complement is the sum of the others.
+    # For the top class 1 - p cancels in float32; the sum of the other probabilities does not.
     rest = torch.where(top, 0.0, probabilities).sum(dim=-1, keepdim=True)
     complement = torch.where(top, rest, 1 - probabilities)
     return (logs - complement.clamp_min(1e-30).log()).clamp(-LIMIT, LIMIT)
 
 
 def pool_adjacent_violators(values: Array, weights: Array) -> Array:
-    """Find the nondecreasing sequence [n] of least weighted squared distance to values [n]."""
+    """Compute the nondecreasing sequence [n] of least weighted squared distance to values [n]."""
     means: list[float] = []
     masses: list[float] = []
     sizes: list[int] = []
@@ -116,7 +120,7 @@ def pool_adjacent_violators(values: Array, weights: Array) -> Array:
 
 
 def _histograms(data: ValidationSet, context: FitContext) -> tuple[Array, Array, Array]:
-    """Per class and bin of log-odds, [K,4096]: pixels, pixels of the class, sum of log-odds."""
+    """Count pixels, and those of the class, and sum log-odds, by class and bin [K,4096]."""
     size = data.num_classes * BINS
     sums = torch.zeros(3, size, dtype=torch.float64)
     for done, (logits, labels) in enumerate(chunks(data)):
@@ -134,9 +138,9 @@ def _histograms(data: ValidationSet, context: FitContext) -> tuple[Array, Array,
 
 
 def _knots(total: Array, right: Array, moment: Array) -> Array:
-    """One function's log-odds at the bins' edges [4097], strictly increasing.
+    """Compute one function's log-odds at the edges of the bins [4097], strictly increasing.
 
-    Linear between the centres of the pooled blocks, with slope 1 beyond the outermost.
+    The function is linear between the centres of the pooled blocks, with slope 1 outside of them.
     """
     edges = np.linspace(-LIMIT, LIMIT, BINS + 1)
     total, right, moment = (part[total > 0] for part in (total, right, moment))

@@ -1,10 +1,11 @@
 """Local temperature scaling (Ding et al. 2021): a temperature for each pixel.
 
-A tree of gates mixes four temperature fields, each a 5x5 convolution of the log-probabilities;
+A tree of gates mixes four temperature maps, each a 5x5 convolution of the log-probabilities;
 `lts_image` mixes in a fifth, a convolution of the image, by one more gate.
-Against the released code: the temperature is 1 at the start (it was 2, one added twice), gates
-start at random (equal branches never part, which makes the tree one linear convolution), and
-softplus stands for a ReLU that can die at 1e-8. Borders repeat the edge, so maps of any size do.
+Differences from the released code: the initial temperature is 1 (there 2, since 1 is added twice),
+the gates are initialised at random (equal branches get equal gradients, which makes the tree one
+linear convolution), and softplus replaces a ReLU that can die at 1e-8. Borders are padded by
+replication, so maps of any size are possible.
 """
 
 from collections.abc import Iterator
@@ -33,15 +34,15 @@ KERNEL, DILATION = 5, 2
 RECEPTIVE_RADIUS = DILATION * (KERNEL // 2)
 SMALLEST_TEMPERATURE = 0.05
 BRANCHES, GATES = 4, 3
-GREY, CONTRAST = 0.5, 4.0  # colours in 0..1 lie about 1 around 0 for the convolution
+GREY, CONTRAST = 0.5, 4.0  # colours in 0..1 are mapped to -2..2
 GATE_SPREAD = 0.01
-CROP = 128  # pixels a side, so that one step is bounded whatever the image
+CROP = 128  # pixels a side, so that the cost of a step does not depend on the image size
 SCHEDULE = Schedule("training", rate=2e-3, rounds=30, patience=4)
 HELD_OUT_CROPS = 64
 
 
 class LocalTemperature(Calibrator):
-    """softmax(z / T(z)), T above 0.05 from a 9x9 neighbourhood; needs maps [N,K,h,w]."""
+    """softmax(z / T(z)), T > 0.05 from a 9x9 neighbourhood; needs maps [N,K,h,w]."""
 
     method: ClassVar[str] = "lts"
     invariances: ClassVar[Invariances] = Invariances(
@@ -57,10 +58,10 @@ class LocalTemperature(Calibrator):
         self.weight = Parameter(
             torch.zeros(fields, num_classes, KERNEL, KERNEL), requires_grad=False
         )
-        self.bias = Parameter(_fresh_bias(), requires_grad=False)
+        self.bias = Parameter(_initial_bias(), requires_grad=False)
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,h,w] to log-probabilities; raises ArgumentError for tables."""
+        """Map logits [N,K,h,w] to log-probabilities; raises ArgumentError for tables."""
         if logits.ndim != 4:
             raise ArgumentError(f"expected maps [N,K,h,w], got {list(logits.shape)}")
         rows = finite_logits(logits)
@@ -68,12 +69,12 @@ class LocalTemperature(Calibrator):
         return uniform_where_broken(calibrated, logits)
 
     def temperatures(self, logits: Tensor) -> Tensor:
-        """Finite logits [N,K,h,w] to temperatures [N,1,h,w]."""
+        """Compute temperatures [N,1,h,w] from finite logits [N,K,h,w]."""
         features = floored_log_softmax(logits.movedim(1, -1)).movedim(-1, 1)
-        return softplus(self._undecided(features)) + SMALLEST_TEMPERATURE
+        return softplus(self._fields(features)) + SMALLEST_TEMPERATURE
 
-    def _undecided(self, features: Tensor) -> Tensor:
-        """Log-probabilities [N,K,h,w] to what softplus makes a temperature of, [N,1,h,w]."""
+    def _fields(self, features: Tensor) -> Tensor:
+        """Compute the inputs of softplus, [N,1,h,w], from log-probabilities [N,K,h,w]."""
         fields = convolved(features, self.weight, self.bias)
         first, second, third, fourth = (fields[:, [place]] for place in range(BRANCHES))
         gate1, gate2, gate3 = (fields[:, [BRANCHES + gate]].sigmoid() for gate in range(GATES))
@@ -82,10 +83,11 @@ class LocalTemperature(Calibrator):
         return gate3 * one + (1 - gate3) * other
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Train by Adam on crops, stopping early on held-out images; needs two classes.
+        """Train by Adam on crops, with early stopping on held-out images.
 
-        The loss skips unlabelled pixels, but they are part of their neighbours' surroundings, as
-        they are when serving. Raises ArgumentError for sets of tables.
+        Unlabelled pixels have no loss, but are part of their neighbours' receptive fields, as they
+        are when serving. Raises ArgumentError where fewer than two classes are labelled, and for
+        sets of tables.
         """
         require_two_classes(count_classes(data))
         if data[0].labels.ndim != 2:
@@ -117,16 +119,16 @@ class LocalTemperature(Calibrator):
             self.requires_grad_(False)
 
     def summary(self) -> dict[str, float]:
-        """Give the temperature that an undecided neighbourhood gets."""
+        """Return the temperature where all classes are equally probable."""
         undecided = torch.zeros(1, self.num_classes, 1, 1)
         with torch.no_grad():
             return {"temperature_where_undecided": self.temperatures(undecided).item()}
 
     def _begin(self, generator: torch.Generator) -> None:
-        """Start over at temperature 1, with gates at random."""
+        """Initialise the temperature at 1 and the gates at random."""
         self.weight.zero_()
         self.weight[BRANCHES:].normal_(0, GATE_SPREAD, generator=generator)
-        self.bias.copy_(_fresh_bias())
+        self.bias.copy_(_initial_bias())
 
     def _loss(self, crop: LabelledImage) -> Tensor:
         logs = self.with_image(crop.image)(crop.logits[None])
@@ -136,7 +138,7 @@ class LocalTemperature(Calibrator):
 class ImageTemperature(LocalTemperature):
     """softmax(z / T(z, image)): the image-dependent form.
 
-    It answers only when it has been shown the image, see `with_image`; ArgumentError otherwise.
+    `forward` raises ArgumentError without the image, see `with_image`.
     """
 
     method: ClassVar[str] = "lts_image"
@@ -145,58 +147,58 @@ class ImageTemperature(LocalTemperature):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.weight_image = Parameter(torch.zeros(1, 3, KERNEL, KERNEL), requires_grad=False)
-        self.bias_image = Parameter(_fresh_bias()[:1], requires_grad=False)
+        self.bias_image = Parameter(_initial_bias()[:1], requires_grad=False)
         self.weight_gate = Parameter(
             torch.zeros(1, num_classes, KERNEL, KERNEL), requires_grad=False
         )
         self.bias_gate = Parameter(torch.zeros(1), requires_grad=False)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Train as the logits-only form does; raises ArgumentError for sets without images."""
+        """Train as `LocalTemperature` does; raises ArgumentError for sets without images."""
         if len(data) and data[0].image is None:
             raise ArgumentError(f"expected images with {self.method}, got logits alone")
         super().fit(data, context)
 
     def summary(self) -> dict[str, float]:
-        """Give the temperature that an undecided neighbourhood gets in a grey image."""
-        with_strip_image = self.with_image(torch.full((3, 1, 1), round(255 * GREY)))
-        return super(ImageTemperature, with_strip_image).summary()
+        """Return the temperature of a grey image where all classes are equally probable."""
+        with_grey = self.with_image(torch.full((3, 1, 1), round(255 * GREY)))
+        return super(ImageTemperature, with_grey).summary()
 
     def _begin(self, generator: torch.Generator) -> None:
         super()._begin(generator)
         self.weight_image.zero_()
-        self.bias_image.copy_(_fresh_bias()[:1])
+        self.bias_image.copy_(_initial_bias()[:1])
         self.weight_gate.normal_(0, GATE_SPREAD, generator=generator)
         self.bias_gate.zero_()
 
-    def _undecided(self, features: Tensor) -> Tensor:
+    def _fields(self, features: Tensor) -> Tensor:
         if self.image is None or self.image.shape[1:] != features.shape[2:]:
             raise ArgumentError(
                 f"expected the image on the logits' grid {list(features.shape[2:])}, "
                 f"got {None if self.image is None else list(self.image.shape[1:])}"
             )
         colours = (self.image[None].to(features) / 255 - GREY) * CONTRAST
-        seen = convolved(colours, self.weight_image, self.bias_image)
+        image_field = convolved(colours, self.weight_image, self.bias_image)
         gate = convolved(features, self.weight_gate, self.bias_gate).sigmoid()
-        return gate * super()._undecided(features) + (1 - gate) * seen
+        return gate * super()._fields(features) + (1 - gate) * image_field
 
 
 def convolved(planes: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve [N,C,h,w] with kernels of 5x5 in steps of 2, the border repeated."""
+    """Convolve [N,C,h,w] with 5x5 kernels of dilation 2; borders are replicated."""
     return conv2d(
         pad(planes, (RECEPTIVE_RADIUS,) * 4, mode="replicate"), weight, bias, dilation=DILATION
     )
 
 
-def _fresh_bias() -> Tensor:
-    """Biases at which every branch says temperature 1 and every gate is open halfway."""
+def _initial_bias() -> Tensor:
+    """Return biases [7] at which each branch gives temperature 1 and each gate 1/2."""
     bias = torch.zeros(BRANCHES + GATES)
     bias[:BRANCHES] = torch.tensor(1 - SMALLEST_TEMPERATURE).expm1().log()
     return bias
 
 
 def _crop(data: ValidationSet, index: int, generator: torch.Generator) -> LabelledImage:
-    """Cut at most 128x128 pixels from an image; its labelled logits must be finite."""
+    """Crop at most 128x128 pixels at random; raises ArgumentError for broken labelled logits."""
     image = data[index]
     labelled_pixels(image)
     height, width = image.labels.shape

@@ -1,8 +1,8 @@
 """Affine calibrators: matrix and Dirichlet scaling, and the translation-invariant matrix.
 
-All are softmax regressions, convex, and start from the identity. Classes without a labelled pixel
-keep their row of the map; biases are reported with mean zero, since a common shift changes
-nothing. None preserves decisions: the class with the highest probability can change.
+All are convex softmax regressions, started at the identity. Classes without a labelled pixel keep
+their row of the identity. The biases are centred, since a common shift cancels in the softmax. The
+class with the highest probability can change.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from app.calibration.base import FitContext, Invariances, Pixelwise, floored_log
 from app.calibration.dataset import ValidationSet
 from app.calibration.softmax_regression import ExpertPixels, Penalty, centred, fit_regression
 
-PULL = 0.01  # pixels' worth of ridge towards the identity: keeps separable sets finite
+RIDGE = 0.01  # towards the identity, in pixels: keeps parameters finite for separable sets
 
 
 class Matrix(Pixelwise):
-    """softmax(W z + b) (Guo et al. 2017), labels may change.
+    """softmax(W z + b) (Guo et al. 2017); labels may change.
 
-    `off_diagonal` and `bias_weight` are ODIR's lambda and mu (Kull et al. 2019): they weigh the
-    mean squared off-diagonal entry of W and the mean squared bias.
+    `off_diagonal` and `bias_weight` are lambda and mu of ODIR (Kull et al. 2019), the weights of
+    the mean squared off-diagonal entry of W and of the mean squared bias.
     """
 
     method: ClassVar[str] = "matrix"
@@ -41,11 +41,11 @@ class Matrix(Pixelwise):
         self.register_buffer("bias", torch.zeros(num_classes))
 
     def features(self, rows: Tensor) -> Tensor:
-        """Give what the matrix multiplies: logits [...,K] as they are."""
+        """Return the features that the matrix multiplies: the logits [...,K]."""
         return rows
 
     def calibrate_rows(self, rows: Tensor) -> Tensor:
-        """Logits [...,K] to log-probabilities [...,K]."""
+        """Map logits [...,K] to log-probabilities [...,K]."""
         return linear(self.features(rows), self.weight, self.bias).log_softmax(dim=-1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
@@ -59,7 +59,7 @@ class Matrix(Pixelwise):
         self.bias.copy_(torch.where(absent, 0.0, bias))
 
     def summary(self) -> dict[str, float]:
-        """Give the mean diagonal entry, the largest other entry and the largest bias."""
+        """Return the mean diagonal entry and the largest absolute other entry and bias."""
         diagonal = self.weight.diagonal()
         return {
             "mean_diagonal": diagonal.mean().item(),
@@ -72,14 +72,14 @@ class Matrix(Pixelwise):
         off = (1 - torch.eye(size)) * self.off_diagonal / (size * (size - 1))
         bias = torch.full((size, 1), self.bias_weight / size)
         weights = torch.cat([off, bias], dim=1).double()[None]
-        return Penalty(weights, PULL, self.rows_sum_to_one)
+        return Penalty(weights, RIDGE, self.rows_sum_to_one)
 
 
 class MatrixTI(Matrix):
     """softmax(W z + b) with equal row sums, W1 = s1: the translation-invariant MSc.
 
-    The sum s multiplies a constant over classes and drops out of the softmax, so it stays 1 and
-    W acts on log-probabilities less their mean. At K=2 this is Platt scaling.
+    The sum s multiplies a constant over classes, which cancels in the softmax. It stays 1, and W
+    acts on centred log-probabilities. For two classes this is Platt scaling.
     """
 
     method: ClassVar[str] = "matrix_ti"
@@ -87,7 +87,7 @@ class MatrixTI(Matrix):
     rows_sum_to_one: ClassVar[bool] = True
 
     def features(self, rows: Tensor) -> Tensor:
-        """Give log-probabilities less their mean over classes, [...,K]."""
+        """Return log-probabilities [...,K] minus their mean over classes."""
         logs = floored_log_softmax(rows)
         return logs - logs.mean(dim=-1, keepdim=True)
 
@@ -97,6 +97,7 @@ class Dirichlet(Matrix):
 
     method: ClassVar[str] = "dirichlet"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=False, order=False)
+    auto_rank: ClassVar[int | None] = 8
 
     def __init__(
         self, num_classes: int, *, off_diagonal: float = 1e-3, bias_weight: float = 1e-3
@@ -104,12 +105,12 @@ class Dirichlet(Matrix):
         super().__init__(num_classes, off_diagonal=off_diagonal, bias_weight=bias_weight)
 
     def features(self, rows: Tensor) -> Tensor:
-        """Give log-probabilities [...,K]."""
+        """Return log-probabilities [...,K] in [-30, 0]."""
         return floored_log_softmax(rows)
 
 
 class MatrixForm:
-    """One expert whose numbers are the logits themselves; see `regression.Form`."""
+    """One expert whose outputs are the logits; see `softmax_regression.Form`."""
 
     def __init__(self, calibrator: Matrix) -> None:
         self.lower: Tensor | None = None
@@ -117,27 +118,27 @@ class MatrixForm:
         self.start = torch.eye(calibrator.num_classes, calibrator.num_classes + 1).double()[None]
 
     def scaled(self, beta: float) -> Tensor:
-        """Multiply the unit matrix, float64 [1,K,K+1]."""
+        """Return parameters that multiply all logits by beta, float64 [1,K,K+1]."""
         theta = self.start * beta
         if self.calibrator.rows_sum_to_one:
             theta[..., :-1] += (1 - beta) / self.calibrator.num_classes
         return theta
 
     def by_expert(self, rows: Tensor, labels: Tensor, absent: Tensor) -> Iterator[ExpertPixels]:
-        """All pixels as one group."""
+        """Return all pixels as one group."""
         features = with_one(self.calibrator.features(rows))
         yield ExpertPixels(0, features, labels, absent.expand_as(rows) if absent.any() else None)
 
-    def logits(self, numbers: Tensor) -> Tensor:
-        """Leave the numbers [m,K] as they are."""
-        return numbers
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return the outputs [m,K]: they are the logits."""
+        return outputs
 
     def pull_back(self, slopes: Tensor) -> Tensor:
-        """Leave the slopes [m,K] as they are."""
+        """Return the slopes [m,K]: the outputs are the logits."""
         return slopes
 
     def project(self, gradient: Tensor, absent: Tensor) -> Tensor:
-        """Centre over present classes, and over features where rows keep their sum."""
+        """Centre over present classes, and over features where the row sums are fixed."""
         gradient = centred(gradient, absent)
         if self.calibrator.rows_sum_to_one:
             gradient[..., :-1] -= gradient[..., :-1].mean(dim=-1, keepdim=True)

@@ -1,9 +1,8 @@
-"""Meta-Cal (Ma and Blaschko 2021): scale the pixels of low entropy, give up on the others.
+"""Meta-Cal (Ma and Blaschko 2021): temperature scaling of low entropy, uniform otherwise.
 
-Entropy (natural logarithm) of the uncalibrated distribution decides: below eta the pixel gets
-temperature scaling, otherwise 1/K for every class, so that its label can only come from the
-uncalibrated argmax. Eta is drawn over whole images that take no part in the temperature's fit;
-the paper's 500 samples would be one corner of one image here.
+Pixels whose uncalibrated entropy in nats is below eta get temperature scaling, all others 1/K for
+each class. Eta is fitted on whole images that the temperature's fit does not use, since the
+500 samples of the paper would be a small part of one image.
 """
 
 from collections.abc import Callable
@@ -30,8 +29,8 @@ ACCURACY_BINS = 20
 class MetaCal(Pixelwise):
     """softmax(z/T) where the entropy is below eta, else uniform.
 
-    `miscoverage` is the share of correct pixels that may be given up, in (0,1). With `accuracy`,
-    in (0,1), eta is instead set so that the accepted pixels are right that often.
+    `miscoverage` in (0,1) is the fraction of correct pixels that are rejected. With `accuracy` in
+    (0,1), eta is set so that the accepted pixels have that accuracy.
     """
 
     method: ClassVar[str] = "metacal"
@@ -51,15 +50,15 @@ class MetaCal(Pixelwise):
         self.register_buffer("eta", torch.tensor(2 * float(np.log(num_classes)) + 1))
 
     def calibrate_rows(self, rows: Tensor) -> Tensor:
-        """Logits [...,K] to log-probabilities [...,K]."""
+        """Map logits [...,K] to log-probabilities [...,K]."""
         accepted = entropy(rows) < self.eta
         return torch.where(accepted, rows * self.beta, 0.0).log_softmax(dim=-1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Set eta on some images and the temperature on the accepted pixels of the others.
+        """Fit eta on a fifth of the images, the temperature on accepted pixels of the others.
 
-        Raises ArgumentError where fewer than two classes are labelled, or where the accuracy
-        asked for lies outside what the images show.
+        Raises ArgumentError where fewer than two classes are labelled, or where the images do not
+        reach the requested accuracy.
         """
         require_two_classes(count_classes(data))
         others, chosen = data, data
@@ -79,13 +78,13 @@ class MetaCal(Pixelwise):
         self.eta.fill_(eta)
 
     def summary(self) -> dict[str, float]:
-        """Give the temperature and eta in nats."""
+        """Return the temperature and eta in nats."""
         return {"temperature": 1 / self.beta.item(), "eta": self.eta.item()}
 
 
 @dataclass(frozen=True)
 class Accepted(View):
-    """A set with labels only where a rule on logits [...,K] holds."""
+    """Keep the labels of a set only where a rule on logits [...,K] holds."""
 
     rule: Callable[[Tensor], Tensor]
 
@@ -96,15 +95,15 @@ class Accepted(View):
 
 
 def entropy(rows: Tensor) -> Tensor:
-    """Logits [...,K] to the entropy of their softmax in nats, [...,1] in [0, log K]."""
+    """Compute the entropy of softmax in nats, [...,1] in [0, log K], from logits [...,K]."""
     logs = rows.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1, keepdim=True)
 
 
 def eta_for_miscoverage(correct: Array, miscoverage: float) -> float:
-    """Find the bin edge above the (1 - miscoverage) quantile of the correct pixels' entropies.
+    """Return the bin edge above the (1 - miscoverage) quantile of the correct pixels' entropies.
 
-    `correct` counts pixels by entropy bin; raises ArgumentError where there are none.
+    `correct` [bins] counts pixels by entropy. Raises ArgumentError where there are none.
     """
     if correct.sum() == 0:
         raise ArgumentError("expected correctly predicted pixels to set eta on, got none")
@@ -113,15 +112,15 @@ def eta_for_miscoverage(correct: Array, miscoverage: float) -> float:
 
 
 def eta_for_accuracy(histogram: Array, accuracy: float) -> float:
-    """Find the entropy, in bins, up to which the running accuracy is the one asked for.
+    """Return the entropy, in bins, up to which the running accuracy is `accuracy`.
 
     `histogram` [2,bins] counts correct and wrong pixels by entropy. Twenty bins of equal mass
-    give accuracies and mean entropies; the running mean of the accuracies falls with entropy,
-    and a decreasing fit of entropy on it is read off at `accuracy`. Raises ArgumentError outside
-    the range of the running means.
+    give accuracies and mean entropies. A decreasing isotonic fit of the entropy on the running
+    mean of the accuracies is evaluated at `accuracy`. Raises ArgumentError outside the range of
+    the running means.
     """
     counts = histogram.sum(0)
-    # A fine bin belongs to the coarse bin in which its last pixel falls.
+    # A fine bin belongs to the coarse bin of its last pixel.
     coarse = np.ceil(np.cumsum(counts) / max(counts.sum(), 1) * ACCURACY_BINS).astype(int) - 1
     coarse = coarse.clip(0, ACCURACY_BINS - 1)
     mass, right, moment = (

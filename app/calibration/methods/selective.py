@@ -1,15 +1,14 @@
-"""The selector: which pixels are predicted right, and with what probability (Wang et al. 2023).
+"""Selective scaling (Wang et al. 2023): two temperatures, for correct and misclassified pixels.
 
-A small network on each pixel's log-probabilities: normalise, ReLU, K to 2K, normalise, ReLU, 2K
-to K, normalise, ReLU, K to 1. The paper puts a K-to-K layer first, which stays the identity when
-trained, and two outputs, of which only the difference counts; both are left out. Batch
+The selector is a small network that estimates the probability that a pixel's label is correct. It
+reads the log-probabilities: batch normalisation, ReLU, K to 2K, batch normalisation, ReLU, 2K to
+K, batch normalisation, ReLU, K to 1. The paper's first K-to-K layer, which stays the identity when
+trained, and its second output, of which only the difference counts, are left out. Batch
 normalisation is folded into the layers after training, so the state is plain matrices.
 
-Selective scaling (Wang et al. 2023): one temperature for trusted pixels, one for doubted ones.
-
-Both temperatures divide, both are fitted by convex negative log-likelihood on held-out images,
-and neither changes the order of the classes. Hard routing takes one of the two by the selector's
-verdict; soft mixing weighs both distributions with its probability, which throws nothing away.
+Both temperatures are fitted by the convex negative log-likelihood on held-out images, and neither
+changes the order of the classes. Hard routing applies one of them by the selector's prediction, as
+in the paper; soft mixing weighs both distributions with its probability.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,15 +36,15 @@ from app.calibration.splits import split
 from app.errors import ArgumentError
 
 BATCH_PIXELS = 4096
-MISPREDICTION_COPIES = 1  # each mispredicted pixel counts 1 + this often in training, as released
+MISPREDICTION_COPIES = 1  # misclassified pixels weigh 1 + this in training, as in released code
 SCHEDULE = Schedule("training the selector", rate=3e-3, rounds=30, patience=4)
 
 
 class Selector(nn.Module):
-    """Rows of logits to the log-odds that the top class is right; fresh: 0, even odds.
+    """Estimate the log-odds that the top class is correct; 0 before a fit.
 
-    `forward` gives log-odds as trained, on mispredictions counted double; `probability` corrects
-    for that count.
+    `forward` returns log-odds as trained, with the double weight of misclassified pixels;
+    `calibrated` corrects them by Platt scaling.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -69,18 +68,18 @@ class Selector(nn.Module):
     bias2: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits [...,K] to log-odds [...,1] of a right prediction; above 0 routes to T_ok."""
+        """Map logits [...,K] to log-odds [...,1] of a correct label; above 0 routes to T_ok."""
         hidden = relu(floored_log_softmax(rows) * self.scale + self.shift)
         hidden = relu(linear(hidden, self.weight0, self.bias0))
         hidden = relu(linear(hidden, self.weight1, self.bias1))
         return linear(hidden, self.weight2, self.bias2)
 
     def calibrated(self, odds: Tensor) -> Tensor:
-        """Trained log-odds to log-odds whose sigmoid is P(correct) on held-out pixels."""
+        """Map trained log-odds to those whose sigmoid is P(correct) on held-out pixels."""
         return odds * self.platt[0] + self.platt[1]
 
     def fit(self, train: Sample, select: Sample, context: FitContext) -> None:
-        """Train on one sample; stop early and calibrate the odds on the other."""
+        """Train on one sample; use the other for early stopping and to calibrate the odds."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             network = _network(self.num_classes)
@@ -96,11 +95,11 @@ class Selector(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Count the classes."""
+        """Return the number of classes."""
         return len(self.scale)
 
     def _fold(self, network: nn.Sequential) -> None:
-        """Take over a trained network's layers with the normalisation multiplied in."""
+        """Copy a trained network's layers, with batch normalisation folded into them."""
         norms = [module for module in network if isinstance(module, nn.BatchNorm1d)]
         layers = [module for module in network if isinstance(module, nn.Linear)]
         with torch.no_grad():
@@ -117,19 +116,19 @@ class Selector(nn.Module):
 
 
 class PlattProblem:
-    """Logistic regression of right (1) on log-odds, two parameters; see `optimisation.Problem`."""
+    """Platt scaling: logistic regression of correctness on log-odds; see `solvers.Problem`."""
 
     def __init__(self, odds: Tensor, correct: Tensor) -> None:
         self.features = torch.stack([odds, torch.ones_like(odds)], dim=1)
         self.correct = correct
-        likely = odds.sigmoid()
-        weighted = self.features * (likely * (1 - likely))[:, None]
+        probability = odds.sigmoid()
+        weighted = self.features * (probability * (1 - probability))[:, None]
         hessian = weighted.T @ self.features / len(odds)
         self.inverse = torch.linalg.inv(hessian + 1e-4 * torch.eye(2, dtype=hessian.dtype))
         self.ridge = 1.0 / len(odds)
 
     def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Mean negative log-likelihood [1] with a ridge of one pixel, and its gradient [1,2]."""
+        """Compute the mean loss [1] with a ridge of one pixel, and its gradient [1,2]."""
         odds = self.features @ point[0]
         difference = point - torch.tensor([1.0, 0.0], dtype=point.dtype)
         value = binary_cross_entropy_with_logits(odds, self.correct)
@@ -138,7 +137,7 @@ class PlattProblem:
         return (value + ridge)[None], gradient[None] + 2 * self.ridge * difference
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """Divide by the Hessian at the start."""
+        """Multiply a gradient [1,2] by the inverse Hessian at the start."""
         divided: Tensor = gradient @ self.inverse
         return divided
 
@@ -158,7 +157,7 @@ def _network(num_classes: int) -> nn.Sequential:
 
 
 def _examples(sample: Sample) -> tuple[Tensor, Tensor]:
-    """Logits [m,K] and whether the top class is right, float32 [m]."""
+    """Return logits [m,K] and whether the top class is the label, float32 [m]."""
     return sample.logits, (sample.logits.argmax(dim=1) == sample.labels).float()
 
 
@@ -171,17 +170,17 @@ def _train(
 ) -> None:
     generator = torch.Generator().manual_seed(context.seed)
 
-    def loss(rows: Tensor, right: Tensor) -> Tensor:
-        weight = 1 + MISPREDICTION_COPIES * (1 - right)
+    def loss(rows: Tensor, targets: Tensor) -> Tensor:
+        weight = 1 + MISPREDICTION_COPIES * (1 - targets)
         odds = network(floored_log_softmax(rows))[:, 0]
-        total = binary_cross_entropy_with_logits(odds, right, weight, reduction="sum")
+        total = binary_cross_entropy_with_logits(odds, targets, weight, reduction="sum")
         return total / weight.sum()
 
     def batches() -> Iterator[Tensor]:
         order = torch.randperm(len(inputs), generator=generator)
         for start in range(0, len(order), BATCH_PIXELS):
             chosen = order[start : start + BATCH_PIXELS]
-            if len(chosen) > 1:  # batch normalisation has no variance of one pixel
+            if len(chosen) > 1:  # batch normalisation needs two pixels
                 yield loss(inputs[chosen], correct[chosen])
 
     def held_out_loss() -> float:
@@ -194,7 +193,7 @@ def _train(
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Give what a normalisation in evaluation does, as a product and a sum."""
+    """Return the scale and shift that a batch normalisation applies in evaluation."""
     if norm.running_var is None or norm.running_mean is None:
         raise AssertionError("batch normalisation keeps running statistics here")
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
@@ -202,19 +201,21 @@ def _scale_and_shift(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 
 
 TRAIN_FRACTION = 0.7  # of the images; the rest stops training and sets the temperatures
-SELECTOR_FLOATS = 2**23  # pixels beyond some hundred an image teach the selector little
+SELECTOR_FLOATS = 2**23  # more than some hundred pixels an image improve the selector little
 
 
 class Selective(Calibrator):
     """q softmax(g/T_ok) + (1-q) softmax(g/T_mis) with q = P(correct); hard: q is 0 or 1.
 
-    g is the logits, or another calibrator's log-probabilities in the `selective+<other>` forms;
-    the selector always sees the logits. `mixing` is "soft" or "hard"; `mispredicted` fixes
-    T_mis (the paper used 2 and 1e10; the latter becomes 1e4) and T_ok at 1.
+    g are the logits, or another calibrator's log-probabilities in the `selective+<other>` forms;
+    the selector always reads the logits. `mixing` is "soft" or "hard"; `mispredicted` fixes T_mis,
+    clamped to [0.05, 1e4] (the paper used 2 and 1e10), and T_ok at 1.
     """
 
     method: ClassVar[str] = "selective"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    auto_rank: ClassVar[int | None] = 5
+    combines_with_selective: ClassVar[bool] = False
     base_class: ClassVar[type[Calibrator]] = Identity
     beta_ok: Tensor
     beta_mis: Tensor
@@ -234,34 +235,34 @@ class Selective(Calibrator):
         self.register_buffer("soft", torch.tensor(float(mixing == "soft")))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,...] to log-probabilities."""
+        """Map logits [N,K,...] to log-probabilities."""
         odds = self._odds(logits)
-        verdict = torch.where(odds > 0, 60.0, -60.0)  # log-odds of certainty in float32
-        odds = torch.where(self.soft > 0, self.selector.calibrated(odds), verdict)
+        hard = torch.where(odds > 0, 60.0, -60.0)  # their sigmoid is 1 and 0 in float32
+        odds = torch.where(self.soft > 0, self.selector.calibrated(odds), hard)
         based = self.base.with_image(self.image)(logits)
-        trusted = (based * self.beta_ok).log_softmax(dim=1)
-        doubted = (based * self.beta_mis).log_softmax(dim=1)
+        correct = (based * self.beta_ok).log_softmax(dim=1)
+        misclassified = (based * self.beta_mis).log_softmax(dim=1)
         mixed = torch.logaddexp(
-            trusted - torch.nn.functional.softplus(-odds),
-            doubted - torch.nn.functional.softplus(odds),
+            correct - torch.nn.functional.softplus(-odds),
+            misclassified - torch.nn.functional.softplus(odds),
         )
         return uniform_where_broken(mixed, logits)
 
     def predict_errors(self, logits: Tensor) -> Tensor:
-        """Mark the pixels that hard routing gives T_mis."""
+        """Return the pixels that hard routing assigns T_mis: logits [N,K,...] to bool [N,...]."""
         return self._odds(logits)[:, 0] <= 0
 
     def _odds(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,...] to the selector's log-odds [N,1,...] as trained."""
+        """Compute the selector's log-odds [N,1,...] as trained from logits [N,K,...]."""
         odds: Tensor = self.selector(finite_logits(logits).movedim(1, -1))
         return odds.movedim(-1, 1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
-        """Fit the base and the selector on some images, both temperatures on the others.
+        """Fit the base and the selector on 70 % of the images, the temperatures on the others.
 
-        Where no pixel is mispredicted there is nothing to select: both temperatures become the
-        one of least negative log-likelihood. Needs labels of two classes; a set of one image
-        serves as both parts.
+        Without a misclassified pixel both temperatures are that of plain temperature scaling. A
+        single image is used for both. Raises ArgumentError where fewer than two classes are
+        labelled.
         """
         require_two_classes(count_classes(data))
         train, select = _parts(data, context)
@@ -279,7 +280,7 @@ class Selective(Calibrator):
             self.beta_mis.fill_(1 / min(max(self.mispredicted, 0.05), 1e4))
 
     def summary(self) -> dict[str, float]:
-        """Give both temperatures, which divide."""
+        """Return both temperatures."""
         return {"t_ok": 1 / self.beta_ok.item(), "t_mis": 1 / self.beta_mis.item()}
 
     def _revert(self, select: ValidationSet, context: FitContext) -> None:
@@ -291,7 +292,7 @@ class Selective(Calibrator):
     def _beta(
         self, data: ValidationSet, context: FitContext, chosen: Callable[[Tensor], Tensor]
     ) -> float:
-        """Find the inverse temperature of the chosen pixels, or of all where there are none."""
+        """Fit the inverse temperature on the chosen pixels, or on all where there are none."""
         routed = Routed(data, self.base, self.selector, chosen)
         if not any((routed[index].labels != IGNORE).any() for index in range(len(routed))):
             return fit_inverse_temperature(replace(routed, chosen=torch.isfinite), context)
@@ -300,7 +301,7 @@ class Selective(Calibrator):
 
 @dataclass(frozen=True)
 class Routed(View):
-    """A set as the base calibrates it, labelled only where the selector's odds are chosen."""
+    """Replace logits by the base's log-probabilities; label only pixels of chosen odds."""
 
     base: Calibrator
     selector: Selector
@@ -315,13 +316,14 @@ class Routed(View):
 
 
 def over(other: type[Calibrator]) -> type[Selective]:
-    """Make the class that selects on top of another method's log-probabilities."""
+    """Return the class of `selective+<other>`, which scales another method's log-probabilities."""
     guarantees = other.invariances
 
     class SelectiveOver(Selective):
         __doc__ = f"Selective scaling of {other.method}'s log-probabilities."
         method = f"selective+{other.method}"
         invariances = guarantees
+        auto_rank = None
         needs_image = other.needs_image
         needs_maps = other.needs_maps
         base_class = other
@@ -330,7 +332,7 @@ def over(other: type[Calibrator]) -> type[Selective]:
 
 
 def _parts(data: ValidationSet, context: FitContext) -> tuple[ValidationSet, ValidationSet]:
-    """Images to train on and images to set the temperatures with."""
+    """Split images into those of the selector and those of the temperatures."""
     if len(data) < 2:
         return data, data
     train, select = split(data, TRAIN_FRACTION, context.seed)

@@ -1,7 +1,7 @@
-"""Temperature scaling (Guo et al. 2017): one number that divides all logits.
+"""Temperature scaling (Guo et al. 2017): divide all logits by one temperature.
 
-The mean negative log-likelihood is convex in the inverse temperature beta, so a coarse grid and a
-few guarded Newton steps, each one streaming pass, solve it to convergence. Labels never change.
+The mean negative log-likelihood is convex in the inverse temperature beta. A few guarded Newton
+steps, each one pass over the pixels, solve it to convergence. Labels never change.
 """
 
 from typing import ClassVar
@@ -28,18 +28,19 @@ Labels = NDArray[np.int64]
 Sums = NDArray[np.float64]
 
 NEWTON_STEPS = 30
-BLOCK = 512  # pixels at a time: what is kept of them stays in the nearest cache
+BLOCK = 512  # pixels at a time, so that the sums over their classes stay in the L1 cache
 BETA_RANGE = (1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0])
 
-_LOWEST, _NOTHING = np.float32(-3e38), np.float32(0)
-_FARTHEST = np.float32(-1e6)  # a class so far below the top is nothing beside it at any beta
+_LOWEST, _ZERO = np.float32(-3e38), np.float32(0)
+_LOWEST_GAP = np.float32(-1e6)  # logit below the top one at which exp(beta gap) is 0 at any beta
 
 
 class Temperature(Calibrator):
-    """softmax(z / T), T in [0.05, 1e4]; kept as the multiplier beta = 1/T."""
+    """softmax(z / T), T in [0.05, 1e4]; stored as the multiplier beta = 1/T."""
 
     method: ClassVar[str] = "temperature"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
+    auto_rank: ClassVar[int | None] = 1
     beta: Tensor
 
     def __init__(self, num_classes: int) -> None:
@@ -47,7 +48,7 @@ class Temperature(Calibrator):
         self.register_buffer("beta", torch.ones(()))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Logits [N,K,...] to log-softmax(beta z)."""
+        """Compute log-softmax(beta z) of logits [N,K,...]."""
         return (finite_logits(logits) * self.beta).log_softmax(dim=1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
@@ -55,19 +56,20 @@ class Temperature(Calibrator):
         self.beta.fill_(fit_inverse_temperature(data, context))
 
     def scale(self) -> float | None:
-        """Give the inverse temperature."""
+        """Return the inverse temperature."""
         return self.beta.item()
 
     def summary(self) -> dict[str, float]:
-        """Give the temperature."""
+        """Return the temperature."""
         return {"temperature": 1 / self.beta.item()}
 
 
 def fit_inverse_temperature(data: ValidationSet, context: FitContext) -> float:
     """Find the beta in [1e-4, 20] of least mean negative log-likelihood, to 1e-7 relative.
 
-    Newton's step is taken where it stays inside the bracket that the gradient's sign has left,
-    and the bracket is halved (in log beta) otherwise; a perfect model ends at the upper end.
+    The sign of the derivative narrows a bracket. Newton's step is used if it stays inside the
+    bracket, otherwise the bracket is halved in log beta; for a model without a misclassified
+    pixel the result is the upper end.
     """
     low, high = BETA_RANGE
     beta = 1.0
@@ -86,11 +88,11 @@ def fit_inverse_temperature(data: ValidationSet, context: FitContext) -> float:
 
 
 def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:
-    """First and second derivative of the mean negative log-likelihood in beta, one pass."""
+    """Compute the first and second derivative of the mean loss in beta, in one pass."""
     sums = np.zeros(2)
     count = 0
     for logits, labels in pixels(data):
-        require_classes(labels, data.num_classes)  # the loop trusts them
+        require_classes(labels, data.num_classes)  # the kernel does not check its indices
         add_derivatives(np.ascontiguousarray(logits.numpy().T), labels.numpy(), beta, sums)
         count += len(labels)
     if count == 0:
@@ -101,10 +103,10 @@ def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:
 
 @compiled
 def add_derivatives(logits: Floats, labels: Labels, beta: float, sums: Sums) -> None:
-    """Add to `sums` the derivatives of each pixel's loss: float32 logits [K,m], labels int64 [m].
+    """Add the derivatives of each pixel's loss in beta to `sums`, float64 [2].
 
-    The first is the mean logit less the label's, the second the logits' variance, both under
-    softmax(beta z).
+    Logits are float32 [K,m], labels int64 [m]. The first derivative is the mean logit minus the
+    label's logit, the second the variance of the logits, both under softmax(beta z).
     """
     gain, count = np.float32(beta * LOG2_E), len(labels)
     top, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -122,7 +124,7 @@ def add_derivatives(logits: Floats, labels: Labels, beta: float, sums: Sums) -> 
         for k in range(len(logits)):
             row = logits[k, start : start + size]
             for x in range(size):
-                gap = max(row[x] - top[x], _FARTHEST)
+                gap = max(row[x] - top[x], _LOWEST_GAP)
                 power = power_of_two(gap * gain)
                 total[x] += power
                 first[x] += power * gap
@@ -130,4 +132,4 @@ def add_derivatives(logits: Floats, labels: Labels, beta: float, sums: Sums) -> 
         for x in range(size):
             mean = first[x] / total[x]
             sums[0] += mean - (logits[labels[start + x], start + x] - top[x])
-            sums[1] += max(second[x] / total[x] - mean * mean, _NOTHING)
+            sums[1] += max(second[x] / total[x] - mean * mean, _ZERO)

@@ -1,4 +1,4 @@
-"""Vector scaling: a weight and a bias for each class, and its translation-invariant form."""
+"""Vector scaling (Guo et al. 2017): a weight and a bias for each class."""
 
 from collections.abc import Iterator
 from typing import ClassVar
@@ -24,11 +24,11 @@ from app.calibration.sampling import (
 )
 from app.calibration.solvers import minimise
 
-PULL = 0.01  # pixels' worth of ridge towards the identity: keeps separable sets finite
+RIDGE = 0.01  # towards the identity, in pixels: keeps parameters finite for separable sets
 
 
 class Vector(Pixelwise):
-    """softmax(w * z + b), elementwise (Guo et al. 2017), labels may change."""
+    """softmax(w * z + b), elementwise; labels may change."""
 
     method: ClassVar[str] = "vector"
     invariances: ClassVar[Invariances] = Invariances(translation=False, argmax=False, order=False)
@@ -41,11 +41,11 @@ class Vector(Pixelwise):
         self.register_buffer("bias", torch.zeros(num_classes))
 
     def features(self, rows: Tensor) -> Tensor:
-        """Give what the weights multiply: logits [...,K] as they are."""
+        """Return the features that the weights multiply: the logits [...,K]."""
         return rows
 
     def calibrate_rows(self, rows: Tensor) -> Tensor:
-        """Logits [...,K] to log-probabilities [...,K]."""
+        """Map logits [...,K] to log-probabilities [...,K]."""
         return (self.features(rows) * self.weight + self.bias).log_softmax(dim=-1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
@@ -67,7 +67,7 @@ class Vector(Pixelwise):
         self.bias.copy_(bias)
 
     def summary(self) -> dict[str, float]:
-        """Give the smallest and largest weight and the largest bias."""
+        """Return the smallest and largest weight and the largest absolute bias."""
         return {
             "smallest_weight": self.weight.min().item(),
             "largest_weight": self.weight.max().item(),
@@ -76,21 +76,22 @@ class Vector(Pixelwise):
 
 
 class VectorTI(Vector):
-    """softmax(w * log p + b): vector scaling that no constant added to the logits moves."""
+    """softmax(w * log p + b): vector scaling, invariant to constants added to the logits."""
 
     method: ClassVar[str] = "vector_ti"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=False, order=False)
+    auto_rank: ClassVar[int | None] = 7
 
     def features(self, rows: Tensor) -> Tensor:
-        """Give log-probabilities [...,K]."""
+        """Return log-probabilities [...,K] in [-30, 0]."""
         return floored_log_softmax(rows)
 
 
 class VectorProblem:
-    """The 2K parameters' optimisation problem, with the exact Hessian at the start.
+    """Define the optimisation problem in 2K parameters, preconditioned by the Hessian at the start.
 
-    See `optimisation.Problem`. Absent classes are taken out of the partition function, so their
-    parameters stay at the identity.
+    See `solvers.Problem`. Classes without a labelled pixel are left out of the partition function,
+    so their parameters stay at the identity.
     """
 
     def __init__(
@@ -99,15 +100,15 @@ class VectorProblem:
         self.calibrator, self.source, self.start = calibrator, source, start
         self.absent = absent if absent.any() else None
         hessian, self.count = self._hessian(start)
-        # Where weights and biases say the same, rounding may leave curvature below 0.
+        # Where weights and biases are collinear, rounding may make an eigenvalue negative.
         least = 1e-6 * hessian.diagonal().mean() + 1e-9
         curvature, vectors = torch.linalg.eigh(hessian)
         self.inverse = (vectors / curvature.clamp_min(least)) @ vectors.T
-        self.ridge = PULL / self.count
+        self.ridge = RIDGE / self.count
         self.identity = torch.cat([torch.ones_like(absent), torch.zeros_like(absent)]).double()
 
     def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Mean negative log-likelihood [1] and its gradient [1,2K]."""
+        """Compute the mean negative log-likelihood with ridge [1] and its gradient [1,2K]."""
         value, gradient = 0.0, torch.zeros_like(point[0])
         for features, labels in self._batches():
             logs = self._log_probabilities(features, point)
@@ -120,7 +121,7 @@ class VectorProblem:
         return value / self.count + ridge, gradient / self.count + 2 * self.ridge * difference
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """Divide by the Hessian at the start."""
+        """Multiply a gradient [1,2K] by the inverse Hessian at the start."""
         divided: Tensor = gradient @ self.inverse
         return divided
 
@@ -140,7 +141,7 @@ class VectorProblem:
         return logits.log_softmax(dim=1)
 
     def _hessian(self, point: Tensor) -> tuple[Tensor, int]:
-        """Mean Hessian [2K,2K] in (weights, biases), and the count of pixels."""
+        """Compute the mean Hessian [2K,2K] in (weights, biases), and count the pixels."""
         size, count = point.shape[1] // 2, 0
         hessian = torch.zeros(2 * size, 2 * size, dtype=torch.float64)
         for features, _ in self._batches():

@@ -61,6 +61,11 @@ def test_expert_with_too_few_pixels_stays_identity():
     assert fitted(CDC(4, min_pixels=10**6), synthetic_set(4)).summary() == {"fitted_experts": 0.0}
 
 
+@pytest.mark.parametrize("kind", [CDC, CMSap, CMSop])
+def test_auto_requires_a_pixel_for_each_parameter(kind):
+    assert kind.required_pixels(5) == kind(5).theta.numel()
+
+
 def test_positive_entries_are_kept():
     calibrator = fitted(CMSop(4), synthetic_set(4))
     assert calibrator.theta.min() > 0

@@ -11,11 +11,12 @@ from safetensors.torch import load, save
 
 from app.calibration.base import FitContext
 from app.calibration.dataset import IGNORE, InMemory, LabelledImage
-from app.calibration.registry import METHODS, build
+from app.calibration.registry import build, discover
 from app.errors import ArgumentError
 from tests.factories.logits import nll, relabelled, shift_of, synthetic_set, table
 
 CLASSES = (2, 4, 11)
+METHODS = tuple(discover())
 SERIAL = [method for method in METHODS if "+" not in method]
 STACKED = [method for method in METHODS if "+" in method]
 # Stacked forms share one class; three that differ most stand for them in the costly tests.

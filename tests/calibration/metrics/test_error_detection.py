@@ -10,7 +10,7 @@ from app.calibration.dataset import IGNORE, LabelledImage, labelled_pixels
 from app.calibration.methods.contextual.calibrator import Contextual
 from app.calibration.methods.selective import Selective
 from app.calibration.metrics.error_detection import ErrorDetection, predicted_errors
-from app.calibration.registry import METHODS, build
+from app.calibration.registry import build, discover
 from tests.calibration.methods.test_selective import two_kinds
 from tests.factories.logits import synthetic_set
 
@@ -63,7 +63,7 @@ def test_contextual_predicts_errors_below_a_confidence_of_half():
     assert torch.equal(predicted[clear], (confidence < 0.5)[clear])
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(discover()))
 def test_errors_are_predicted_for_labelled_pixels_only(method):
     calibrator = build(method, 3)
     image = synthetic_set(3, images=1)[0]

@@ -23,7 +23,7 @@ most elsewhere.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -99,6 +99,8 @@ class Contextual(Calibrator):
         receptive_radius=COARSEST * (FARTHEST + 1)
         - 1,  # of fine grids; the next opinion counts as well
     )
+    auto_rank: ClassVar[int | None] = 6
+    combines_with_selective: ClassVar[bool] = False
     beta: Tensor
     local: Tensor
     spacing: Tensor
@@ -116,6 +118,13 @@ class Contextual(Calibrator):
         # The same as plain values, since tensors can neither slice nor decide.
         self.stride, self.robust = 1, False
         self.register_load_state_dict_post_hook(Contextual._cache_flags)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def for_warm_up(cls, num_classes: int) -> Self:
+        """Return an unfitted calibrator whose detector is switched on, so that its kernels run."""
+        calibrator = cls(num_classes)
+        calibrator.detector.detector_weight.fill_(1)
+        return calibrator
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits [N,K,...] to log-probabilities."""
