@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
-# Where pip finds a CPU build of torch, for those whose default is the CUDA one (see README).
+# Where pip finds a CPU build of torch, for those whose default is the CUDA one (docs/run.md).
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 BENCH ?= --docs docs/benchmarks.md
@@ -12,7 +12,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test lint format bench paper clean
+.PHONY: install serve test lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -30,6 +30,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Writes docs/api.md from the OpenAPI document.
+docs: $(VENV)/.dev
+	$(BIN)/python -m docs.generate_api
 
 # BENCH holds the options of the comparison: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
 bench: .venv-bench/.done

@@ -1,0 +1,37 @@
+"""The documents agree with the code: API reference, settings, links and paths of files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from docs.generate_api import TARGET, build_openapi, render
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "training/README.md"])
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
+CODE_PATH = re.compile(r"`((?:app|docs|tests|training|benchmarks)/[\w/.]*)`")
+
+
+def name_of(path: Path) -> str:
+    """Return a document's path below the repository's root."""
+    return str(path.relative_to(ROOT))
+
+
+def test_api_reference_is_what_the_generator_writes():
+    assert TARGET.read_text("utf-8") == render(build_openapi()), "expected the output of make docs"
+
+
+def test_every_setting_is_in_the_table():
+    text = (ROOT / "docs" / "run.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `SEGCAL_(\w+)` \|", text, flags=re.MULTILINE))
+    assert documented == {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_and_paths_lead_to_files(document):
+    text = document.read_text("utf-8")
+    links = [link for link in LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    assert [path for path in CODE_PATH.findall(text) if not (ROOT / path).exists()] == []
