@@ -37,6 +37,7 @@ ERRORS = """\
 | 401 | the token is missing or wrong |
 | 404 | unknown path, model, calibrator, job or result |
 | 405 | the path takes other methods, named in `Allow` |
+| 406 | no media type of `Accept` is offered |
 | 408 | the body arrives too slowly |
 | 409 | conflict: no certified threshold, version active, job ended, other model hash |
 | 413 | too many bytes or pixels |
