@@ -149,9 +149,11 @@ def schema_lines(name: str, schemas: Schema) -> Iterator[str]:
     """Render one named schema."""
     schema = schemas[name]
     yield f"### {name}\n"
-    yield f"{schema.get('description', type_of(schema))}\n"
+    yield f"{schema.get('description', '')}\n"
     if "properties" in schema:
         yield from field_table(schema)
+    else:
+        yield f"Type: {type_of(schema)}\n"
 
 
 def resolved(schema: Schema, schemas: Schema) -> Schema:
