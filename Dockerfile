@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 FROM python:3.11-slim-bookworm AS build
-# Where pip finds a CPU build of torch; empty takes the default index's build. No secret goes here.
+# Package index with a CPU build of torch; empty: pip's default. The image's history shows it: no secrets.
 ARG TORCH_INDEX=""
 ARG EXTRAS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -14,7 +14,7 @@ RUN /opt/segcal/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.
  && /opt/segcal/bin/pip install --constraint constraints.txt --requirement /tmp/requirements.txt
 COPY app app
 RUN /opt/segcal/bin/pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
-# The kernels' machine code, for the processor that builds; another kind compiles its own at start.
+# Compiles the kernels for the building processor; another processor type compiles them at start.
 WORKDIR /
 RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -m app.serving.warmup
 
@@ -33,6 +33,6 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
-# The root is read-only, and numba keeps machine code only where it may write.
+# numba reads its cache only from a writable folder, and the root file system may be read-only.
 ENTRYPOINT ["sh", "-c", "cp -r /opt/segcal/kernels /tmp/ 2>/dev/null; exec \"$@\"", "--"]
 CMD ["segcal", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -1,9 +1,13 @@
-# One-word targets; `make serve` and `make test` are all a newcomer needs.
+# `make serve` starts the service, `make test` runs the tests; both install first.
 PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
+<<<<<<< HEAD
 # Where pip finds a CPU build of torch, for those whose default is the CUDA one (docs/run.md).
+=======
+# Package index with a CPU build of torch, where pip's default is a CUDA build (see README).
+>>>>>>> wt-p3
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 BENCH ?= --docs docs/benchmarks.md
@@ -39,11 +43,11 @@ docs: $(VENV)/.dev
 bench: .venv-bench/.done
 	.venv-bench/bin/python -m benchmarks.serving compare $(BENCH)
 
-# Trains what is missing in RUNS (hours on two cores), then fits and measures every method.
+# Trains the networks missing in RUNS (hours on two cores), then fits and measures every method.
 paper: $(RUNS)/strong/averaged.pt $(RUNS)/basic/averaged.pt $(RUNS)/overfit/averaged.pt
 	$(BIN)/python -m benchmarks.paper $(foreach name,strong basic overfit,$(name)=$(RUNS)/$(name)/averaged.pt) --cache $(RUNS)/paper --out docs/paper
 
-TRAIN = $(BIN)/python -m training.train --drives 0016E5 --out $(@D)
+TRAIN = $(BIN)/python -m training.train --groups 0016E5 --out $(@D)
 $(RUNS)/rendered: $(VENV)/.dev
 	$(BIN)/python -m training.scenes $@ --count 500 --seed 1
 $(RUNS)/strong/averaged.pt: | $(VENV)/.dev $(RUNS)/rendered
@@ -68,7 +72,7 @@ $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# BentoML needs other versions than the service does, so it lives beside the rest.
+# BentoML needs other versions of packages than the service, so it has its own environment.
 .venv-bench/.done: pyproject.toml constraints.txt benchmarks/requirements.txt benchmarks/requirements-bentoml.txt
 	$(PYTHON) -m venv .venv-bench
 	$(PYTHON) -m venv .venv-bench-bentoml

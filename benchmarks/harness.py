@@ -47,7 +47,7 @@ GRACE_S = 20.0
 SAMPLE_S = 1.0  # one sample of a process tree's memory takes 20 ms of a core
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """Write progress to stderr."""
     print(text, file=sys.stderr, flush=True)
 
@@ -117,7 +117,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return float(np.quantile(values, fraction, method="inverted_cdf")) if values else math.nan
 
 
-def run_apart(
+def call_in_process(
     function: Callable[..., Any],
     *arguments: object,
     environment: Mapping[str, str] | None = None,
@@ -130,7 +130,7 @@ def run_apart(
     module = function.__module__
     if module == "__main__":
         module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
-    code = "from benchmarks.harness import answer_apart; answer_apart()"
+    code = "from benchmarks.harness import call_named; call_named()"
     done = subprocess.run(
         [sys.executable, "-c", code, module, function.__name__, json.dumps(arguments)],
         env={**os.environ, **(environment or {})}, cwd=ROOT, check=True, capture_output=True,
@@ -139,8 +139,8 @@ def run_apart(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def answer_apart() -> None:
-    """Run the function that `run_apart` named and print its result as JSON."""
+def call_named() -> None:
+    """Run the function that `call_in_process` named and print its result as JSON."""
     module, name, arguments = sys.argv[1:]
     function = getattr(importlib.import_module(module), name)
     print("\n" + json.dumps(function(*json.loads(arguments))))
@@ -342,7 +342,7 @@ def exchange(connection: http.client.HTTPConnection, request: Request) -> bytes:
     return body
 
 
-def ask_once(port: int, request: Request, timeout_s: float = ANSWER_S) -> bytes:
+def send_request(port: int, request: Request, timeout_s: float = ANSWER_S) -> bytes:
     """Send one request on a new connection."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)) as connection:
         return exchange(connection, request)

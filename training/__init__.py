@@ -1,1 +1,1 @@
-"""How the bundled backbone is made: network, data, recipe, export."""
+"""Train and export the bundled backbone: network, data, training loop, ONNX file."""

@@ -1,8 +1,8 @@
-"""Labelled street images for training: CamVid's drives, rendered scenes, and augmentation.
+"""Load and augment labelled street images: CamVid's recordings and rendered scenes.
 
 A frame is an 8-bit RGB image [H,W,3] with a label map uint8 [H,W]; 11 marks void pixels.
-Geometry and colour are changed in 8 bits with Pillow, because two cores have better uses for
-their time than floating-point jitter.
+Geometry and colour are changed in 8 bits with Pillow, which takes less time on two cores than
+floating-point arithmetic.
 """
 
 import os
@@ -23,7 +23,7 @@ CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree",
     "sign symbol", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
-THINGS = (2, 6, 7, 8, 9, 10)  # what copy-paste carries from one frame to another
+THINGS = (2, 6, 7, 8, 9, 10)  # classes that copy-paste copies from one frame to another
 
 Bytes = NDArray[np.uint8]
 
@@ -35,21 +35,27 @@ class Frame(NamedTuple):
     label: Bytes
 
 
-def camvid_dir(given: str | None = None) -> Path:
-    """Find CamVid's folder: the argument, else the environment variable `CAMVID_DIR`."""
-    place = given or os.environ.get("CAMVID_DIR")
-    if not place or not (Path(place) / "trainannot").is_dir():
+def camvid_dir(argument: str | None = None) -> Path:
+    """Return CamVid's folder: the argument, else the environment variable `CAMVID_DIR`.
+
+    Raises FileNotFoundError.
+    """
+    folder = argument or os.environ.get("CAMVID_DIR")
+    if not folder or not (Path(folder) / "trainannot").is_dir():
         raise FileNotFoundError(
-            f"expected a folder with train/ and trainannot/ (CAMVID_DIR), got {place!r}"
+            f"expected a folder with train/ and trainannot/ (CAMVID_DIR), got {folder!r}"
         )
-    return Path(place)
+    return Path(folder)
 
 
-def load_frames(images: Path, labels: Path, drives: tuple[str, ...] = ()) -> list[Frame]:
-    """Read all frames of the named drives (all drives where none is named), sorted by name."""
+def load_frames(images: Path, labels: Path, groups: tuple[str, ...] = ()) -> list[Frame]:
+    """Read the frames of some groups (of all groups by default), sorted by file name.
+
+    A group is one recording of CamVid; the file names start with it.
+    """
     frames = []
     for path in sorted(images.glob("*.png")):
-        if drives and not path.name.startswith(drives):
+        if groups and not path.name.startswith(groups):
             continue
         image = np.asarray(Image.open(path).convert("RGB"))
         frames.append(Frame(image, np.asarray(Image.open(labels / path.name))))
@@ -58,13 +64,18 @@ def load_frames(images: Path, labels: Path, drives: tuple[str, ...] = ()) -> lis
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How hard training images are bent; every number is a range or a probability."""
+    """Ranges and probabilities of the random changes to training images.
+
+    `crop` is (height, width) in pixels, `scale` the range of the scale factor, `aspect` the largest
+    stretch factor, `degrees` the largest rotation, `gain` to `hue_degrees` the strength of colour
+    changes. `blur` to `mirror` are probabilities, `rendered` that of a rendered frame.
+    """
 
     crop: tuple[int, int] = (256, 352)
     scale: tuple[float, float] = (0.6, 2.0)
     aspect: float = 1.15
     degrees: float = 4.0
-    gain: float = 0.35  # brightness and per-channel gain, in powers of two x 2
+    gain: float = 0.35  # exposure x 2^(-2 gain .. 1.5 gain), each channel x 2^(±gain/3)
     contrast: float = 0.4
     gamma: float = 0.4
     saturation: float = 0.6
@@ -79,7 +90,7 @@ class Augmentation:
 
     @classmethod
     def basic(cls) -> "Augmentation":
-        """Only scale, crop, flip and mild colour jitter: the recipe to beat."""
+        """Return the baseline: scale, crop, flip and mild colour jitter."""
         return cls(
             aspect=1.0, degrees=0.0, gain=0.15, contrast=0.2, gamma=0.0, saturation=0.2,
             hue_degrees=0.0, blur=0.0, noise=0.0, shade=0.0, cutout=0.0, paste=0.0, rendered=0.0,
@@ -87,14 +98,17 @@ class Augmentation:
 
     @classmethod
     def none(cls) -> "Augmentation":
-        """Only random crops, so that a long run over-fits: for the study of calibration."""
+        """Return random crops only, with which a long run over-fits: for the calibration study."""
         return replace(
             cls.basic(), scale=(1.0, 1.0), gain=0.0, contrast=0.0, saturation=0.0, mirror=0.0
         )
 
 
 class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented crops: image uint8 [3,h,w] RGB, label uint8 [h,w]; an epoch is all real frames."""
+    """Dataset of augmented crops: image uint8 [3,h,w] RGB, label uint8 [h,w].
+
+    An epoch has as many crops as there are real frames.
+    """
 
     def __init__(
         self,
@@ -107,24 +121,27 @@ class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
         self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
-        """Count the real frames; rendered ones stand in for a share of them."""
+        """Return the number of real frames; rendered frames replace a fraction of them."""
         return len(self.real)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Draw one augmented crop, the same for the same seed, epoch and index."""
+        """Return one augmented crop, the same for the same seed, epoch and index."""
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        how = self.augmentations[int(rng.integers(len(self.augmentations)))]
+        chosen = self.augmentations[int(rng.integers(len(self.augmentations)))]
         frame = self.real[index]
-        if self.rendered and rng.random() < how.rendered:
+        if self.rendered and rng.random() < chosen.rendered:
             frame = self.rendered[rng.integers(len(self.rendered))]
-        elif rng.random() < how.paste:
+        elif rng.random() < chosen.paste:
             frame = paste_things(frame, self.real[rng.integers(len(self.real))], rng)
-        image, label = augment(frame, how, rng)
+        image, label = augment(frame, chosen, rng)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
 
 
 def paste_things(frame: Frame, donor: Frame, rng: np.random.Generator) -> Frame:
-    """Lay some thing classes of a donor over a frame, at the same height, maybe mirrored."""
+    """Paste the pixels of random thing classes of `donor` into a frame.
+
+    Their rows stay; they are shifted sideways by at most 60 pixels and mirrored half the time.
+    """
     chosen = [c for c in THINGS if rng.random() < 0.5]
     image, label = donor
     if rng.random() < 0.5:
@@ -135,41 +152,45 @@ def paste_things(frame: Frame, donor: Frame, rng: np.random.Generator) -> Frame:
     return Frame(np.where(mask[..., None], image, frame.image), np.where(mask, label, frame.label))
 
 
-def augment(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
-    """Bend geometry and colours of one frame: image uint8 [h,w,3] and label uint8 [h,w]."""
-    warped, label = _warp(frame, how, rng)
-    warped = _recolour(warped, how, rng)
-    if rng.random() < how.blur:
+def augment(
+    frame: Frame, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[Bytes, Bytes]:
+    """Change geometry and colours of one frame: image uint8 [h,w,3] and label uint8 [h,w]."""
+    warped, label = _warp(frame, augmentation, rng)
+    warped = _recolour(warped, augmentation, rng)
+    if rng.random() < augmentation.blur:
         warped = warped.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.4)))
     image = np.array(warped)
-    if rng.random() < how.shade:
+    if rng.random() < augmentation.shade:
         image = _shade(image, rng)
-    if rng.random() < how.noise:
+    if rng.random() < augmentation.noise:
         sigma = rng.uniform(2, 14)
         noisy = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
         image = np.clip(noisy, 0, 255).astype(np.uint8)
-    if rng.random() < how.cutout:
+    if rng.random() < augmentation.cutout:
         _cut_out(image, label, rng)
     return image, label
 
 
-def _warp(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Image.Image, Bytes]:
-    """Scale, stretch, turn, mirror and crop, in one resampling."""
-    height, width = how.crop
+def _warp(
+    frame: Frame, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[Image.Image, Bytes]:
+    """Scale, stretch, rotate, mirror and crop with one resampling; void outside the frame."""
+    height, width = augmentation.crop
     source_height, source_width = frame.label.shape
-    scale = float(np.exp(rng.uniform(*np.log(how.scale))))
-    stretch = float(np.exp(rng.uniform(-1, 1) * np.log(how.aspect)))
-    angle = np.deg2rad(rng.uniform(-how.degrees, how.degrees))
-    mirror = -1.0 if rng.random() < how.mirror else 1.0
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turn @ np.diag([mirror / (scale * stretch), stretch / scale])
-    reach = np.abs(matrix) @ np.array([width / 2, height / 2])
-    slack = np.maximum(np.array([source_width, source_height]) / 2 - reach, 0)
+    scale = float(np.exp(rng.uniform(*np.log(augmentation.scale))))
+    stretch = float(np.exp(rng.uniform(-1, 1) * np.log(augmentation.aspect)))
+    angle = np.deg2rad(rng.uniform(-augmentation.degrees, augmentation.degrees))
+    mirror = -1.0 if rng.random() < augmentation.mirror else 1.0
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = rotation @ np.diag([mirror / (scale * stretch), stretch / scale])
+    extent = np.abs(matrix) @ np.array([width / 2, height / 2])
+    slack = np.maximum(np.array([source_width, source_height]) / 2 - extent, 0)
     middle = np.array([source_width, source_height]) / 2 + rng.uniform(-1, 1, 2) * slack
     offset = middle - matrix @ np.array([width / 2, height / 2])
     data = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
     image = Image.fromarray(frame.image)
-    if scale < 0.8:  # a reduced image needs a low-pass first, or edges turn to noise
+    if scale < 0.8:  # without a low-pass filter a reduced image is aliased
         image = image.filter(ImageFilter.BoxBlur(0.5 / scale - 0.5))
     affine = Image.Transform.AFFINE
     grey = (110, 110, 110)
@@ -182,29 +203,31 @@ def _warp(frame: Frame, how: Augmentation, rng: np.random.Generator) -> tuple[Im
     return image, np.array(label)
 
 
-def _recolour(image: Image.Image, how: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Change hue, saturation, gain, contrast and gamma: a matrix and a look-up table."""
-    hue = np.deg2rad(rng.uniform(-how.hue_degrees, how.hue_degrees))
-    saturation = 1 + rng.uniform(-how.saturation, how.saturation * 0.6)
+def _recolour(
+    image: Image.Image, augmentation: Augmentation, rng: np.random.Generator
+) -> Image.Image:
+    """Change hue and saturation by a matrix; gain, contrast and gamma by a look-up table."""
+    hue = np.deg2rad(rng.uniform(-augmentation.hue_degrees, augmentation.hue_degrees))
+    saturation = 1 + rng.uniform(-augmentation.saturation, augmentation.saturation * 0.6)
     luma = np.array([0.299, 0.587, 0.114])
     axis = np.full(3, 1 / np.sqrt(3))
     cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.cos(hue) * np.eye(3) + np.sin(hue) * cross
-    turn = turn + (1 - np.cos(hue)) * np.outer(axis, axis)
-    matrix = saturation * turn + (1 - saturation) * luma[None, :]
+    rotation = np.cos(hue) * np.eye(3) + np.sin(hue) * cross
+    rotation = rotation + (1 - np.cos(hue)) * np.outer(axis, axis)
+    matrix = saturation * rotation + (1 - saturation) * luma[None, :]
     rows = np.concatenate([matrix, np.zeros((3, 1))], axis=1)
     image = image.convert("RGB", tuple(rows.ravel()))
-    gamma = float(np.exp(rng.uniform(-how.gamma, how.gamma)))
-    contrast = 1 + rng.uniform(-how.contrast, how.contrast)
-    exposure = 2.0 ** rng.uniform(-2 * how.gain, 1.5 * how.gain)
-    tint = 2.0 ** rng.uniform(-how.gain / 3, how.gain / 3, 3)
+    gamma = float(np.exp(rng.uniform(-augmentation.gamma, augmentation.gamma)))
+    contrast = 1 + rng.uniform(-augmentation.contrast, augmentation.contrast)
+    exposure = 2.0 ** rng.uniform(-2 * augmentation.gain, 1.5 * augmentation.gain)
+    tint = 2.0 ** rng.uniform(-augmentation.gain / 3, augmentation.gain / 3, 3)
     levels = np.linspace(0, 1, 256) ** gamma
     tables = [(levels * exposure * t - 0.45) * contrast + 0.45 for t in tint]
     return image.point(np.clip(np.concatenate(tables) * 255, 0, 255).astype(int).tolist())
 
 
 def _shade(image: Bytes, rng: np.random.Generator) -> Bytes:
-    """Lay a smooth field of haze or shadow over an image."""
+    """Blend an image uint8 [h,w,3] with one grey level by a smooth random opacity."""
     height, width = image.shape[:2]
     field = Image.fromarray(rng.uniform(0, 255, (4, 5)).astype(np.uint8))
     alpha = np.asarray(field.resize((width, height), Image.Resampling.BICUBIC), np.float32)
@@ -215,7 +238,7 @@ def _shade(image: Bytes, rng: np.random.Generator) -> Bytes:
 
 
 def _cut_out(image: Bytes, label: Bytes, rng: np.random.Generator) -> None:
-    """Paint out a few boxes, in place; their pixels count no more."""
+    """Fill one to three boxes with a colour, in place; their label is void."""
     height, width = label.shape
     for _ in range(int(rng.integers(1, 4))):
         h, w = int(rng.integers(12, 72)), int(rng.integers(12, 72))

@@ -1,4 +1,4 @@
-"""Measure a model folder on labelled frames as it is served: mIoU, latency, parameters.
+"""Measure a served model on labelled frames: mIoU, latency and number of parameters.
 
 `python -m training.evaluate models/camvid-street [--split val] [--threads 2]`
 """
@@ -21,7 +21,7 @@ WARM_RUNS, TIMED_RUNS = 10, 60
 
 
 def confusion(predictor: Predictor, frames: list[Frame]) -> np.ndarray:
-    """Count label against emitted mask at full size: int64 [K,K], rows are labels."""
+    """Count labels (rows) against predicted masks (columns) at full size, int64 [K,K]."""
     table = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for frame in frames:
         images, geometry = predictor.prepare(frame.image)
@@ -34,7 +34,7 @@ def confusion(predictor: Predictor, frames: list[Frame]) -> np.ndarray:
 
 
 def milliseconds(predictor: Predictor, frame: Frame) -> float:
-    """Median time of the backbone alone on one frame."""
+    """Return the median milliseconds of the backbone alone on one frame."""
     images, _ = predictor.prepare(frame.image)
     array = images.numpy()
     times = []
@@ -47,13 +47,13 @@ def milliseconds(predictor: Predictor, frame: Frame) -> float:
 
 
 def parameters(path: Path) -> int:
-    """Count the numbers in a model file's initialisers."""
+    """Count the floating-point values in a model file's initialisers."""
     weights = onnx.load(path).graph.initializer
     return sum(int(np.prod(w.dims)) for w in weights if w.data_type == onnx.TensorProto.FLOAT)
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print parameters, latency and IoU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")

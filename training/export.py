@@ -1,4 +1,4 @@
-"""Export a trained network to ONNX and check the file against torch.
+"""Export a trained network to ONNX and compare the file's logits with torch's.
 
 `python -m training.export runs/NAME/averaged.pt models/camvid-street/model.onnx`
 """
@@ -16,12 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.network import ConvNorm, PyramidNet
 
-TOLERANCE = 1e-3  # on logits of magnitude ten
+TOLERANCE = 1e-3  # absolute, on logits of magnitude 10
 SIZES = ((360, 480), (256, 320), (720, 960), (64, 72), (8, 8))
 
 
 def load(path: Path) -> PyramidNet:
-    """Read averaged weights, or those inside a checkpoint."""
+    """Load averaged weights from a file of weights or a checkpoint."""
     state = torch.load(path, weights_only=True)
     net = PyramidNet()
     net.load_state_dict(state.get("averaged", state))
@@ -29,7 +29,7 @@ def load(path: Path) -> PyramidNet:
 
 
 def fold(net: PyramidNet) -> PyramidNet:
-    """Copy a network with its batch normalisations multiplied into the convolutions."""
+    """Return a copy of a network with its batch normalisations folded into the convolutions."""
     folded = copy.deepcopy(net)
     for module in folded.modules():
         if isinstance(module, ConvNorm):
@@ -58,13 +58,13 @@ def export(net: PyramidNet, path: Path) -> None:
         dynamo=True,
         verbose=False,
     )
-    assert program is not None  # noqa: S101 - the exporter's promise without a file name
+    assert program is not None  # noqa: S101 - the exporter returns None only for a file name
     program.save(str(path), include_initializers=True, external_data=False)
     onnx.save(anonymous(onnx.load(path)), path)
 
 
 def anonymous(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what the exporter notes of the machine and the sources it ran on."""
+    """Remove metadata and doc strings, in which the exporter writes paths of its machine."""
     del model.metadata_props[:]
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
@@ -78,7 +78,7 @@ def anonymous(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @torch.inference_mode()
 def largest_difference(net: PyramidNet, path: Path) -> float:
-    """Compare logits of torch and ONNX Runtime over several sizes; absolute, the largest."""
+    """Return the largest absolute difference of torch's and ONNX Runtime's logits over SIZES."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for height, width in SIZES:
@@ -89,7 +89,7 @@ def largest_difference(net: PyramidNet, path: Path) -> float:
 
 
 def main() -> None:
-    """Export, compare, and refuse a file that differs."""
+    """Export and compare; raises SystemExit if the logits differ by more than TOLERANCE."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,11 +1,11 @@
-"""A small pyramidal SwiftNet: one backbone shared by several resolutions, one lean ladder.
+"""Define a pyramidal SwiftNet: one backbone for three resolutions and one upsampling path.
 
 After Oršić and Šegvić, "Efficient semantic segmentation with pyramidal fusion" (Pattern
 Recognition 2021), and Grcić, "A SwiftNet for 2020s"; sized for two CPU cores and trained from
-scratch. The same residual backbone sees the image at full, half and quarter size. Features that
-end up at the same stride are summed, and a ladder of 3x3 convolutions carries the sum from the
-coarsest stride (128) up to stride 4. The classifier predicts four logit vectors per stride-4
-cell and unfolds them to stride 2, which thin objects need.
+scratch. The same residual backbone runs on the image at full, half and quarter size. Features of
+equal stride are summed, and a ladder of 3x3 convolutions upsamples the sums from the coarsest
+stride (128) to stride 4. The classifier predicts four logit vectors per stride-4 cell and a pixel
+shuffle places them at stride 2, which thin objects need.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ IMAGE_STD = (0.29, 0.30, 0.29)
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Widths and depths of a `PyramidNet`; stages stand at strides 4, 8, 16 and 32."""
+    """Widths and depths of a `PyramidNet`, whose stages have strides 4, 8, 16 and 32."""
 
     num_classes: int = 11
     widths: tuple[int, int, int, int] = (32, 64, 128, 256)
@@ -34,7 +34,7 @@ class NetworkShape:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, then batch normalisation."""
+    """Apply a convolution without bias, then batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class ConvNorm(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut, as in ResNet-18."""
+    """Apply two 3x3 convolutions and add the input, as in ResNet-18."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -60,13 +60,13 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,C,h,w] to [N,C',ceil(h/stride),ceil(w/stride)]."""
+        """Map [N,C,h,w] to [N,C',ceil(h/stride),ceil(w/stride)]."""
         y = self.second(F.relu(self.first(x), inplace=True))
         return F.relu(y + self.shortcut(x), inplace=True)
 
 
 class Backbone(nn.Module):
-    """A residual network that returns its features at strides 4, 8, 16 and 32."""
+    """Compute residual features at strides 4, 8, 16 and 32."""
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[N,3,H,W] to four maps, finest first."""
+        """Map [N,3,H,W] to four feature maps, finest first."""
         features = []
         x = self.stem(x)
         for stage in self.stages:
@@ -97,10 +97,9 @@ class Backbone(nn.Module):
 
 
 class PyramidNet(nn.Module):
-    """Logits [N,K,H/2,W/2] for an image [N,3,H,W], RGB in 0..1, H and W multiples of 8.
+    """Compute logits [N,K,H/2,W/2] of images [N,3,H,W], RGB in 0..1, H and W multiples of 8.
 
-    Normalisation belongs to the network: the mean and standard deviation are buffers, so a
-    caller cannot forget them.
+    The network normalises its input itself; mean and standard deviation are buffers.
     """
 
     def __init__(self, shape: NetworkShape | None = None) -> None:
@@ -113,8 +112,8 @@ class PyramidNet(nn.Module):
         self.backbone = Backbone(shape)
         steps = len(shape.widths) + shape.levels - 1
         ladder = [shape.head] + [shape.ladder] * (steps - 1)
-        # A stage meets the ladder at as many strides as there are resolutions, and the finest
-        # rung is narrower than the rest: it holds four times the cells of the next one.
+        # Each stage adds to as many strides of the ladder as there are resolutions. The finest
+        # stride has fewer channels because it has four times the cells of the next one.
         self.laterals = nn.ModuleList(
             nn.ModuleList(
                 ConvNorm(width, ladder[stage + level], 1) for level in range(shape.levels)
@@ -122,33 +121,33 @@ class PyramidNet(nn.Module):
             for stage, width in enumerate(shape.widths)
         )
         self.narrow = nn.ModuleList(
-            ConvNorm(above, here, 1) if above != here else nn.Identity()
-            for here, above in pairwise(ladder)
+            ConvNorm(coarse, fine, 1) if coarse != fine else nn.Identity()
+            for fine, coarse in pairwise(ladder)
         )
         self.blend = nn.ModuleList(ConvNorm(width, width) for width in ladder)
         self.dropout = nn.Dropout2d(shape.dropout)
         self.classifier = nn.Conv2d(shape.head, 4 * shape.num_classes, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Segment a batch; see the class for shapes and ranges."""
+        """Compute logits of a batch; see the class for shapes and ranges."""
         x = (image - self.mean) / self.std
-        rungs: list[Tensor | None] = [None] * len(self.blend)
+        sums: list[Tensor | None] = [None] * len(self.blend)
         for level in range(self.shape.levels):
             for stage, feature in enumerate(self.backbone(x)):
                 lateral = self.laterals[stage][level](feature)  # type: ignore[index]
-                known = rungs[stage + level]
-                rungs[stage + level] = lateral if known is None else known + lateral
+                known = sums[stage + level]
+                sums[stage + level] = lateral if known is None else known + lateral
             x = F.avg_pool2d(x, 2)
-        return self.classify(self.climb([rung for rung in rungs if rung is not None]))
+        return self.classify(self.upsample([x for x in sums if x is not None]))
 
-    def climb(self, rungs: list[Tensor]) -> Tensor:
-        """Carry the pyramid's sums from the coarsest stride to stride 4."""
-        x = F.relu(self.blend[-1](F.relu(rungs[-1])), inplace=True)
-        for index in range(len(rungs) - 2, -1, -1):
-            x = F.interpolate(self.narrow[index](x), size=rungs[index].shape[-2:], mode="bilinear")
-            x = F.relu(self.blend[index](F.relu(x + rungs[index])), inplace=True)
+    def upsample(self, sums: list[Tensor]) -> Tensor:
+        """Merge feature sums, finest first, into [N,C,H/4,W/4], from the coarsest stride on."""
+        x = F.relu(self.blend[-1](F.relu(sums[-1])), inplace=True)
+        for index in range(len(sums) - 2, -1, -1):
+            x = F.interpolate(self.narrow[index](x), size=sums[index].shape[-2:], mode="bilinear")
+            x = F.relu(self.blend[index](F.relu(x + sums[index])), inplace=True)
         return x
 
     def classify(self, x: Tensor) -> Tensor:
-        """[N,C,H/4,W/4] to logits [N,K,H/2,W/2]."""
+        """Map [N,C,H/4,W/4] to logits [N,K,H/2,W/2]."""
         return F.pixel_shuffle(self.classifier(self.dropout(x)), 2)

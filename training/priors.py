@@ -1,8 +1,8 @@
-"""Set the classifier's offsets to the classes' shares in real frames.
+"""Correct the classifier's biases for the class frequencies of real frames.
 
-Class weights, boundary weights, pasted things and rendered scenes teach the network other class
-shares than streets have. One offset per class, chosen for mean IoU on whole, unbent frames, puts
-that right and costs nothing at run time.
+Class weights, boundary weights, pasted things and rendered scenes change the class frequencies that
+the network is trained on. One offset per class, chosen for mean IoU on whole frames without
+augmentation, corrects for that at no cost at run time.
 
 `python -m training.priors runs/NAME/averaged.pt runs/NAME/balanced.pt`
 """
@@ -24,19 +24,19 @@ from training.train import iou
 
 STEPS = (0.6, 0.3, 0.15)
 ROUNDS = 2
-LIMIT = 1.2  # offsets beyond it fit the frames at hand rather than streets
+LIMIT = 1.2  # larger offsets over-fit the frames they are chosen on
 
 
-class Evidence(NamedTuple):
-    """Every second pixel of some frames: logits float16 [N,K,h,w], labels int64 [N,h,w]."""
+class PixelSample(NamedTuple):
+    """Every second pixel of frames each way: logits float16 [N,K,h,w], labels int64 [N,h,w]."""
 
     logits: Tensor
     labels: Tensor
 
 
 @torch.inference_mode()
-def gather(net: PyramidNet, frames: Sequence[Frame]) -> Evidence:
-    """Run the network over whole frames."""
+def sample_pixels(net: PyramidNet, frames: Sequence[Frame]) -> PixelSample:
+    """Run the network on whole frames and subsample its logits and their labels."""
     logits, labels = [], []
     for image, label in frames:
         x = torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div(255)[None]
@@ -45,25 +45,25 @@ def gather(net: PyramidNet, frames: Sequence[Frame]) -> Evidence:
         fine = F.interpolate(coarse.float(), size=label.shape, mode="bilinear")[0]
         logits.append(fine[:, ::2, ::2].half())
         labels.append(torch.from_numpy(label[::2, ::2].astype(np.int64)))
-    return Evidence(torch.stack(logits), torch.stack(labels))
+    return PixelSample(torch.stack(logits), torch.stack(labels))
 
 
-def mean_iou(evidence: Evidence, offsets: Tensor) -> float:
-    """Mean IoU in 0..1 with offsets float [K] added to the logits."""
+def mean_iou(sample: PixelSample, offsets: Tensor) -> float:
+    """Compute mean IoU in 0..1 with offsets float [K] added to the logits."""
     classes = len(CLASSES)
     table = torch.zeros(classes * classes, dtype=torch.long)
-    for logits, labels in zip(*evidence, strict=True):
+    for logits, labels in zip(*sample, strict=True):
         guess = (logits.float() + offsets[:, None, None]).argmax(0)
         keep = labels != VOID
         table += torch.bincount(labels[keep] * classes + guess[keep], minlength=len(table))
     return float(np.nanmean(iou(table.reshape(classes, classes).numpy())))
 
 
-def choose_offsets(groups: Mapping[str, Evidence]) -> Tensor:
-    """Climb, one class at a time, to the best mean over groups of mean IoU; float [K]."""
+def choose_offsets(groups: Mapping[str, PixelSample]) -> Tensor:
+    """Maximise the mean over groups of mean IoU by coordinate ascent; float [K]."""
 
     def quality(offsets: Tensor) -> float:
-        return float(np.mean([mean_iou(evidence, offsets) for evidence in groups.values()]))
+        return float(np.mean([mean_iou(sample, offsets) for sample in groups.values()]))
 
     offsets = torch.zeros(len(CLASSES))
     best = quality(offsets)
@@ -79,7 +79,7 @@ def choose_offsets(groups: Mapping[str, Evidence]) -> Tensor:
 
 
 def shift(net: PyramidNet, offsets: Tensor) -> None:
-    """Add offsets [K] to the classifier, whose four outputs a class stand together."""
+    """Add offsets [K] to the classifier's bias, whose four outputs of a class are adjacent."""
     bias = net.classifier.bias
     assert bias is not None  # noqa: S101 - the network is built with one
     with torch.no_grad():
@@ -87,21 +87,21 @@ def shift(net: PyramidNet, offsets: Tensor) -> None:
 
 
 def main() -> None:
-    """Choose on val and on the training drives val does not come from, and say what it brings."""
+    """Choose offsets on val and on the training groups without val frames, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
     args = parser.parse_args()
     root, net = camvid_dir(args.camvid), load(args.weights)
-    groups = {"val": gather(net, load_frames(root / "val", root / "valannot")[::2])}
-    for drive in ("0006R0", "0001TP"):
-        frames = load_frames(root / "train", root / "trainannot", (drive,))
-        groups[drive] = gather(net, frames[::3])
+    groups = {"val": sample_pixels(net, load_frames(root / "val", root / "valannot")[::2])}
+    for group in ("0006R0", "0001TP"):
+        frames = load_frames(root / "train", root / "trainannot", (group,))
+        groups[group] = sample_pixels(net, frames[::3])
     offsets = choose_offsets(groups)
-    for name, evidence in groups.items():
-        plain = mean_iou(evidence, torch.zeros(len(CLASSES)))
-        print(f"{name}: mIoU {plain:.4f} -> {mean_iou(evidence, offsets):.4f}")
+    for name, sample in groups.items():
+        plain = mean_iou(sample, torch.zeros(len(CLASSES)))
+        print(f"{name}: mIoU {plain:.4f} -> {mean_iou(sample, offsets):.4f}")
     print("offsets", dict(zip(CLASSES, [round(float(o), 2) for o in offsets], strict=True)))
     shift(net, offsets)
     torch.save(net.state_dict(), args.out)

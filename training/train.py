@@ -1,8 +1,8 @@
 """Train a `PyramidNet` on two CPU cores: `python -m training.train --out runs/NAME --epochs N`.
 
-The learning rate warms up, stays, and falls linearly to zero over the last `--cooldown` epochs,
-so that a run can be prolonged or brought in early from its checkpoint. What is judged and kept
-is the exponential moving average of the weights.
+The learning rate warms up, stays constant, and falls linearly to zero over the last `--cooldown`
+epochs, so that a run can be prolonged or shortened from its checkpoint. The exponential moving
+average of the weights is evaluated and saved.
 """
 
 import argparse
@@ -33,13 +33,13 @@ AUGMENTATIONS = {
     "none": (Augmentation.none(),),
     "basic": (Augmentation.basic(),),
     "strong": (Augmentation(),),
-    "mixed": (Augmentation.basic(), Augmentation()),  # one or the other, image by image
+    "mixed": (Augmentation.basic(), Augmentation()),  # one of the two for each image
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on beside the data."""
+    """Hyperparameters of a run; `rate` is the highest learning rate, durations are in epochs."""
 
     epochs: int = 120
     cooldown: int = 60
@@ -54,7 +54,10 @@ class Recipe:
 
 
 def class_weights(frames: list[Frame], power: float) -> Tensor:
-    """Weigh classes by (median frequency / frequency)^power, [K], mean 1 over pixels."""
+    """Compute class weights (median frequency / frequency)^power, float32 [K].
+
+    The ratio is clipped to 0.3..5; the mean over pixels is 1.
+    """
     counts = np.zeros(len(CLASSES))
     for frame in frames:
         counts += np.bincount(frame.label.ravel(), minlength=VOID + 1)[: len(CLASSES)]
@@ -64,7 +67,11 @@ def class_weights(frames: list[Frame], power: float) -> Tensor:
 
 
 def loss_of(logits: Tensor, label: Tensor, weights: Tensor, boundary: float) -> Tensor:
-    """Cross-entropy at label resolution, weighted by class and nearness to a boundary."""
+    """Compute cross-entropy at label resolution, weighted by class and at label boundaries.
+
+    `logits` [N,K,h,w], `label` int64 [N,H,W]; `boundary` is the extra weight within two pixels of a
+    label boundary.
+    """
     upsampled = F.interpolate(logits.float(), size=label.shape[-2:], mode="bilinear")
     losses = F.cross_entropy(upsampled, label, weight=weights, ignore_index=VOID, reduction="none")
     value = label.float().unsqueeze(1)
@@ -78,7 +85,7 @@ def loss_of(logits: Tensor, label: Tensor, weights: Tensor, boundary: float) -> 
 
 @torch.inference_mode()
 def confusion(net: nn.Module, frames: list[Frame]) -> np.ndarray:
-    """Count label against prediction over whole frames: int64 [K,K], rows are labels."""
+    """Count labels (rows) against predictions (columns) over whole frames, int64 [K,K]."""
     table = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for image, label in frames:
         x = torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div(255).unsqueeze(0)
@@ -93,21 +100,21 @@ def confusion(net: nn.Module, frames: list[Frame]) -> np.ndarray:
 
 
 def iou(table: np.ndarray) -> np.ndarray:
-    """Intersection over union per class, float [K]; NaN for classes that never occur."""
+    """Compute intersection over union per class, float [K]; NaN for classes that never occur."""
     hit = np.diag(table)
     union = table.sum(0) + table.sum(1) - hit
     return np.where(union > 0, hit / np.maximum(union, 1), np.nan)
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """Warm up, hold, cool down; `epoch` may be fractional."""
+    """Return the learning rate at a (fractional) epoch: warm-up, constant, linear decay."""
     warm = min(1.0, (epoch + 0.05) / recipe.warmup)
     cool = min(1.0, (recipe.epochs - epoch) / recipe.cooldown)
     return recipe.rate * warm * max(cool, 0.0)
 
 
 def channels_last(net: PyramidNet) -> PyramidNet:
-    """Lay the convolutions out the way the CPU's kernels want them."""
+    """Convert the convolutions to channels-last, which is faster on the CPU; in place."""
     for parameter in net.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -115,7 +122,7 @@ def channels_last(net: PyramidNet) -> PyramidNet:
 
 
 class Run:
-    """One training run with its checkpoint; a run that was cut off goes on where it stood."""
+    """Train one network; an interrupted run resumes from its checkpoint."""
 
     def __init__(self, recipe: Recipe, shape: NetworkShape, weights: Tensor, out: Path) -> None:
         torch.manual_seed(recipe.seed)
@@ -134,7 +141,7 @@ class Run:
         self.epoch = self.step = 0
 
     def save(self) -> None:
-        """Replace the checkpoint in one step."""
+        """Replace the checkpoint `last.pt` atomically."""
         state = {
             "net": self.net.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -146,7 +153,7 @@ class Run:
         (self.out / "last.tmp").replace(self.out / "last.pt")
 
     def resume(self, path: Path) -> None:
-        """Take weights, optimiser and position from a checkpoint."""
+        """Load weights, optimiser state, epoch and step from a checkpoint."""
         state = torch.load(path, weights_only=True)
         self.net.load_state_dict(state["net"])
         self.averaged.load_state_dict(state["averaged"])
@@ -154,13 +161,13 @@ class Run:
         self.epoch, self.step = state["epoch"], state["step"]
 
     def start_from(self, path: Path) -> None:
-        """Take averaged weights of an earlier run as the first weights of this one."""
+        """Load the averaged weights of an earlier run as initial weights."""
         state = torch.load(path, weights_only=True)
         self.net.load_state_dict(state)
         self.averaged.load_state_dict(state)
 
     def train_epoch(self, loader: DataLoader[tuple[Tensor, Tensor]]) -> float:
-        """Pass once over the data and return the mean loss."""
+        """Train on each batch once; return the mean loss."""
         self.net.train()
         total = 0.0
         for index, (image, label) in enumerate(loader):
@@ -183,7 +190,7 @@ class Run:
 
     @torch.no_grad()
     def average_weights(self) -> None:
-        """Move the average towards the weights, quickly at first."""
+        """Update the moving average of the weights, with a smaller decay in the first steps."""
         decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
         net_state = self.net.state_dict()
         for name, value in self.averaged.state_dict().items():
@@ -192,17 +199,17 @@ class Run:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
-    parser.add_argument("--rendered", type=Path, help="a folder made by training.scenes")
-    parser.add_argument("--drives", default="", help="train on these drives only, comma-separated")
+    parser.add_argument("--rendered", type=Path, help="folder written by training.scenes")
+    parser.add_argument("--groups", default="", help="train on these groups only, comma-separated")
     parser.add_argument("--augment", choices=list(AUGMENTATIONS), default="strong")
     parser.add_argument("--crop", type=int, nargs=2, default=Augmentation.crop)
     parser.add_argument("--every", type=int, default=10, help="epochs between evaluations")
-    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
-    parser.add_argument("--start", type=Path, help="weights to start a new run from")
+    parser.add_argument("--resume", type=Path, help="checkpoint to resume from")
+    parser.add_argument("--start", type=Path, help="initial weights of a new run")
     parser.add_argument("--widths", help="the backbone's four widths, comma-separated")
     for name in ("epochs", "cooldown", "batch", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
@@ -212,7 +219,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, log a JSON line an epoch, and keep `last.pt` and `averaged.pt`."""
+    """Train; write a JSON line for each epoch, `last.pt` and `averaged.pt`."""
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(
@@ -220,24 +227,26 @@ def main() -> None:
     )
 
     root = camvid_dir(args.camvid)
-    drives = tuple(d for d in args.drives.split(",") if d)
-    everything = load_frames(root / "train", root / "trainannot")
-    frames = load_frames(root / "train", root / "trainannot", drives)
-    held = {"val": load_frames(root / "val", root / "valannot")}
-    for drive in ("0016E5", "0006R0", "0001TP"):
-        if drives and drive not in drives:
-            held[drive] = load_frames(root / "train", root / "trainannot", (drive,))
+    groups = tuple(name for name in args.groups.split(",") if name)
+    all_frames = load_frames(root / "train", root / "trainannot")
+    frames = load_frames(root / "train", root / "trainannot", groups)
+    held_out = {"val": load_frames(root / "val", root / "valannot")}
+    for group in ("0016E5", "0006R0", "0001TP"):
+        if groups and group not in groups:
+            held_out[group] = load_frames(root / "train", root / "trainannot", (group,))
     rendered = (
         load_frames(args.rendered / "images", args.rendered / "labels") if args.rendered else []
     )
-    augmentations = [replace(how, crop=tuple(args.crop)) for how in AUGMENTATIONS[args.augment]]
+    augmentations = [
+        replace(augmentation, crop=tuple(args.crop)) for augmentation in AUGMENTATIONS[args.augment]
+    ]
     dataset = StreetFrames(frames, rendered, augmentations, recipe.seed)
 
     shape = NetworkShape()
     if args.widths:
         first, second, third, fourth = (int(width) for width in args.widths.split(","))
         shape = replace(shape, widths=(first, second, third, fourth))
-    run = Run(recipe, shape, class_weights(everything, recipe.balance), args.out)
+    run = Run(recipe, shape, class_weights(all_frames, recipe.balance), args.out)
     if args.start:
         run.start_from(args.start)
     if args.resume:
@@ -256,8 +265,8 @@ def main() -> None:
         }
         if run.epoch % args.every == 0 or run.epoch == recipe.epochs:
             run.averaged.eval()
-            for name, those in held.items():
-                ious = iou(confusion(run.averaged, those))
+            for name, subset in held_out.items():
+                ious = iou(confusion(run.averaged, subset))
                 line[name] = {"miou": round(float(np.nanmean(ious)), 4),
                               "iou": [round(float(v), 3) for v in ious]}  # fmt: skip
             run.save()

@@ -31,7 +31,7 @@ from app.calibration.registry import auto_methods, build
 from app.calibration.selection import fit
 from app.datasets.uploads import Limits, open_upload, unpack
 from app.inference.predictor import Predictor
-from benchmarks.harness import MIB, process_bytes, run_apart, run_command
+from benchmarks.harness import MIB, call_in_process, process_bytes, run_command
 
 SHAPES = {"street": (101, 10_900, 11), "many": (500, 4_000, 150)}  # images, pixels of each, classes
 METHODS = (
@@ -124,10 +124,10 @@ def compare(method: str, folder: str, shape: str, limit: float) -> None:
 def run(
     library: str, method: str, folder: str, shape: str, limit: float, steps: int | None = None
 ) -> FitResult:
-    """Fit once in a new process; raises what `run_apart` raises."""
+    """Fit once in a new process; raises what `call_in_process` raises."""
     arguments = (library, method, folder, shape, steps)
     threads = {"OMP_NUM_THREADS": THREADS}
-    return FitResult(*run_apart(fit_one, *arguments, environment=threads, timeout_s=limit))
+    return FitResult(*call_in_process(fit_one, *arguments, environment=threads, timeout_s=limit))
 
 
 def extrapolate(method: str, folder: str, shape: str, limit: float) -> float:
@@ -242,7 +242,7 @@ def refit() -> None:
     with tempfile.TemporaryDirectory(prefix="segcal-refit-") as name:
         write_upload(Path(name), options.shape, *sizes)
         arguments = (name, sizes[2], options.threads)
-        runs = [RefitResult(*run_apart(refit_one, *arguments)) for _ in range(options.runs)]
+        runs = [RefitResult(*call_in_process(refit_one, *arguments)) for _ in range(options.runs)]
     median = sorted(runs, key=lambda one: one.wall_s)[len(runs) // 2]
     print(f"{options.shape}: {sizes[0]} images x {sizes[1]} pixels x {sizes[2]} classes")
     print(f"{median.wall_s:.1f} s, {median.cpu_s:.1f} s of CPU, peak {median.peak_mib:.0f} MiB")

@@ -67,7 +67,7 @@ def corrupted(frame: Frame, kind: str, strength: int, seed: int) -> Frame:
 
 def rendered(seed: int, condition: str) -> Frame:
     """Render one street scene."""
-    scene = render_scene(seed, weather=condition)
+    scene = render_scene(seed, condition=condition)
     return Frame(np.asarray(scene.image), np.asarray(scene.label))
 
 

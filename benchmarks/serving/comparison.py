@@ -29,16 +29,16 @@ from benchmarks.harness import (
     Request,
     Server,
     Window,
-    ask_once,
+    call_in_process,
     describe_machine,
     form_request,
     free_port,
     peak_memory,
     percentile,
+    print_progress,
     put_table,
-    run_apart,
     run_window,
-    say,
+    send_request,
     started,
     table,
     wait_until,
@@ -180,7 +180,7 @@ def running(
     request = contender.request(files.image_file.read_bytes())
     environment = contender.environment(files, layout, port)
     with started(contender.command(port), environment, log) as process:
-        wait_until(lambda: ask_once(port, request), process, log)
+        wait_until(lambda: send_request(port, request), process, log)
         yield Server(port, process.pid), request
 
 
@@ -188,7 +188,7 @@ class Comparison:
     """Measure the chosen servers on one shape."""
 
     def __init__(self, shape_name: str, options: argparse.Namespace) -> None:
-        say(f"{shape_name}: preparing")
+        print_progress(f"{shape_name}: preparing")
         self.options = options
         self.folder: Path = options.folder
         self.files = prepare(SHAPES[shape_name], self.folder / shape_name)
@@ -207,14 +207,15 @@ class Comparison:
             self.measure_floors()
             first = number % len(self.contenders)
             for contender in self.contenders[first:] + self.contenders[:first]:
-                say(f"{self.record.title}, round {number + 1}: {contender.name}")
+                print_progress(f"{self.record.title}, round {number + 1}: {contender.name}")
                 self.measure(contender, reference)
         return self.record
 
     def reference_mask(self) -> NDArray[np.uint8]:
         """Return the mask that all servers of the same network must return."""
-        with running(CONTENDERS[REFERENCE], self.files, OWN_LAYOUT, self.folder) as (server, ask):
-            return mask_of(ask_once(server.port, ask))
+        contender = CONTENDERS[REFERENCE]
+        with running(contender, self.files, OWN_LAYOUT, self.folder) as (server, request):
+            return mask_of(send_request(server.port, request))
 
     def faster_layout(self, contender: Contender) -> Layout:
         """Return the layout with more answers per second, unless one is given."""
@@ -225,11 +226,11 @@ class Comparison:
             return given
         rates: dict[Layout, float] = {}
         for layout in LAYOUTS:
-            with running(contender, self.files, layout, self.folder) as (server, ask):
-                run_window(server.port, ask, PILOT_CLIENTS, self.options.warm)
-                window = run_window(server.port, ask, PILOT_CLIENTS, self.options.seconds)
+            with running(contender, self.files, layout, self.folder) as (server, request):
+                run_window(server.port, request, PILOT_CLIENTS, self.options.warm)
+                window = run_window(server.port, request, PILOT_CLIENTS, self.options.seconds)
             rates[layout] = window.throughput
-        say(f"pilot of {contender.name}: {rates}")
+        print_progress(f"pilot of {contender.name}: {rates}")
         return max(rates, key=lambda layout: rates[layout])
 
     def measure_floors(self) -> None:
@@ -237,19 +238,19 @@ class Comparison:
         plan = plan_of(self.files, OWN_LAYOUT, 0).to_json()
         for name in FLOORS:
             arguments = (name, plan, str(self.files.image_file), self.options.seconds)
-            calibrate_strip = run_apart(floor, *arguments, environment={"OMP_NUM_THREADS": "1"})
-            self.record.floors.setdefault(name, []).append(calibrate_strip)
+            rate = call_in_process(floor, *arguments, environment={"OMP_NUM_THREADS": "1"})
+            self.record.floors.setdefault(name, []).append(rate)
 
     def measure(self, contender: Contender, reference: NDArray[np.uint8]) -> None:
         """Measure one server at each number of clients; raises SystemExit for a wrong mask."""
         measured = self.record.windows.setdefault(contender.name, [])
         layout = self.record.layouts[contender.name]
-        with running(contender, self.files, layout, self.folder) as (server, ask):
-            agreement = float((mask_of(ask_once(server.port, ask)) == reference).mean())
-            run_window(server.port, ask, max(self.options.clients), self.options.warm)
+        with running(contender, self.files, layout, self.folder) as (server, request):
+            agreement = float((mask_of(send_request(server.port, request)) == reference).mean())
+            run_window(server.port, request, max(self.options.clients), self.options.warm)
             for clients in self.options.clients:
                 with peak_memory(server.pid) as peak:
-                    window = run_window(server.port, ask, clients, self.options.seconds)
+                    window = run_window(server.port, request, clients, self.options.seconds)
                 measured.append(TestResult(clients, window, peak.size))
         if contender.model is not None:
             return

@@ -25,16 +25,16 @@ from benchmarks.harness import (
     CORES,
     MIB,
     ROOT,
-    ask_once,
+    call_in_process,
     describe_machine,
     form_request,
     own_server,
     peak_memory,
+    print_progress,
     process_bytes,
     put_table,
-    run_apart,
     run_window,
-    say,
+    send_request,
     table,
     tree_bytes,
 )
@@ -94,11 +94,11 @@ def measure(setting: Setting, point: Point, seconds: float, folder: Path) -> Non
     if setting.batch is None:
         found = measure_server(setting, seconds, folder)
     else:
-        found = run_apart(measure_batch, setting.batch, seconds)
+        found = call_in_process(measure_batch, setting.batch, seconds)
     point.milliseconds.append(found[0])
     point.rates.append(found[1])
     point.mebibytes.append(found[2])
-    say(f"{setting}: {found[0]:.0f} ms, {found[2]:.0f} MiB")
+    print_progress(f"{setting}: {found[0]:.0f} ms, {found[2]:.0f} MiB")
 
 
 def measure_server(setting: Setting, seconds: float, folder: Path) -> Sequence[float]:
@@ -108,10 +108,10 @@ def measure_server(setting: Setting, seconds: float, folder: Path) -> Sequence[f
     small = form_request(PATH, image_of(min(MEGAPIXELS) / 4))
     request = form_request(PATH, image_of(setting.megapixels))
     with own_server(models, RESULT_BYTES=0) as server:  # kept results have a limit of their own
-        ask_once(server.port, small)
+        send_request(server.port, small)
         idle = tree_bytes(server.pid)
         with peak_memory(server.pid) as peak:
-            ask_once(server.port, request)
+            send_request(server.port, request)
             window = run_window(server.port, request, setting.clients, seconds)
     if window.errors:
         raise SystemExit(f"{setting}: expected answers, got {window.errors} errors")

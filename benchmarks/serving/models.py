@@ -29,7 +29,7 @@ from app.cli.calibrate import CalibrateOptions, fit_locally
 from app.inference.model_card import read_model_folder
 from app.settings import load_settings
 from app.storage.artifacts import ArtifactStore
-from benchmarks.harness import BUNDLED, EXAMPLE, ROOT, run_apart
+from benchmarks.harness import BUNDLED, EXAMPLE, ROOT, call_in_process
 from training.export import fold
 from training.network import NetworkShape, PyramidNet
 
@@ -111,7 +111,7 @@ def prepare(shape: Shape, folder: Path) -> Workspace:
     """Write a shape's files unless they exist, in a new process."""
     workspace = Workspace(shape, folder)
     if not workspace.image_file.exists():
-        run_apart(write_files, shape.name, str(folder))
+        call_in_process(write_files, shape.name, str(folder))
     return workspace
 
 

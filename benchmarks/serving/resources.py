@@ -28,9 +28,9 @@ from benchmarks.harness import (
     ROOT,
     Request,
     Server,
-    ask_once,
     own_server,
     process_bytes,
+    send_request,
     synthetic_image,
     table,
 )
@@ -84,7 +84,7 @@ def memory() -> None:
         ThreadPoolExecutor(options.clients) as pool,
     ):
 
-        def ask(number: int) -> None:
+        def post_image(number: int) -> None:
             headers = JPEG | {"Accept": FORMATS[number % len(FORMATS)]}
             body = images[number * 7919 % len(images)]
             client.post("/segment", content=body, headers=headers).raise_for_status()
@@ -92,7 +92,7 @@ def memory() -> None:
         resident, done = {0: process_bytes(server.pid)}, 0
         for tenths in TENTHS:
             until = options.requests * tenths // 10
-            list(pool.map(ask, range(done, until)))
+            list(pool.map(post_image, range(done, until)))
             resident[until], done = process_bytes(server.pid), until
         peak = process_bytes(server.pid, "VmHWM")
     first = resident[options.requests // 10]
@@ -244,7 +244,7 @@ def send_upload(server: Server, images: int, classes: int, method: str) -> list[
         began = time.perf_counter()
         body = upload_form(images, classes, method)
         answer = client.post("/calibrate", content=body, headers=headers)
-        answered = time.perf_counter()
+        accepted = time.perf_counter()
         answer.raise_for_status()
         job = answer.json()
         while job["state"] in ("queued", "running"):
@@ -254,7 +254,7 @@ def send_upload(server: Server, images: int, classes: int, method: str) -> list[
     if job["state"] != "succeeded":
         raise RuntimeError(f"expected a fit that succeeds, got: {job['error']}")
     sizes = (before, peaks.server, peaks.worker, peaks.anonymous)
-    times = (f"{answered - began:.1f}", f"{ended - answered:.1f}")
+    times = (f"{accepted - began:.1f}", f"{ended - accepted:.1f}")
     return [f"{size / 2**30:.2f}", *times, *(f"{each / MIB:.0f}" for each in sizes)]
 
 
@@ -338,7 +338,7 @@ def send_large(server: Server, side: int, tta: str) -> float:
     request = Request(f"/segment?include=mask&tta={tta}", JPEG, synthetic_image(side, side, side))
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # resets VmHWM
     began = time.perf_counter()
-    answer = json.loads(ask_once(server.port, request, LARGE_ANSWER_S))
+    answer = json.loads(send_request(server.port, request, LARGE_ANSWER_S))
     seconds = time.perf_counter() - began
     if (answer["width"], answer["height"]) != (side, side):
         raise SystemExit(f"expected a mask of {side}x{side}, got {answer['width']}")

@@ -1,11 +1,11 @@
-"""Rendered street scenes: what a training run may rely on."""
+"""Properties of rendered street scenes that training depends on."""
 
 from functools import cache
 
 import numpy as np
 import pytest
 
-from training.scenes import WEATHERS, Scene, render_scene
+from training.scenes import CONDITIONS, Scene, render_scene
 from training.scenes.canvas import Label
 
 SEEDS = range(20)
@@ -13,8 +13,8 @@ HEIGHT, WIDTH = 180, 240
 
 
 @cache
-def scene(seed: int, weather: str | None = None) -> Scene:
-    return render_scene(seed, HEIGHT, WIDTH, weather)
+def scene(seed: int, condition: str | None = None) -> Scene:
+    return render_scene(seed, HEIGHT, WIDTH, condition)
 
 
 def fraction_of_seeds(holds) -> float:
@@ -32,7 +32,7 @@ def test_another_seed_gives_another_scene():
 
 
 @pytest.mark.parametrize(("height", "width"), [(HEIGHT, WIDTH), (121, 167), (64, 200)])
-def test_images_and_labels_have_the_size_asked_for(height, width):
+def test_images_and_labels_have_the_given_size(height, width):
     made = render_scene(1, height, width)
     assert made.image.shape == (height, width, 3)
     assert made.label.shape == (height, width)
@@ -44,24 +44,24 @@ def test_labels_are_classes_or_void(seed):
     assert set(np.unique(scene(seed).label)) <= set(range(12))
 
 
-@pytest.mark.parametrize("weather", WEATHERS)
-def test_every_weather_renders(weather):
-    made = scene(5, weather)
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_condition_renders(condition):
+    made = scene(5, condition)
     assert made.image.std() > 5
     assert len(np.unique(made.label)) >= 5
 
 
-def test_weather_changes_the_image():
+def test_condition_changes_the_image():
     day, night = scene(5, "day").image, scene(5, "night").image
     assert night.mean() < 0.6 * day.mean()
 
 
-def test_no_weather_means_a_drawn_one():
+def test_condition_is_drawn_by_default():
     drawn = scene(5)
-    assert any(np.array_equal(scene(5, weather).image, drawn.image) for weather in WEATHERS)
+    assert any(np.array_equal(scene(5, condition).image, drawn.image) for condition in CONDITIONS)
 
 
-def test_sky_lies_above_the_road():
+def test_sky_is_above_the_road():
     def ordered(made: Scene) -> bool:
         rows = np.arange(HEIGHT)[:, None] * np.ones(WIDTH)
         sky, road = (rows[made.label == label] for label in (Label.SKY, Label.ROAD))
@@ -70,12 +70,12 @@ def test_sky_lies_above_the_road():
     assert fraction_of_seeds(ordered) > 0.9
 
 
-def test_hardly_any_sky_below_the_highest_horizon():
+def test_at_most_0_1_percent_sky_below_the_highest_horizon():
     lower = np.stack([scene(seed).label[int(0.56 * HEIGHT) + 12 :] for seed in SEEDS])
     assert (lower == Label.SKY).mean() < 0.001
 
 
-def test_the_camera_stands_on_the_road():
+def test_the_camera_is_on_the_road():
     def on_road(made: Scene) -> bool:
         strip = made.label[int(0.88 * HEIGHT) : int(0.92 * HEIGHT), WIDTH // 2 - 5 : WIDTH // 2 + 5]
         return bool(np.median(strip) == Label.ROAD)

@@ -1,4 +1,4 @@
-"""Buildings along the street: walls, roofs, windows, doors, shops."""
+"""Draw buildings along the street: walls, roofs, windows, doors, shops."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ SLATES: tuple[Colour, ...] = ((84, 76, 76), (110, 74, 60), (70, 72, 78), (96, 92
 
 
 class _Front:
-    """Texture of a building's front in the making; boxes are (left, low, right, high) in metres.
+    """Draw the texture of a building's front; boxes are (left, low, right, high) in metres.
 
-    `metres` is its width and height, `ppm` pixels per metre, `shop` on the ground floor.
+    `metres` is its width and height, `ppm` pixels per metre, `shop`: a shop on the ground floor.
     """
 
     def __init__(self, canvas: Canvas, metres: tuple[float, float], ppm: float) -> None:
         self.rng, self.metres, self.ppm, self.tint = canvas.rng, metres, ppm, canvas.tint
-        self.lit, rng = canvas.lighting.climate.lit, canvas.rng
+        self.lit, rng = canvas.lighting.appearance.lit, canvas.rng
         self.shop = rng.random() < 0.35
         width, self.floor = (max(4, int(side * ppm)) for side in metres)
         colour = scaled(choose(rng, WALLS), rng.uniform(0.65, 1.25))
@@ -35,7 +35,7 @@ class _Front:
     def box(
         self, sides: tuple[float, float, float, float], fill: Colour, light: float | None = None
     ) -> None:
-        """Fill a box; `light` replaces the light falling on the facade."""
+        """Fill a box; `light` replaces the light on the facade."""
         left, low, right, high = (side * self.ppm for side in sides)
         top, bottom = self.floor - high, self.floor - low
         if right - left >= 0.5 and bottom - top >= 0.5:
@@ -108,7 +108,7 @@ class _Front:
 
 
 def draw_facade(canvas: Canvas, ends: tuple[Place, Place], height: float, light: float) -> None:
-    """One upright building front from a left to a right place, in a share of the light."""
+    """Draw an upright front between a left and a right place, in `light` times the ambient."""
     corners = canvas.wall(ends, height)
     if corners is None:
         return
@@ -127,9 +127,9 @@ def draw_facade(canvas: Canvas, ends: tuple[Place, Place], height: float, light:
 
 @dataclass(frozen=True)
 class _House:
-    """House from a near to a far place on one `side` (-1, 1) of the road, sizes in metres.
+    """Draw a house from a near to a far place on one `side` (-1, 1) of the road.
 
-    Its walls are `height` high, its roof's ridge is `rise` higher.
+    In metres: `height` of the walls, depth `deep`, and `rise` of the ridge above the walls.
     """
 
     canvas: Canvas
@@ -169,7 +169,7 @@ class _House:
 
 
 def draw_building(canvas: Canvas, ends: tuple[Place, Place], side: int, height: float) -> None:
-    """House between a near and a far place on one side (-1, 1) of the road."""
+    """Draw a house between a near and a far place on one side (-1, 1) of the road."""
     rng, lighting, (near, far) = canvas.rng, canvas.lighting, ends
     deep, rise = rng.uniform(6, 12), choose(rng, (0.0, rng.uniform(1.5, 4.5)))
     house = _House(canvas, near, far, side, height, deep, rise)

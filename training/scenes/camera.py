@@ -1,4 +1,4 @@
-"""The windscreen camera, and shapes in its world.
+"""Project world points to pixels of the windscreen camera.
 
 World coordinates are metres: x right, y up from the road, z forward.
 """
@@ -20,28 +20,28 @@ NEAR, FAR = 1.0, 400.0
 
 
 def lift(place: Place, y: float) -> Point:
-    """Point `y` metres above a place on the ground."""
+    """Return the point `y` metres above a place on the ground."""
     return (place[0], y, place[1])
 
 
-def between(p: Point, q: Point, share: float) -> Point:
-    """Point at a `share` (0..1) of the way from p to q."""
-    x, y, z = (a + (b - a) * share for a, b in zip(p, q, strict=True))
+def between(p: Point, q: Point, fraction: float) -> Point:
+    """Return the point at a `fraction` (0..1) of the way from p to q."""
+    x, y, z = (a + (b - a) * fraction for a, b in zip(p, q, strict=True))
     return (x, y, z)
 
 
 def rectangle(left: float, low: float, right: float, high: float) -> list[tuple[float, float]]:
-    """Corners of an upright rectangle in its own plane."""
+    """Return the corners of an upright rectangle in its own plane."""
     return [(left, low), (right, low), (right, high), (left, high)]
 
 
 def plate(x: float, half: float, low: float, high: float, z: float) -> list[Point]:
-    """Corners of an upright rectangle facing the camera, `half` as wide to either side of x."""
+    """Return the corners of an upright rectangle facing the camera, `half` wide on either side."""
     return [(u, v, z) for u, v in rectangle(x - half, low, x + half, high)]
 
 
 def homography(corners: Pixels, size: tuple[int, int]) -> list[float] | None:
-    """Eight terms that map `corners` [4, 2] to those of a `size` (w, h); None if degenerate."""
+    """Return 8 terms that map `corners` [4, 2] to a box of `size` (w, h); None if singular."""
     w, h = size
     system, target = np.zeros((8, 8)), np.array([0, 0, w, 0, w, h, 0, h], np.float64)
     for k, (x, y) in enumerate(corners):
@@ -56,7 +56,7 @@ def homography(corners: Pixels, size: tuple[int, int]) -> list[float] | None:
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera `height` metres up, rolled by `roll` radians; the rest in canvas pixels."""
+    """Pinhole camera at `height` metres, rolled by `roll` radians; the rest in canvas pixels."""
 
     focal: float
     centre_x: float
@@ -66,7 +66,7 @@ class Camera:
 
     @classmethod
     def sample(cls, rng: Generator, size: tuple[int, int]) -> "Camera":
-        """Mount a camera for a canvas of `size` (w, h) in some car."""
+        """Sample a camera for a canvas of `size` (w, h)."""
         return cls(
             focal=size[0] * rng.uniform(0.75, 1.25),
             centre_x=size[0] * rng.uniform(0.4, 0.6),
@@ -76,11 +76,11 @@ class Camera:
         )
 
     def scale(self, z: float) -> float:
-        """Pixels per metre at distance z."""
+        """Return pixels per metre at distance z."""
         return self.focal / max(z, NEAR)
 
     def project(self, points: Sequence[Point] | Pixels) -> Pixels:
-        """World points [N, 3] to canvas pixels, float64 [N, 2]."""
+        """Project world points [N, 3] to canvas pixels, float64 [N, 2]."""
         world = np.asarray(points, np.float64)
         scale = self.focal / np.maximum(world[:, 2], NEAR)
         across, down = world[:, 0] * scale, (self.height - world[:, 1]) * scale
@@ -91,12 +91,12 @@ class Camera:
         return np.clip(pixels, -20000, 20000)
 
     def ground(self, height: int, width: int) -> tuple[Floats, Floats]:
-        """Ground x and z (m) under every canvas pixel, float32 [height, width]; z inf above it."""
+        """Compute x and z (m) of the ground in each pixel, float32 [height, width]; z inf above."""
         dy = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - self.horizon)
         dx = np.arange(width, dtype=np.float32)[None, :] + np.float32(0.5 - self.centre_x)
         c, s = np.float32(cos(self.roll)), np.float32(sin(self.roll))
         down = c * dy - s * dx
-        reach = np.float32(self.focal * self.height) / np.maximum(down, np.float32(1e-3))
-        z = np.where(down > 0, reach, np.float32(np.inf))
+        distance = np.float32(self.focal * self.height) / np.maximum(down, np.float32(1e-3))
+        z = np.where(down > 0, distance, np.float32(np.inf))
         x = (c * dx + s * dy) * np.minimum(z, np.float32(1e4)) / np.float32(self.focal)
         return np.asarray(x, np.float32), np.asarray(z, np.float32)

@@ -1,4 +1,4 @@
-"""The image and the map of its objects, painted together."""
+"""Paint an image together with the map of its objects."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -8,8 +8,8 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from training.scenes.camera import FAR, Camera, Pixels, Place, Point, homography, lift
+from training.scenes.conditions import Lighting
 from training.scenes.textures import Colour, scaled
-from training.scenes.weather import Lighting
 
 Lamp = tuple[float, float, float, Colour]  # x, y and radius in output pixels
 Label = IntEnum(
@@ -37,7 +37,7 @@ class Canvas:
         self.thing, self.tint = 3, lighting.ambient
 
     def sample_light(self) -> float:
-        """Share of the ambient light, from shade to full."""
+        """Sample a fraction of the ambient light, from shade to full."""
         return self.rng.uniform(self.lighting.shade, 1.0)
 
     def begin(self, label: Label, depth: float, light: float | None = None) -> None:
@@ -50,7 +50,7 @@ class Canvas:
             self.tint = (r * light, g * light, b * light * (1.0 + 0.08 * max(0.0, 1.0 - light)))
 
     def claim(self, outline: Pixels) -> None:
-        """Give the pixels of a polygon [N, 2] to the object without painting them."""
+        """Assign the pixels of a polygon [N, 2] to the object without painting them."""
         self.marker.polygon(outline.ravel().tolist(), self.thing)
 
     def polygon(self, outline: Pixels, colour: Colour, glow: bool = False) -> None:
@@ -80,11 +80,11 @@ class Canvas:
         self.marker.ellipse(box, self.thing)
 
     def shine(self, at: Sequence[float] | Pixels, radius: float, colour: Colour) -> None:
-        """Hang a lamp at a canvas pixel [2], its radius in output pixels."""
+        """Add a lamp at a canvas pixel [2], its radius in output pixels."""
         self.lamps.append((at[0] / 2, at[1] / 2, radius, colour))
 
     def wall(self, ends: tuple[Place, Place], height: float) -> Pixels | None:
-        """Canvas corners [4, 2] of a wall from its left to its right foot; None if not in view."""
+        """Return a wall's canvas corners [4, 2], `ends` from left to right; None if not in view."""
         a, b = ends
         corners = self.camera.project([lift(a, height), lift(b, height), lift(b, 0), lift(a, 0)])
         left, right = corners[:, 0].min(), corners[:, 0].max()

@@ -1,4 +1,4 @@
-"""Street furniture: lamps, traffic lights, signs, beacons, bollards and fences."""
+"""Draw street furniture: lamps, traffic lights, signs, beacons, bollards and fences."""
 
 from math import cos, pi, sin
 
@@ -23,7 +23,7 @@ FIELDS: tuple[Colour, ...] = ((226, 226, 220), (30, 70, 150), (30, 30, 34))
 
 
 def draw_pole(canvas: Canvas, at: Place, height: float, kind: str) -> None:
-    """Pole of one of the kinds in `POLES`."""
+    """Draw a pole of one of the kinds in `POLES`."""
     canvas.begin(Label.POLE, at[1], canvas.sample_light())
     grey, thick, top = pick(canvas.rng, METALS), THICK.get(kind, 0.1), lift(at, height)
 
@@ -46,7 +46,7 @@ def draw_pole(canvas: Canvas, at: Place, height: float, kind: str) -> None:
 
 
 def draw_lantern(canvas: Canvas, top: Point, grey: Colour) -> None:
-    """Arm and lantern of a street lamp on the pole that ends at `top`."""
+    """Draw arm and lantern of a street lamp on the pole that ends at `top`."""
     (x, y, z), dark = top, canvas.lighting.dark
     arm = (-1 if x > 0 else 1) * canvas.rng.uniform(0.5, 2.0)
     lantern = (x + arm, y + 0.4, z)
@@ -60,7 +60,7 @@ def draw_lantern(canvas: Canvas, top: Point, grey: Colour) -> None:
 
 
 def draw_traffic_light(canvas: Canvas, top: Point) -> None:
-    """One or two signal heads on the pole that ends at `top`."""
+    """Draw one or two signal heads on the pole that ends at `top`."""
     rng, (x, height, z) = canvas.rng, top
     canvas.begin(Label.SIGN, z - 0.1)
     half = rng.uniform(0.12, 0.24)
@@ -70,13 +70,13 @@ def draw_traffic_light(canvas: Canvas, top: Point) -> None:
         for k, colour in enumerate(SIGNALS):
             lens = (x, y - 0.2 - 0.3 * k, z)
             canvas.blob(lens, (0.09, 0.09), colour if k == on else (50, 44, 40), bool(k == on))
-            if k == on and canvas.lighting.weather != "day":
+            if k == on and canvas.lighting.condition != "day":
                 at = canvas.camera.project([lens])[0]
                 canvas.shine(at, max(1.0, 0.15 * canvas.camera.scale(z)), colour)
 
 
 def draw_sign(canvas: Canvas, top: Point) -> None:
-    """Traffic or shop sign facing the camera, its upper edge at `top`."""
+    """Draw a traffic or shop sign facing the camera, its upper edge at `top`."""
     rng, (x, y, z) = canvas.rng, top
     canvas.begin(Label.SIGN, z - 0.1)
     size, shape = rng.uniform(0.28, 0.65), rng.integers(5)
@@ -100,7 +100,7 @@ def draw_sign(canvas: Canvas, top: Point) -> None:
 
 
 def draw_fence(canvas: Canvas, ends: tuple[Place, Place], kind: str) -> None:
-    """Fence between a near and a far place: "railing", "panel" or "wall"."""
+    """Draw a fence between a near and a far place: "railing", "panel" or "wall"."""
     rng, (a, b), height = canvas.rng, ends, canvas.rng.uniform(0.8, 1.9)
     canvas.begin(Label.FENCE, (a[1] + b[1]) / 2, canvas.sample_light())
     left, right = canvas.camera.project([lift(a, 0), lift(b, 0)])[:, 0]
@@ -126,13 +126,13 @@ def draw_fence(canvas: Canvas, ends: tuple[Place, Place], kind: str) -> None:
 def draw_posts(
     canvas: Canvas, feet: list[Place], size: tuple[float, float], colour: Colour
 ) -> None:
-    """Posts of a fence, their `size` (thickness, height) in metres."""
+    """Draw the posts of a fence, their `size` (thickness, height) in metres."""
     for foot in feet:
         canvas.stroke([lift(foot, 0), lift(foot, size[1])], size[0], colour)
 
 
 def _spaced(ends: tuple[Place, Place], gap: float) -> list[Place]:
-    """Places between two ends, about `gap` metres apart, 160 at most."""
+    """Return places between two ends, about `gap` metres apart, 160 at most."""
     (ax, az), (bx, bz) = ends
     count = min(160, int(np.hypot(bx - ax, bz - az) / gap) + 2)
     return [(ax + (bx - ax) * k, az + (bz - az) * k) for k in np.linspace(0, 1, count).tolist()]

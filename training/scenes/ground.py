@@ -1,4 +1,4 @@
-"""The course of a street: road with its markings, kerbs, pavements and verges."""
+"""Draw the ground of a street: road with markings, kerbs, pavements and verges."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from PIL import Image
 
 from training.scenes.camera import FAR, Place
 from training.scenes.canvas import Canvas
+from training.scenes.conditions import Lighting
 from training.scenes.textures import Bytes, Colour, Floats, choose, to_bytes, value_noise
-from training.scenes.weather import Lighting
 
 VIEW = 90.0
 
 
 @dataclass(frozen=True)
 class Street:
-    """Road layout (m): its half width, pavements (left, right) and course.
+    """Geometry of a road (m): half width, pavements (left, right) and course.
 
     `bend` is the centre line's (x0, slope, curvature); a road half as wide as `cross` crosses
     at `junction`.
@@ -31,7 +31,7 @@ class Street:
 
     @classmethod
     def sample(cls, rng: Generator) -> "Street":
-        """Some street; about a third have a crossing road in view."""
+        """Sample a street; about a third have a crossing road in view."""
         half = choose(rng, (rng.uniform(3.0, 4.2), rng.uniform(4.2, 7.0)))
         return cls(
             half=half,
@@ -43,23 +43,23 @@ class Street:
 
     @property
     def crossed(self) -> bool:
-        """Whether a crossing road is in view."""
+        """Return whether a crossing road is in view."""
         return self.junction < VIEW
 
     def centre(self, z: float) -> float:
-        """Lateral position (x) of the centre line at distance z."""
+        """Return the lateral position (x) of the centre line at distance z."""
         return self.bend[0] + self.bend[1] * z + self.bend[2] * z * z
 
     def heading(self, z: float) -> float:
-        """Direction of the road at distance z, in radians to the right."""
+        """Return the direction of the road at distance z, in radians to the right."""
         return self.bend[1] + 2 * self.bend[2] * z
 
     def place(self, across: float, z: float) -> Place:
-        """Place `across` metres right of the centre line at distance z."""
+        """Return the place `across` metres right of the centre line at distance z."""
         return (self.centre(z) + across, z)
 
     def pavement(self, side: int) -> float:
-        """Width of the pavement on one side (-1 left, 1 right)."""
+        """Return the width of the pavement on one side (-1 left, 1 right)."""
         return self.kerbs[(side + 1) // 2]
 
 
@@ -74,13 +74,13 @@ class Ground:
 
     @classmethod
     def of(cls, street: Street, x: Floats, z: Floats) -> "Ground":
-        """Ground of a street at x and z [h, w]."""
+        """Build the ground of a street at x and z [h, w]."""
         a, b, c = street.bend
         return cls(street, np.asarray(x - (a + z * (b + c * z)), np.float32), x, z)
 
     @property
     def beyond(self) -> Floats:
-        """Metres beyond the edge of the road, negative on it, float32 [h, w]."""
+        """Return metres beyond the edge of the road, negative on it, float32 [h, w]."""
         return np.abs(self.across) - np.float32(self.street.half)
 
     def look_up(self, grid: Floats, scale: tuple[float, float]) -> Floats:
@@ -90,7 +90,7 @@ class Ground:
         return np.asarray(grid[rows, columns], np.float32)
 
     def noise(self, rng: Generator, scale: tuple[float, float], cell: float) -> Floats:
-        """Noise fixed to the ground, float32 [h, w], about -1..1, with blobs of `cell` texels."""
+        """Sample noise on the ground, float32 [h, w], about -1..1, with blobs of `cell` texels."""
         return self.look_up(value_noise(rng, 256, 256, cell, 3), scale)
 
 
@@ -102,7 +102,10 @@ COLOURS: tuple[Colour, ...] = (
 
 
 def materials(ground: Ground, verges: tuple[int, int]) -> Bytes:
-    """Material of the unpainted ground, uint8 [h, w]; `verges` lie behind the pavements."""
+    """Return the material of the unpainted ground, uint8 [h, w].
+
+    `verges` are the materials behind the left and the right pavement.
+    """
     street, beyond, right = ground.street, ground.beyond, ground.across > 0
     walk = np.where(right, np.float32(street.kerbs[1]), np.float32(street.kerbs[0]))
     verge = np.where(right, np.uint8(verges[1]), np.uint8(verges[0]))
@@ -138,7 +141,7 @@ def paint_markings(rng: Generator, ground: Ground, paint: Bytes) -> None:
 
 
 def surface(rng: Generator, ground: Ground, kind: Bytes) -> Floats:
-    """Wear, repairs, slabs and turf as factors of the ground's colour, float32 [h, w]."""
+    """Compute wear, repairs, slabs and turf as factors of the ground's colour, float32 [h, w]."""
     u, z, half = ground.across, ground.z, ground.street.half
     speckle = ground.look_up(rng.random((256, 256), dtype=np.float32) - 0.5, (37, 31))
     tone = 1 + 0.14 * ground.noise(rng, (9, 3), 24) + 0.22 * np.minimum(1, 14 / z) * speckle
@@ -155,30 +158,30 @@ def surface(rng: Generator, ground: Ground, kind: Bytes) -> Floats:
 
 
 def shadows(rng: Generator, ground: Ground, sun: int) -> NDArray[np.bool_]:
-    """Where buildings and trees shade the ground, bool [h, w]."""
+    """Return a mask of the ground that buildings and trees shade, bool [h, w]."""
     ragged = np.repeat(rng.uniform(-2.5, 2.5, 64), 8).astype(np.float32)
-    reach = rng.uniform(-1.1, 1.0) * ground.street.half
-    shaded = ground.across * sun > -reach - ragged[np.minimum(ground.z * 2, 511).astype(np.int32)]
+    extent = rng.uniform(-1.1, 1.0) * ground.street.half
+    shaded = ground.across * sun > -extent - ragged[np.minimum(ground.z * 2, 511).astype(np.int32)]
     if rng.random() < 0.5:
         shaded |= ground.noise(rng, (5, 2.5), 30) > rng.uniform(0.1, 0.7)
     return shaded
 
 
-def lamplight(ground: Ground, weather: str) -> tuple[Floats, Floats]:
-    """Light of the car's headlights and of street lamps in the dark, float32 [h, w] each."""
-    z, night = ground.z, weather == "night"
+def lamplight(ground: Ground, condition: str) -> tuple[Floats, Floats]:
+    """Compute the light of headlights and of street lamps in the dark, float32 [h, w] each."""
+    z, night = ground.z, condition == "night"
     beam = (2.0 if night else 0.2) * np.exp(-(((z - 9) / 9) ** 2) - (ground.x / 4) ** 2)
     pool = np.exp(-((((z + 4) % 24 - 12) / 6) ** 2) - (ground.beyond / 4) ** 2)
     return np.asarray(beam, np.float32), np.asarray((1.5 if night else 0.0) * pool, np.float32)
 
 
 def illumination(rng: Generator, lighting: Lighting, ground: Ground, kind: Bytes) -> Floats:
-    """Texture, shadows and lamplight on the ground as factors of its colour, float32 [h, w]."""
+    """Compute texture, shadows and lamplight as factors of the ground's colour, float32 [h, w]."""
     tone = surface(rng, ground, kind)
     if lighting.sun and rng.random() < 0.8:
         tone = np.where(shadows(rng, ground, lighting.sun), tone * lighting.shade, tone)
     if lighting.dark:
-        beam, pool = lamplight(ground, lighting.weather)
+        beam, pool = lamplight(ground, lighting.condition)
         tone = tone * (1 + beam) + pool
     return tone
 
@@ -186,7 +189,7 @@ def illumination(rng: Generator, lighting: Lighting, ground: Ground, kind: Bytes
 def draw_ground(canvas: Canvas, street: Street, verges: tuple[int, int]) -> tuple[Floats, Floats]:
     """Paint the ground in flat colours; `verges` are the materials behind the pavements.
 
-    Returns float32 [H, W] at output size: the light to multiply in later, and z.
+    Returns float32 [H, W] at output size: the light to multiply in later, and z (m).
     """
     rng, (width, height) = canvas.rng, canvas.image.size
     xs, zs = canvas.camera.ground(height, width)

@@ -1,4 +1,4 @@
-"""What stands where along a street."""
+"""Place buildings, vehicles, people and furniture along a street."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ Args = ParamSpec("Args")
 
 
 class Layout:
-    """Things along a street in view of a canvas, up to the distance `end` (m)."""
+    """Place and draw objects along a street, up to the distance `end` (m)."""
 
     def __init__(self, canvas: Canvas, street: Street) -> None:
         self.canvas, self.street, self.rng = canvas, street, canvas.rng
@@ -26,9 +26,9 @@ class Layout:
         self.tasks: list[tuple[float, Callable[[], None]]] = []
 
     def furnish(self, built: Sequence[float]) -> None:
-        """Lay out everything; `built` (0..1) is how closely the left and the right are built up."""
-        for side, share in zip((-1, 1), built, strict=True):
-            self.add_frontage(side, share)
+        """Place all objects; `built` (0..1) is the density of buildings on the left and right."""
+        for side, density in zip((-1, 1), built, strict=True):
+            self.add_frontage(side, density)
         self.add_backdrop()
         self.add_traffic()
         self.add_crossers()
@@ -39,7 +39,7 @@ class Layout:
             self.add_railing(side)
 
     def paint(self) -> None:
-        """Draw everything from far to near."""
+        """Draw all objects from far to near."""
         for _, task in sorted(self.tasks, key=lambda item: -item[0]):
             task()
 
@@ -50,15 +50,15 @@ class Layout:
         *args: Args.args,
         **kwargs: Args.kwargs,
     ) -> None:
-        """Have something drawn `depth` metres away."""
+        """Schedule an object to be drawn, `depth` metres away."""
         self.tasks.append((depth, partial(draw, self.canvas, *args, **kwargs)))
 
     def distance(self, low: float, high: float) -> float:
-        """Draw a distance from low to high, denser near the camera and not beyond the end."""
+        """Sample a distance from low to high, denser near the camera and not beyond the end."""
         return float(low * (min(high, self.end) / low) ** self.rng.random())
 
     def distances(self, least: int, most: int, low: float, high: float) -> Iterator[float]:
-        """Draw `least` up to, not including, `most` distances."""
+        """Sample `least` up to, not including, `most` distances."""
         return (self.distance(low, high) for _ in range(self.rng.integers(least, most)))
 
     def add_frontage(self, side: int, built: float) -> None:
@@ -83,7 +83,7 @@ class Layout:
             z = far + (rng.uniform(0.5, 6) if rng.random() < 0.35 else 0.0)
 
     def add_garden(self, side: int, span: tuple[float, float], bare: float) -> None:
-        """Add trees and hedges behind a pavement; a share of `bare` have no leaves."""
+        """Add trees and hedges behind a pavement; a fraction `bare` has no leaves."""
         rng, edge = self.rng, self.street.half + self.street.pavement(side)
         for _ in range(rng.integers(1, 4)):
             z = rng.uniform(*span) + 4

@@ -1,4 +1,4 @@
-"""Pedestrians and bicyclists."""
+"""Draw pedestrians and bicyclists."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Outline = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Figure:
-    """Flat figure at a place; its points are (across, up) in metres before stretching."""
+    """Draw a flat figure at a place; its points are (across, up) in metres before stretching."""
 
     canvas: Canvas
     at: Place
@@ -29,7 +29,7 @@ class Figure:
 
     @classmethod
     def sample(cls, canvas: Canvas, label: Label, at: Place) -> "Figure":
-        """Begin a person of random build and clothes."""
+        """Sample build and clothes, and begin an object on the canvas."""
         rng = canvas.rng
         canvas.begin(label, at[1], canvas.sample_light())
         across = rng.uniform(0.85, 1.25) * choose(rng, (-1.0, 1.0))
@@ -37,7 +37,7 @@ class Figure:
         return cls(canvas, at, stretch, pick(rng, CLOTHES), pick(rng, CLOTHES[:5]))
 
     def place(self, points: Outline) -> list[Point]:
-        """Figure points in the world."""
+        """Map figure points to world points."""
         (x, z), (across, up) = self.at, self.stretch
         return [(x + px * across, py * up, z) for px, py in points]
 
@@ -69,7 +69,7 @@ class Figure:
 
 
 def draw_cyclist(canvas: Canvas, at: Place) -> None:
-    """Rider on a bicycle, seen from behind or from the side."""
+    """Draw a rider on a bicycle, from behind or from the side."""
     rng, figure = canvas.rng, Figure.sample(canvas, Label.BICYCLIST, at)
     coat = VEST if rng.random() < 0.25 else figure.coat
     frame = pick(rng, PAINTS)
@@ -106,7 +106,7 @@ def ride_ahead(figure: Figure, coat: Colour) -> None:
 
 
 def draw_pedestrian(canvas: Canvas, at: Place) -> None:
-    """Person standing or walking."""
+    """Draw a person who stands or walks."""
     rng, figure = canvas.rng, Figure.sample(canvas, Label.PEDESTRIAN, at)
     coat, legs = figure.coat, figure.legs
     side_on = rng.random() < 0.45

@@ -1,4 +1,4 @@
-"""Colours (display-space RGB, 0..255), noise, and surfaces made of them."""
+"""Sample colours (display-space RGB, 0..255), noise and surface textures."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -30,12 +30,12 @@ PAINTS: tuple[Colour, ...] = (
 
 
 def choose(rng: Generator, options: Sequence[Option]) -> Option:
-    """One of the options, all equally likely."""
+    """Sample one of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def pick(rng: Generator, options: Sequence[Colour]) -> Colour:
-    """One of the colours, slightly varied."""
+    """Sample one of the colours, each channel varied by at most 10."""
     r, g, b = choose(rng, options)
     dr, dg, db = rng.integers(-10, 11, 3).tolist()
     return (max(0, r + dr), max(0, g + dg), max(0, b + db))
@@ -54,7 +54,10 @@ def to_bytes(values: NDArray[np.floating]) -> Bytes:
 
 
 def value_noise(rng: Generator, height: int, width: int, cell: float, octaves: int = 1) -> Floats:
-    """Smooth field, float32 [height, width], about -1..1, its largest blobs `cell` pixels wide."""
+    """Sample smooth noise, float32 [height, width], about -1..1.
+
+    Its largest blobs are `cell` pixels wide.
+    """
     total: Floats = np.zeros((height, width), np.float32)
     weight, norm = 1.0, 0.0
     for _ in range(octaves):
@@ -68,7 +71,7 @@ def value_noise(rng: Generator, height: int, width: int, cell: float, octaves: i
 
 
 def courses(rng: Generator, size: tuple[int, int], ppm: float) -> Floats:
-    """Rows of bricks or blocks, float32 [height, width] about 1, for a `size` (w, h)."""
+    """Draw rows of bricks or blocks, float32 [height, width] about 1, for a `size` (w, h)."""
     course = choose(rng, (0.12, 0.15, 0.22, 0.4))
     y = np.arange(size[1])[:, None] / (ppm * course)
     x = np.arange(size[0])[None, :] / (ppm * course * 2.2)
@@ -81,7 +84,7 @@ def courses(rng: Generator, size: tuple[int, int], ppm: float) -> Floats:
 def wall_texture(
     rng: Generator, size: tuple[int, int], ppm: float, colour: Colour, tint: Tint
 ) -> Image.Image:
-    """Brick, stone or plaster surface, RGB of `size` (w, h); `ppm` is pixels per metre."""
+    """Draw a brick, stone or plaster surface, RGB of `size` (w, h); `ppm` is pixels per metre."""
     width, height = size
     surface = 1 + 0.10 * value_noise(rng, height, width, max(2.0, ppm * 1.5), 3)
     if ppm > 9 and rng.random() < 0.6:

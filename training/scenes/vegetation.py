@@ -1,4 +1,4 @@
-"""Trees, hedges and bushes."""
+"""Draw trees, hedges and bushes."""
 
 from math import cos, sin
 
@@ -20,7 +20,10 @@ LOWEST = {"round": 0.25, "bare": 0.2, "cone": 0.0, "hedge": 0.0}
 
 
 def radius(shape: str, x: Floats, y: Floats) -> Floats:
-    """Distance from a crown's middle, 1 about its outline, float32 [h, w]; x, y are -1..1."""
+    """Compute the distance from a crown's centre, about 1 at its outline, float32 [h, w].
+
+    `x` and `y` are in -1..1.
+    """
     if shape == "cone":
         slope = np.abs(x) / np.maximum(0.03, (y + 1) * 0.5) * 0.9
         return np.asarray(np.maximum(slope, np.abs(y)), np.float32)
@@ -30,7 +33,7 @@ def radius(shape: str, x: Floats, y: Floats) -> Floats:
 
 
 def cover(rng: Generator, shape: str, outline: Floats, fine: Floats) -> tuple[Bytes, Bytes]:
-    """Masks of what is painted and what is labelled, uint8 [h, w] each."""
+    """Return the masks of painted and of labelled pixels, uint8 [h, w] each."""
     height, width = outline.shape
     if shape == "bare":
         twigs = 0.6 * value_noise(rng, height, width, 2.2) + 0.5 * fine
@@ -45,9 +48,9 @@ def cover(rng: Generator, shape: str, outline: Floats, fine: Floats) -> tuple[By
 def foliage(
     rng: Generator, size: tuple[int, int], shape: str, colour: Colour, light: float
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Crown filling a box of `size` (w, h): RGB colour, L paint mask and L label mask.
+    """Draw a crown that fills a box of `size` (w, h): RGB colour, L paint mask and L label mask.
 
-    `shape` is "round", "cone", "hedge" or "bare" (twigs through which the sky shows).
+    `shape` is "round", "cone", "hedge" or "bare" (twigs with sky between them).
     `light` (-1..1) is the side the sun is on.
     """
     width, height = max(2, size[0] // 2), max(2, size[1] // 2)
@@ -67,7 +70,7 @@ def foliage(
 
 
 def crown_spread(rng: Generator, shape: str) -> float:
-    """Half the width of a crown as a share of the tree's height."""
+    """Sample half the width of a crown as a fraction of the tree's height."""
     spread = rng.uniform(0.25, 0.5) if shape in TRUNKED else rng.uniform(0.12, 0.25)
     return rng.uniform(0.6, 2.0) if shape == "hedge" else spread
 
@@ -75,7 +78,10 @@ def crown_spread(rng: Generator, shape: str) -> float:
 def crown_box(
     canvas: Canvas, at: Place, height: float, half: float, low: float
 ) -> tuple[int, int, int, int] | None:
-    """Canvas box (left, top, right, bottom) of a crown `half` as wide; None if not in view."""
+    """Return a crown's canvas box (left, top, right, bottom); None if not in view.
+
+    `height`, `low` (its lower end) and `half` (half its width) are in metres.
+    """
     (x, z), width = at, canvas.image.width
     (left, top), (right, bottom) = canvas.camera.project(
         [(x - half, height, z), (x + half, low, z)]
@@ -87,7 +93,7 @@ def crown_box(
 
 
 def draw_tree(canvas: Canvas, at: Place, height: float, shape: str) -> None:
-    """Tree (trunk, boughs and crown), or a hedge or bush on the ground."""
+    """Draw a tree (trunk, boughs and crown), or a hedge or bush on the ground."""
     rng, sun, (x, z) = canvas.rng, canvas.lighting.sun, at
     canvas.begin(Label.TREE, z, rng.uniform(0.55, 1.0) if sun else 0.85)
     half = height * crown_spread(rng, shape)
@@ -113,7 +119,7 @@ def draw_tree(canvas: Canvas, at: Place, height: float, shape: str) -> None:
 
 
 def draw_boughs(canvas: Canvas, fork: Pixels, top: Pixels, girth: float, bark: Colour) -> None:
-    """Branches of a bare tree, from the pixel `fork` [2] up towards `top` [2].
+    """Draw the branches of a bare tree, from the pixel `fork` [2] up towards `top` [2].
 
     Its twigs are in the texture of the crown.
     """
@@ -122,13 +128,13 @@ def draw_boughs(canvas: Canvas, fork: Pixels, top: Pixels, girth: float, bark: C
     ink = scaled(bark, canvas.tint)
     limbs = [(x, y, upward + turn, rise * 0.5, girth) for turn in (-0.5, 0.0, 0.5)]
     while limbs:
-        x, y, angle, reach, thick = limbs.pop()
-        dx, dy = reach * cos(angle), reach * sin(angle)
+        x, y, angle, extent, thick = limbs.pop()
+        dx, dy = extent * cos(angle), extent * sin(angle)
         line, wide = (x, y, x + dx, y + dy), max(1, round(thick))
         canvas.pen.line(line, ink, wide)
         if wide > 1:
             canvas.marker.line(line, canvas.thing, wide)
-        if reach > max(9.0, rise * 0.12):
+        if extent > max(9.0, rise * 0.12):
             for part, turn in zip((0.45, 0.7, 0.95), canvas.rng.normal(0, 0.55, 3), strict=True):
                 start = (x + dx * part, y + dy * part)
-                limbs.append((*start, angle + turn, reach * 0.66, thick * 0.55))
+                limbs.append((*start, angle + turn, extent * 0.66, thick * 0.55))

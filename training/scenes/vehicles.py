@@ -1,4 +1,4 @@
-"""Cars, vans and buses."""
+"""Draw cars, vans and buses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from training.scenes.textures import FASCIAS, PAINTS, Colour, pick, scaled
 
 @dataclass(frozen=True)
 class Body:
-    """Vehicle shape: length, width and height in metres; the rest in shares of these.
+    """Vehicle shape: length, width and height in metres; the rest in fractions of these.
 
     `taper` is the roof's width; `profile` (along, up) runs from the rear over the roof to the
-    front, `glass` are its segments that are screens; `windows` the side glass parted by `posts`.
+    front, `glass` are its segments that are screens; `windows` the side glass, divided by `posts`.
     """
 
     size: tuple[float, float, float]
@@ -62,7 +62,7 @@ AXLES = (0.17, 0.81)
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A `body` of `size` (length, width, height) at a place, turned by `yaw`.
+    """Draw a `body` of `size` (length, width, height; m) at a place, rotated by `yaw` radians.
 
     Its points are (along 0..1, across -1..1, up 0..1).
     """
@@ -76,7 +76,7 @@ class Vehicle:
     glass: Colour
 
     def place(self, points: Sequence[Point]) -> Pixels:
-        """Vehicle points [N, 3] to canvas pixels [N, 2]."""
+        """Project vehicle points [N, 3] to canvas pixels [N, 2]."""
         p = np.asarray(points, np.float64)
         (length, width, height), c, s = self.size, cos(self.yaw), sin(self.yaw)
         narrow = 1 - (1 - self.body.taper) * np.maximum(0, p[:, 2] - 0.6) / 0.4
@@ -96,7 +96,7 @@ class Vehicle:
         self.fill([(along, side, up) for along, up in outline], colour)
 
     def shadow(self) -> None:
-        """Paint the shadow below, which stays road."""
+        """Draw the shadow below; its label remains road."""
         outline = self.place([(t, w, 0.0) for t, w in rectangle(-0.03, -1.1, 1.03, 1.1)])
         self.canvas.pen.polygon(outline.ravel().tolist(), scaled((26, 26, 28), self.canvas.tint))
 
@@ -111,10 +111,10 @@ class Vehicle:
         """Draw rear, roof, screens and bonnet, seen from `toward` metres ahead."""
         (length, _, height), found = self.size, list[tuple[float, int]]()
         for k, ((l0, h0), (l1, h1)) in enumerate(pairwise(self.body.profile)):
-            reach = toward - ((l0 + l1) / 2 - 0.5) * length
+            ahead = toward - ((l0 + l1) / 2 - 0.5) * length
             rise = self.canvas.camera.height - (h0 + h1) / 2 * height
-            if (l1 - l0) * length * rise - (h1 - h0) * height * reach > 0:
-                found.append((abs(reach), k))
+            if (l1 - l0) * length * rise - (h1 - h0) * height * ahead > 0:
+                found.append((abs(ahead), k))
         for _, k in sorted(found, reverse=True):
             self.strip(k)
 
@@ -157,7 +157,7 @@ class Vehicle:
 
         lamp: Colour = (245, 240, 215) if front else (170, 20, 24)
         lighting, scale = canvas.lighting, canvas.camera.scale(self.at[1])
-        on = lighting.weather != "day" and rng.random() < (0.9 if lighting.dark else 0.5)
+        on = lighting.condition != "day" and rng.random() < (0.9 if lighting.dark else 0.5)
         low, high = (0.4, 0.5) if front else (0.42, 0.58)
         half = rng.uniform(0.07, 0.17)
         for w in (-0.97 + half, 0.97 - half):
@@ -173,7 +173,7 @@ class Vehicle:
 
 
 def draw_vehicle(canvas: Canvas, at: Place, yaw: float, body: Body) -> None:
-    """Vehicle driving towards `yaw` (0 away from the camera, pi towards it)."""
+    """Draw a vehicle that drives towards `yaw` (0 away from the camera, pi towards it)."""
     rng, (x, z) = canvas.rng, at
     length, width, height = (v * rng.uniform(0.93, 1.07) for v in body.size)
     if z - abs(cos(yaw)) * length / 2 - abs(sin(yaw)) * width / 2 < 4.0:
