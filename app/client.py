@@ -1,6 +1,6 @@
-"""Typed HTTP client of a running service, used by every `--url` of the command line.
+"""Typed HTTP client of a running service, for `--url` of the command line.
 
-The types of the answers hold the fields that the command line reads; the service sends more.
+The response types hold the fields that the command line reads; the service sends more.
 """
 
 import json
@@ -15,7 +15,7 @@ import httpx2
 
 from app.errors import ArgumentError, InputError, UnavailableError
 
-TIMEOUT_S = 600  # the service checks an upload before it answers
+TIMEOUT_S = 600  # the service validates an upload before it responds
 UNFINISHED = ("queued", "running")
 
 OnProgress = Callable[[str, float], None]  # called with a stage and its fraction done, in 0..1
@@ -77,8 +77,8 @@ class Segmentation(TypedDict):
 class Client:
     """Connection to one service, to be used in a `with` statement.
 
-    Each method raises InputError, with the service's own sentence, where the service refuses the
-    request, and UnavailableError where no service answers.
+    Each method raises InputError, with the `detail` of the problem document, for a response of
+    status 4xx or 5xx, and UnavailableError without a response.
     """
 
     def __init__(self, url: str, token: str | None) -> None:
@@ -105,8 +105,8 @@ class Client:
         query = {**query, "include": "mask,confidence"}
         headers = {"Content-Type": "image/*", "Accept": "application/json"}
         request = {"params": query, "content": image, "headers": headers}
-        answer: Segmentation = self._json("POST", "segment", **request)
-        return answer
+        body: Segmentation = self._json("POST", "segment", **request)
+        return body
 
     def segment_npz(self, image: bytes, query: Mapping[str, str]) -> bytes:
         """Return the arrays `mask` and `confidence` of an encoded image as an .npz file."""
@@ -114,15 +114,15 @@ class Client:
         return self._read("POST", "segment", params=query, content=image, headers=headers)
 
     def models(self) -> list[Model]:
-        """List the models."""
+        """List the service's models."""
         models: list[Model] = self._json("GET", "models")["models"]
         return models
 
     def model(self, name: str | None) -> Model:
         """Return one model, or the default one where no name is given."""
         if name is not None:
-            found: Model = self._json("GET", "models", name)
-            return found
+            named: Model = self._json("GET", "models", name)
+            return named
         models = self.models()
         for model in models:
             if model["default"]:
@@ -157,7 +157,7 @@ class Client:
         fields: Mapping[str, str | int | bool],
         on_progress: OnProgress,
     ) -> Job:
-        """Upload a validation set, file by file as it is read, and return the queued job."""
+        """Upload the files of a validation set without loading them, and return the queued job."""
         total, sent = sum(path.stat().st_size for path in files.values()), 0
 
         def on_read(size: int) -> None:
@@ -174,21 +174,21 @@ class Client:
         return job
 
     def follow_job(self, job_id: str, on_progress: OnProgress) -> Job:
-        """Report a job's progress until it ends; raises InputError where it does not succeed."""
+        """Report a job's progress until it ends; raises InputError if it does not succeed."""
         job: Job = self._json("GET", "calibrate", job_id)
-        while job["state"] in UNFINISHED:  # the events may break off before the job ends
+        while job["state"] in UNFINISHED:  # the events may end before the job
             with self._open("GET", "calibrate", job_id, "events") as response:
                 # The last event holds the report, which may be larger than httpx's limit.
                 for event in httpx2.EventSource(response, max_event_size=None):
-                    told: Any = event.json()
-                    on_progress(told["stage"], told["progress"])
+                    progress: Any = event.json()
+                    on_progress(progress["stage"], progress["progress"])
             job = self._json("GET", "calibrate", job_id)
         if job["state"] != "succeeded":
             raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
         return job
 
     def _json(self, method: str, *path: str, **request: Any) -> Any:  # noqa: ANN401 - any JSON
-        """Send a request and return its JSON answer."""
+        """Send a request and return the JSON of its response."""
         body = self._read(method, *path, **request)
         try:
             return json.loads(body)
@@ -196,16 +196,16 @@ class Client:
             raise InputError(f"expected an answer of segcal, got {body[:80]!r}") from error
 
     def _read(self, method: str, *path: str, **request: Any) -> bytes:  # noqa: ANN401 - httpx's
-        """Send a request and return the body of its answer."""
+        """Send a request and return the body of its response."""
         with self._open(method, *path, **request) as response:
             return response.read()
 
     @contextmanager
     def _open(self, method: str, *path: str, **request: Any) -> Iterator[httpx2.Response]:  # noqa: ANN401 - httpx's
-        """Send a request to a path, given by its segments; yield the answer, its body not read.
+        """Send a request to a path, given by its segments; yield the response, its body unread.
 
-        A service that refuses an upload may close the connection while data is still being sent:
-        httpx stops sending then and reads the answer.
+        A service that rejects an upload may close the connection while data is being sent: httpx
+        then stops sending and reads the response.
         """
         segments = (quote(segment, safe="") for segment in path)
         try:
@@ -233,7 +233,7 @@ class ReportingFile(FileIO):
 
 
 def problem_detail(response: httpx2.Response) -> str:
-    """Return the sentence of a problem document."""
+    """Return the `detail` of a problem document, or the status of a response without one."""
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The factory: settings in, a wired application out."""
+"""Build the application from its settings, load the models, and serve."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from app.api.middleware import (
 )
 from app.errors import ModelError, SettingsError
 from app.inference.backbone import nvidia_device_present
-from app.inference.batching import LARGEST
+from app.inference.batching import MAX_BATCH_SIZE
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers
@@ -35,16 +35,16 @@ from app.storage.artifacts import ArtifactStore
 
 log = logging.getLogger(__name__)
 
-WORKERS = 2  # requests at work at once, each on half of the threads
-GPU_WORKERS = LARGEST + 2  # so that a batch can gather while another one runs
-FORM_OVERHEAD = 64 << 10  # a multipart body is a little larger than the file inside
+WORKERS = 2  # concurrent requests, each on half of the threads
+GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
+FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application; models load when its lifespan begins.
+    """Build the application; its lifespan loads the models.
 
-    Raises SettingsError for a wrong setting. Model folders that can't be served are refused by
-    name and reason, and the others serve.
+    Raises SettingsError for a wrong setting. Model folders that cannot be loaded are reported with
+    their reason, and the others are served.
     """
     settings = settings or load_settings()
     check_models(settings)
@@ -53,7 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
         readiness=Readiness(),
-        admission=Admission(workers(settings), settings.queue_limit),
+        admission=Admission(max_concurrent_requests(settings), settings.queue_limit),
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
         metrics=ServiceMetrics(drift),
         drift=drift,
@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # The port answers at once, /readyz with 503, while models load in a thread.
+        # The server answers, /readyz with 503, while the models load in a thread.
         loading = asyncio.create_task(asyncio.to_thread(load_models, state))
         await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
@@ -104,7 +104,7 @@ def run(settings: Settings, host: str, port: int) -> None:
 
 
 def load_models(state: State) -> None:
-    """Load and warm every model, then declare the service ready."""
+    """Load and warm up every model, then mark the service ready."""
     try:
         predictors, refused = open_models(state.settings, state.admission.active_requests)
     except Exception as error:
@@ -126,7 +126,7 @@ def load_models(state: State) -> None:
     )
     try:
         segmenter.warm_up()
-    except Exception:  # a request that meets the same fault will say so
+    except Exception:  # a request that fails in the same way reports it
         log.exception("warming up failed")
     state.readiness.segmenter = segmenter
 
@@ -134,7 +134,7 @@ def load_models(state: State) -> None:
 def open_models(
     settings: Settings, active_requests: ActiveRequests
 ) -> tuple[dict[str, Predictor], dict[str, str]]:
-    """Open all model folders: predictors by name, and reasons by name for those refused."""
+    """Load all model folders; return predictors, and reasons for the rejected models, by name."""
     predictors: dict[str, Predictor] = {}
     refused: dict[str, str] = {}
     for path in model_folders(settings.models_dir):
@@ -146,27 +146,27 @@ def open_models(
         except ModelError as error:
             log.warning("refused model %s: %s", path.name, error)
             refused[path.name] = str(error)
-    # Two requests in torch's threads wait for each other's, spinning, and ONNX Runtime has its own.
+    # Threads of concurrent torch calls wait for each other by spinning; ONNX Runtime has its own.
     in_torch = any(p.folder.path.suffix != ".onnx" for p in predictors.values())
     torch.set_num_threads(settings.threads if in_torch else 1)
     return predictors, refused
 
 
-def workers(settings: Settings) -> int:
-    """Count the requests that may be at work at once."""
+def max_concurrent_requests(settings: Settings) -> int:
+    """Return the number of requests that may run concurrently."""
     on_gpu = settings.device != "cpu" and nvidia_device_present()
     return GPU_WORKERS if on_gpu else WORKERS
 
 
 def model_folders(models_dir: Path) -> list[Path]:
-    """List the models directory's folders, sorted by name, hidden ones aside."""
+    """List the models directory's folders, sorted by name, without hidden ones."""
     if not models_dir.is_dir():
         return []
     return sorted(p for p in models_dir.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def check_models(settings: Settings) -> None:
-    """Refuse to start without a model, or with a default one that is not there."""
+    """Raise SettingsError without a model folder, or for a default model that does not exist."""
     names = [path.name for path in model_folders(settings.models_dir)]
     if not names:
         raise SettingsError(
@@ -179,11 +179,11 @@ def check_models(settings: Settings) -> None:
 
 
 def find_model(settings: Settings, name: str | None) -> ModelFolder:
-    """Find one model's folder by name, or the default or only one; for commands that need one."""
-    known = {path.name: path for path in model_folders(settings.models_dir)}
+    """Read one model's folder by name, or the default or only one; raises SettingsError."""
+    folders = {path.name: path for path in model_folders(settings.models_dir)}
     chosen = name or settings.default_model
     if chosen is None:
-        chosen = default_name({n: read_model_folder(path) for n, path in known.items()}, None)
-    if chosen not in known:
-        raise SettingsError(f"--model: expected one of {sorted(known)}, got {chosen!r}")
-    return read_model_folder(known[chosen])
+        chosen = default_name({n: read_model_folder(path) for n, path in folders.items()}, None)
+    if chosen not in folders:
+        raise SettingsError(f"--model: expected one of {sorted(folders)}, got {chosen!r}")
+    return read_model_folder(folders[chosen])

@@ -1,4 +1,4 @@
-"""The HTTP client against a running service, and against servers that answer wrongly."""
+"""The HTTP client with a running service, and with servers of invalid responses."""
 
 import base64
 import io
@@ -57,23 +57,23 @@ def test_calibrate_uploads_files_and_follows_the_job(make_server: MakeServer, tm
     files["labels"].write_bytes(npy(labels))
     fields: dict[str, str | int | bool] = {"method": "vector_ti", "allow_label_changes": True}
     sent: list[tuple[str, float]] = []
-    told: list[tuple[str, float]] = []
+    reported: list[tuple[str, float]] = []
     with Client(make_server(admin_token=TOKEN), TOKEN) as client:
         queued = client.calibrate(files, fields, lambda *progress: sent.append(progress))
-        job = client.follow_job(queued["id"], lambda *progress: told.append(progress))
+        job = client.follow_job(queued["id"], lambda *progress: reported.append(progress))
         version = client.calibrator(job["calibrator"])
 
     assert sent == sorted(sent)
     assert len(set(sent)) > 2  # a file is sent in pieces
     assert sent[-1] == ("uploading", 1)
-    assert told[-1][1] == 1
+    assert reported[-1][1] == 1
     assert job["state"] == "succeeded"
     assert job["report"]["decision"]["activated"] == version["active"]
     assert version["method"] == "vector_ti"
 
 
 @pytest.mark.parametrize("token", ["wrong", "schlüssel", None])
-def test_refusal_raises_the_sentence_of_the_service(make_server: MakeServer, token):
+def test_error_response_raises_its_detail(make_server: MakeServer, token):
     url = make_server(api_tokens="alpha")
     with Client(url, token) as client:
         with pytest.raises(InputError, match="expected a bearer token of this service"):
@@ -83,12 +83,12 @@ def test_refusal_raises_the_sentence_of_the_service(make_server: MakeServer, tok
 
 
 @pytest.mark.parametrize("url", ["ftp://localhost", "localhost:8000", "http://[::1", "http://a:b"])
-def test_address_that_is_none_is_refused(url):
+def test_invalid_url_is_rejected(url):
     with pytest.raises(ArgumentError, match="expected http:// or https://"):
         Client(url, None)
 
 
-def test_no_service_at_the_address():
+def test_missing_service_raises_unavailable_error():
     with (
         Client("http://127.0.0.1:9/", None) as client,
         pytest.raises(UnavailableError, match=r"expected a service at http://127\.0\.0\.1:9/"),
@@ -124,37 +124,37 @@ def serve() -> Iterator[Serve]:
         yield start
 
 
-def test_job_is_followed_again_where_its_events_break_off(serve: Serve):
+def test_job_is_followed_after_its_events_end_early(serve: Serve):
     running = '{"id": "7", "state": "running", "stage": "fitting", "progress": %s}'
     ended = '{"id": "7", "state": "succeeded", "calibrator": "c"}'
     url = serve({
         "/segcal/calibrate/7": [running % 0.1, running % 0.5, ended],
         "/segcal/calibrate/7/events": [f"data: {running % 0.2}\n\n", f"data: {running % 0.9}\n\n"],
     })  # fmt: skip
-    told: list[float] = []
+    reported: list[float] = []
     with Client(f"{url}/segcal/", None) as client:
-        job = client.follow_job("7", lambda _stage, fraction: told.append(fraction))
+        job = client.follow_job("7", lambda _stage, fraction: reported.append(fraction))
 
     assert job["calibrator"] == "c"
-    assert told == [0.2, 0.9]
+    assert reported == [0.2, 0.9]
 
 
 @pytest.mark.parametrize(
-    ("job", "sentence"),
+    ("job", "message"),
     [
         ('{"state": "failed", "error": "expected labels, got none"}', "expected labels, got none"),
         ('{"state": "cancelled", "error": null}', "expected the fit to finish, got it cancelled"),
     ],
 )
-def test_job_that_does_not_succeed_raises_its_error(serve: Serve, job, sentence):
+def test_job_that_does_not_succeed_raises_its_error(serve: Serve, job, message):
     with (
         Client(serve({"/calibrate/7": [job]}), None) as client,
-        pytest.raises(InputError, match=sentence),
+        pytest.raises(InputError, match=message),
     ):
         client.follow_job("7", lambda _stage, _fraction: None)
 
 
-def test_server_of_another_kind(serve: Serve):
+def test_responses_of_another_server_are_rejected(serve: Serve):
     url = serve({"/calibrate/7": ['{"state": "running"}'], "/models": ["<p>hello"]})
     with Client(url, None) as client:
         with pytest.raises(InputError, match="expected an answer of segcal, got 404 Not Found"):

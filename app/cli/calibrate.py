@@ -1,4 +1,4 @@
-"""`segcal calibrate`: the same fit on this machine, or on a running service."""
+"""`segcal calibrate`: fit a calibrator locally or on a running service."""
 
 import tempfile
 import zipfile
@@ -32,7 +32,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """A fit as it was asked for; `paths` by the contract's field: files, or folders of images."""
+    """Options of a fit; `paths` are files, or folders of images, by field of POST /calibrate."""
 
     paths: dict[str, Path]
     method: str
@@ -45,7 +45,7 @@ class CalibrateOptions:
 
 
 class FitResult(NamedTuple):
-    """What came of a fit; the report says whether it was activated and why."""
+    """Id of a fitted calibrator, and its report with the decision on its activation."""
 
     calibrator: str
     report: dict[str, Any]
@@ -54,8 +54,8 @@ class FitResult(NamedTuple):
 def fit_locally(
     options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> FitResult:
-    """Fit on this machine, with the models and calibrators of its folders."""
-    candidates(options.method, options.allow_label_changes)  # refuses before anything is read
+    """Fit in this process, with the models and calibrators of the configured folders."""
+    candidates(options.method, options.allow_label_changes)  # raises before files are read
     with validation_set(options, folder, settings, progress) as data:
         done = calibrate(
             folder,
@@ -74,7 +74,7 @@ def fit_locally(
 def validation_set(
     options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> Iterator[ValidationSet]:
-    """Open what is to be fitted on."""
+    """Yield the validation set of images and label maps, or of a file of logits."""
     void = folder.card.output.ignore_index if options.ignore_index is None else options.ignore_index
     if "images" in options.paths:
         pairs = find_pairs(options.paths["images"], options.paths["labels"])
@@ -111,7 +111,7 @@ def validation_set(
 def fit_remotely(
     options: CalibrateOptions, model: str | None, client: Client, progress: OnProgress
 ) -> FitResult:
-    """Fit on a running service: upload, and follow the job to its end."""
+    """Fit on a running service: upload the files and wait for the job to end."""
     fields = asdict(options)
     del fields["paths"]
     if model is not None:
@@ -130,7 +130,7 @@ def fit_remotely(
 
 @contextmanager
 def zipped(folder: Path) -> Iterator[Path]:
-    """Pack a folder's images into a zip archive for as long as the block lasts."""
+    """Yield a temporary zip archive of a folder's images."""
     with tempfile.TemporaryDirectory(prefix="segcal-zip-") as name:
         target = Path(name) / "images.zip"
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
@@ -146,17 +146,17 @@ def calibrate_command(
         typer.Option(exists=True, dir_okay=False, help=".npz, .npy or .safetensors."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Images, for the model.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="Images to run the model on.")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(exists=True, help="Label maps, or the logits' labels.")
     ] = None,
     image_index: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Of a table's rows.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Image of each table row.")
     ] = None,
     group_index: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="The images' groups, which stay together."),
+        typer.Option(exists=True, dir_okay=False, help="Group of each image, never split."),
     ] = None,
     model: ModelOption = None,
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
@@ -202,7 +202,7 @@ def calibrate_command(
 
 
 def check_sources(paths: dict[str, Path]) -> None:
-    """Refuse what is neither logits nor images with labels."""
+    """Raise ArgumentError unless there are either logits, or images and label maps."""
     with_images = set(paths) - {"group_index"} == {"images", "labels"} and paths["labels"].is_dir()
     labels_are_files = "labels" not in paths or paths["labels"].is_file()
     with_logits = "logits" in paths and "images" not in paths and labels_are_files
@@ -214,7 +214,7 @@ def check_sources(paths: dict[str, Path]) -> None:
 
 
 def print_candidates(report: dict[str, object]) -> None:
-    """Show the figures of a report's candidates."""
+    """Print the metrics of a report's candidates."""
     rows = report["candidates"]
     assert isinstance(rows, list)  # noqa: S101 - the report's own shape
     columns = ("method", "ece_image", "ece_pooled", "nll", "auroc_misprediction", "aurc", "miou")

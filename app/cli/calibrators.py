@@ -20,7 +20,7 @@ console = Console(stderr=True)
 
 
 class Listing(NamedTuple):
-    """A model's versions, newest first, the active one's id, and the model's present hash."""
+    """A model's versions, newest first, the active one's id, and the model's current hash."""
 
     versions: list[Manifest]
     active: str | None
@@ -28,7 +28,7 @@ class Listing(NamedTuple):
 
 
 def list_locally(model: str | None) -> Listing:
-    """List the versions in this machine's folders."""
+    """List the versions in the configured folders."""
     settings = load_settings()
     folder = find_model(settings, model)
     store, name = ArtifactStore(settings.artifacts_dir), folder.card.name
@@ -37,10 +37,10 @@ def list_locally(model: str | None) -> Listing:
 
 def list_remotely(model: str | None, client: Client) -> Listing:
     """List the versions of a running service."""
-    found = client.calibrators(model)
-    active = next((version["id"] for version in found if version["active"]), None)
-    sha256 = client.model(found[0]["model"])["sha256"] if found else ""
-    return Listing(TypeAdapter(list[Manifest]).validate_python(found), active, sha256)
+    versions = client.calibrators(model)
+    active = next((version["id"] for version in versions if version["active"]), None)
+    sha256 = client.model(versions[0]["model"])["sha256"] if versions else ""
+    return Listing(TypeAdapter(list[Manifest]).validate_python(versions), active, sha256)
 
 
 def list_command(
@@ -49,16 +49,16 @@ def list_command(
     """List a model's calibrators, newest first; `*` marks the active one."""
     with connect(url, token) as client:
         listing = list_remotely(model, client) if client else list_locally(model)
-    # Ids are never cut short in a narrow terminal: they are there to be copied.
+    # Ids are not truncated in a narrow terminal, so that they can be copied.
     longest = max((len(version.id) for version in listing.versions), default=0)
     name = Column("calibrator", no_wrap=True, min_width=longest)
     table = Table("", name, "method", "ECE before", "ECE after", "images", "model")
     for version in listing.versions:
-        fits = version.model_sha256 == listing.model_sha256
+        current = version.model_sha256 == listing.model_sha256
         ece = f"{version.ece_before:.4f}", f"{version.ece_after:.4f}"
         table.add_row(
             "*" if version.id == listing.active else "", version.id, version.method, *ece,
-            str(version.images), "this" if fits else f"other ({version.model_sha256[:12]})",
+            str(version.images), "this" if current else f"other ({version.model_sha256[:12]})",
         )  # fmt: skip
     Console().print(table)
 
@@ -70,7 +70,7 @@ def activate_command(
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Make a version the active one, or an earlier one again."""
+    """Activate a version, which may be an earlier one."""
     reason = reason or "no reason given"
     if url:
         with Client(url, token) as client:

@@ -1,7 +1,4 @@
-"""A running service as what is evaluated: its own masks and confidence, over HTTP.
-
-`segcal evaluate`: the arguments, the progress, the table and the page.
-"""
+"""`segcal evaluate`: evaluate a local model or a running service, and write a page about it."""
 
 import io
 import math
@@ -40,44 +37,44 @@ from app.storage.artifacts import ArtifactStore
 from app.storage.files import replace_file, storage
 from app.storage.manifest import Manifest
 
-KNOWN = ("name", "title", "license", "source", "metrics")  # of a card, to those who ask
+CARD_FIELDS = ("name", "title", "license", "source", "metrics")  # that GET /models returns
 
 
 class RemoteModel:
-    """A model that a service serves, its default one or by name, with a calibrator or none."""
+    """A model of a running service, with one of its calibrators or none."""
 
     def __init__(
         self, client: Client, model: str | None, calibrator: str = ACTIVE, tta: Tta = "none"
     ) -> None:
         self._client, self._tta = client, tta
-        told = client.model(model)
+        served = client.model(model)
         output = {
-            "ignore_index": told["ignore_index"],
-            "classes": [{"name": c["name"], "color": c["color"]} for c in told["classes"]],
+            "ignore_index": served["ignore_index"],
+            "classes": [{"name": c["name"], "color": c["color"]} for c in served["classes"]],
         }
-        known = {name: value for name, value in told.items() if name in KNOWN}
-        card = Card.model_validate({**known, "file": "served.onnx", "output": output})
-        self.folder = ModelFolder(card, Path(), told["sha256"])
-        version = told["active_calibrator"] if calibrator == ACTIVE else calibrator
+        fields = {name: value for name, value in served.items() if name in CARD_FIELDS}
+        card = Card.model_validate({**fields, "file": "served.onnx", "output": output})
+        self.folder = ModelFolder(card, Path(), served["sha256"])
+        version = served["active_calibrator"] if calibrator == ACTIVE else calibrator
         self.manifest: Manifest | None = None
         if version is not None and version != NO_CALIBRATOR:
             self.manifest = Manifest.model_validate(client.calibrator(version))
 
     def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
-        """Have an image answered without the calibrator, and with it."""
+        """Request the prediction of an image without the calibrator, and with it."""
         image = pair.image.read_bytes()
-        plain = self._ask(image, NO_CALIBRATOR)
-        return plain, None if self.manifest is None else self._ask(image, self.manifest.id)
+        plain = self._request(image, NO_CALIBRATOR)
+        return plain, None if self.manifest is None else self._request(image, self.manifest.id)
 
-    def _ask(self, image: bytes, calibrator: str) -> ScoredPrediction:
+    def _request(self, image: bytes, calibrator: str) -> ScoredPrediction:
         query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self._tta}
         arrays = np.load(io.BytesIO(self._client.segment_npz(image, query)), allow_pickle=False)
         prediction = Prediction(arrays["mask"], arrays["confidence"].astype(np.float32))
-        return ScoredPrediction(prediction, unknown)
+        return ScoredPrediction(prediction, unknown_scores)
 
 
-def unknown(_labels: Tensor) -> tuple[float, float]:
-    """NLL and Brier need every class's probability, which an answer does not hold."""
+def unknown_scores(_labels: Tensor) -> tuple[float, float]:
+    """Return NaN for NLL and Brier: they need every class's probability, not only the label's."""
     return math.nan, math.nan
 
 
@@ -88,8 +85,8 @@ def evaluate_command(
     ],
     model: ModelOption = None,
     calibrator: Annotated[str, typer.Option(help="A version's id, active, or none.")] = ACTIVE,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The page.")] = Path("report.html"),
-    tta: Annotated[Tta, typer.Option(help="Views of each image that are averaged.")] = "none",
+    out: Annotated[Path, typer.Option(dir_okay=False, help="HTML page.")] = Path("report.html"),
+    tta: Annotated[Tta, typer.Option(help="Test-time augmentation.")] = "none",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
@@ -97,9 +94,9 @@ def evaluate_command(
     url: UrlOption = None,
     token: ApiTokenOption = None,
 ) -> None:
-    """Measure a model as it is served over labelled images, and write a page about it."""
+    """Evaluate a model or a running service on labelled images, and write a page about it."""
     settings = load_settings()
-    if not out.resolve().parent.is_dir():  # an hour of work must not end in this
+    if not out.resolve().parent.is_dir():  # raised before the evaluation, which may take an hour
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
     console = Console(stderr=True)
@@ -127,7 +124,7 @@ def evaluate_command(
 
 
 def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
-    """Open a model of this machine's folders, with one of its calibrators or none."""
+    """Load a model of the configured folders, with one of its calibrators or none."""
     folder = find_model(settings, model)
     stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
     predictor = open_predictor(folder, settings.device, settings.threads)

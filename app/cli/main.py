@@ -1,4 +1,4 @@
-"""`segcal`: serve, segment, calibrate, and look after models and calibrators."""
+"""`segcal`: serve, segment, calibrate, evaluate, and manage models and calibrators."""
 
 import logging
 import sys
@@ -45,7 +45,7 @@ def serve(
 
 
 def main() -> None:
-    """Run the command line; our own errors end it with one sentence."""
+    """Run the command line; print a SegcalError as one line and exit with 2."""
     try:
         app()
     except SegcalError as error:

@@ -1,4 +1,4 @@
-"""`segcal models import` and `segcal models quantize`."""
+"""`segcal models`: list, import and quantise models."""
 
 import tomllib
 from dataclasses import asdict
@@ -11,10 +11,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.conversion.import_model import (
-    card_from,
-    classes_named,
+    classes_with_colors,
     import_model,
     new_model,
+    read_card,
     write_card,
 )
 from app.conversion.quantization_report import QuantizationReport, measure
@@ -33,37 +33,51 @@ TIMED_RUNS = 41
 console = Console(stderr=True)
 
 
+def list_command() -> None:
+    """List the models, with the reason for each that cannot be loaded."""
+    table = Table("model", "classes", "file", "sha256", "title")
+    for path in model_folders(load_settings().models_dir):
+        try:
+            folder = read_model_folder(path)
+        except SegcalError as error:
+            table.add_row(path.name, "", "", "", f"refused: {error}")
+            continue
+        card = folder.card
+        table.add_row(card.name, str(folder.num_classes), card.file, folder.sha256[:12], card.title)
+    Console().print(table)
+
+
 def import_command(
     path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".onnx, .pt2 or .pt")],
-    name: Annotated[str, typer.Option(help="Of the new model.")],
+    name: Annotated[str, typer.Option(help="Name of the new model.")],
     card: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A whole card, in TOML.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A card, in TOML.")
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Names by channel, with commas.")] = None,
-    taxonomy: Annotated[str | None, typer.Option(help="A known list of classes.")] = None,
+    taxonomy: Annotated[str | None, typer.Option(help="Name of a common list of classes.")] = None,
     title: str = "",
     license_: Annotated[str, typer.Option("--license")] = "",
-    source: Annotated[str, typer.Option(help="Where weights and data came from.")] = "",
+    source: Annotated[str, typer.Option(help="Origin of weights and data.")] = "",
     mean: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (0, 0, 0),
     std: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (1, 1, 1),
     size: Annotated[tuple[int, int] | None, typer.Option(help="H W; default: native.")] = None,
     multiple_of: Annotated[int, typer.Option(min=1)] = 32,
     ignore_index: Annotated[int, typer.Option(min=0)] = 255,
 ) -> None:
-    """Take in a model file, after a trial; refused with the reason where it does not fit."""
+    """Import a model file if it loads and matches its card."""
     if sum(given is not None for given in (card, classes, taxonomy)) != 1:
         raise ArgumentError("expected one of --card, --classes and --taxonomy")
     if card is not None:
-        values = card_from(card)
+        values = read_card(card)
     else:
         policy = {"mean": mean, "std": std, "size": size or "native", "multiple_of": multiple_of}
         output = {"ignore_index": ignore_index} | (
             {"taxonomy": taxonomy}
             if classes is None
-            else {"classes": classes_named([part.strip() for part in classes.split(",")])}
+            else {"classes": classes_with_colors([part.strip() for part in classes.split(",")])}
         )
-        about = {"title": title, "license": license_, "source": source}
-        values = {**about, "input": policy, "output": output}
+        values = {"title": title, "license": license_, "source": source}
+        values |= {"input": policy, "output": output}
     model = import_model(path, name, values, load_settings())
     console.print(f"{name} can be served: {model.num_classes} classes, {model.sha256[:12]}")
 
@@ -75,20 +89,20 @@ def quantize_command(
     model: Annotated[str | None, typer.Option(help="Default: the only model.")] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="To measure on; default: every other one."),
+        typer.Option(exists=True, file_okay=False, help="For comparison; default: every second."),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Of the images measured on.")
+        Path | None, typer.Option(exists=True, file_okay=False, help="Label maps for comparison.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="The new model; default: NAME-int8.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Images that ranges come from.")] = 64,
+    limit: Annotated[int, typer.Option(min=1, help="Most images to use for ranges.")] = 64,
     ranges: Annotated[Ranges, typer.Option()] = "minmax",
 ) -> None:
-    """Make an int8 form of an ONNX model, measure its price, and keep it as a model of its own."""
+    """Quantise an ONNX model to int8, compare it with the original, and add it as a new model."""
     settings = load_settings()
     folder = find_model(settings, model)
     original = open_predictor(folder, settings.device, settings.threads)
-    chosen, measured = divide(images, held_out, labels, limit)
+    chosen, measured = split_images(images, held_out, labels, limit)
     with (
         Progress(console=console) as progress,
         new_model(settings.models_dir, out or f"{folder.card.name}-int8") as target,
@@ -96,7 +110,7 @@ def quantize_command(
         task = progress.add_task(f"ranges of {len(chosen)} images", total=len(measured))
         quantize(original, chosen, target / "model.onnx", ranges, settings.max_pixels)
         progress.update(task, description="measuring")
-        write_card(target, card_of(folder, ranges, len(chosen)))
+        write_card(target, int8_card(folder, ranges, len(chosen)))
         quantized = open_predictor(read_model_folder(target), settings.device, settings.threads)
         report = measure(
             original,
@@ -108,69 +122,68 @@ def quantize_command(
             settings.threads,
             lambda: progress.advance(task),
         )
-        write_report(target, card_of(folder, ranges, len(chosen)), report, quantized)
+        write_report(target, int8_card(folder, ranges, len(chosen)), report, quantized)
         name = target.name
     Console().print(report_table(name, report))
     console.print(f"{name} is a model of its own: calibrate it with `segcal calibrate`")
 
 
-def divide(
+def split_images(
     images: Path, held_out: Path | None, labels: Path | None, limit: int
 ) -> tuple[list[Path], list[Path | Pair]]:
-    """Choose images for the ranges, evenly spread, and others to measure on.
+    """Choose images for the ranges, at most `limit`, evenly spread, and others to compare on.
 
-    Raises ArgumentError where nothing would be left for either.
+    Raises ArgumentError for too few images.
     """
     files = list(images_by_stem(images).values())
     if len(files) < (1 if held_out else 2):
         raise ArgumentError(f"--images: expected more images, got {len(files)}")
     fitting = files if held_out else files[::2]
-    step = max(1, -(-len(fitting) // limit))
+    stride = max(1, -(-len(fitting) // limit))
     if labels is None:
         others = list(images_by_stem(held_out).values()) if held_out else files[1::2]
-        return fitting[::step], list(others)
+        return fitting[::stride], list(others)
     pairs = find_pairs(held_out or images, labels)
-    return fitting[::step], list(pairs if held_out else pairs[1::2])
+    return fitting[::stride], list(pairs if held_out else pairs[1::2])
 
 
-def card_of(folder: ModelFolder, ranges: Ranges, images: int) -> dict[str, object]:
-    """Write the int8 model's card from its original's."""
+def int8_card(folder: ModelFolder, ranges: Ranges, images: int) -> dict[str, object]:
+    """Return the values of the int8 model's card, from its original's."""
     values = tomllib.loads((folder.path.parent / CARD).read_text("utf-8"))
     title, source = folder.card.title or folder.card.name, folder.card.source
-    made = (
+    origin = (
         f"int8 (static, QDQ, per channel; {ranges} over {images} images) of "
         f"{folder.card.name} {folder.sha256[:12]}"
     )
     new = {"file": "model.onnx", "title": f"{title}, int8", "metrics": {}}
-    return values | new | {"source": f"{source}; {made}" if source else made}
+    return values | new | {"source": f"{source}; {origin}" if source else origin}
 
 
 def write_report(
     target: Path, card: dict[str, object], report: QuantizationReport, quantized: Predictor
 ) -> None:
-    """Put the price beside the card in full, and its main figures into the card."""
-    figures: dict[str, object] = {
+    """Write the whole report beside the card, and its main metrics into the card."""
+    metrics: dict[str, object] = {
         "label_agreement": round(report.label_agreement, 5),
         "confidence_shift": round(report.confidence_shift, 5),
         "milliseconds_before": round(report.milliseconds_before, 2),
         "milliseconds_after": round(report.milliseconds_after, 2),
     }
     if report.before and report.after:
-        figures |= {
+        metrics |= {
             "miou_before": round(report.before.miou, 4),
             "miou_after": round(report.after.miou, 4),
             "ece_image_before": round(report.before.ece_image, 4),
             "ece_image_after": round(report.after.ece_image, 4),
         }
-    write_card(target, {**card, "metrics": figures})
-    with storage("the price of the int8 model"):
-        write_json(
-            target / REPORT_FILE, {"model_sha256": quantized.folder.sha256, **asdict(report)}
-        )
+    write_card(target, {**card, "metrics": metrics})
+    record = {"model_sha256": quantized.folder.sha256, **asdict(report)}
+    with storage("the quantization report"):
+        write_json(target / REPORT_FILE, record)
 
 
 def report_table(name: str, report: QuantizationReport) -> Table:
-    """Show what int8 costs and brings."""
+    """Return a table of both models' size, latency, labels, confidence and quality."""
     table = Table("", "original", "int8", title=f"{name}, on {report.images} held-out images")
     table.add_row("bytes", str(report.bytes_before), str(report.bytes_after))
     speed = report.milliseconds_before / report.milliseconds_after
@@ -191,17 +204,3 @@ def report_table(name: str, report: QuantizationReport) -> Table:
             values = (f"{getattr(part, field):.4f}" for part in (report.before, report.after))
             table.add_row(label, *values)
     return table
-
-
-def list_command() -> None:
-    """List the models directory, with the reason where one can't be served."""
-    table = Table("model", "classes", "file", "sha256", "title")
-    for path in model_folders(load_settings().models_dir):
-        try:
-            folder = read_model_folder(path)
-        except SegcalError as error:
-            table.add_row(path.name, "", "", "", f"refused: {error}")
-            continue
-        card = folder.card
-        table.add_row(card.name, str(folder.num_classes), card.file, folder.sha256[:12], card.title)
-    Console().print(table)

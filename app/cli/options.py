@@ -1,4 +1,4 @@
-"""Options that several commands of `segcal` have in common."""
+"""Options shared by several commands of `segcal`."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
@@ -9,7 +9,7 @@ from app.client import Client
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="A running service; default: this machine's folders.")
+    str | None, typer.Option("--url", help="A running service; default: the configured folders.")
 ]
 TokenOption = Annotated[
     str | None,
@@ -22,5 +22,5 @@ ApiTokenOption = Annotated[
 
 
 def connect(url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
-    """Return a client of the service at `url`; None, for this machine's folders, without a URL."""
+    """Return a client of the service at `url`, or None, for the configured folders, without one."""
     return Client(url, token) if url else nullcontext()

@@ -1,4 +1,4 @@
-"""`segcal segment`: many images, here or on a running service, into a folder."""
+"""`segcal segment`: segment image files locally or on a running service, into a folder."""
 
 import base64
 import csv
@@ -35,7 +35,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of `figures.csv`; the last two in 0..1."""
+    """One image's row of `figures.csv`; sizes in pixels, the last two values in 0..1."""
 
     image: str
     model: str
@@ -46,19 +46,19 @@ class Row:
     abstained_fraction: float
 
 
-class Answer(NamedTuple):
-    """One image's mask and confidence as PNG, and its figures."""
+class Segmented(NamedTuple):
+    """One image's mask and confidence as PNG, and its row of `figures.csv`."""
 
     mask: bytes
     confidence: bytes
     row: Row
 
 
-Source = Callable[[Path], Answer]  # segments one file; raises SegcalError
+SegmentFile = Callable[[Path], Segmented]  # raises SegcalError
 
 
-class Local:
-    """This process, with the models on disk."""
+class LocalSegmenter:
+    """Segments files in this process, with a model of the configured folders."""
 
     def __init__(self, settings: Settings, model: str | None) -> None:
         torch.set_num_threads(settings.threads)
@@ -69,7 +69,7 @@ class Local:
             {name: predictor}, name, store, settings.max_pixels, RowWorkers(settings.threads)
         )
 
-    def __call__(self, path: Path) -> Answer:
+    def __call__(self, path: Path) -> Segmented:
         """Segment one file."""
         done = self._segmenter.segment(path.read_bytes(), SegmentOptions(), StageTimer())
         row = Row(
@@ -82,14 +82,14 @@ class Local:
             abstained_fraction=abstained_fraction(done),
         )
         palette = done.predictor.folder.palette
-        return Answer(
+        return Segmented(
             encode.mask_png(done.prediction.mask, palette),
             encode.confidence_png(done.prediction.confidence),
             row,
         )
 
 
-def segment_remotely(client: Client, model: str | None, path: Path) -> Answer:
+def segment_remotely(client: Client, model: str | None, path: Path) -> Segmented:
     """Segment one file on a running service."""
     body = client.segment(path.read_bytes(), {"model": model} if model else {})
     row = Row(
@@ -102,16 +102,16 @@ def segment_remotely(client: Client, model: str | None, path: Path) -> Answer:
         abstained_fraction=body["abstained_fraction"],
     )
     mask, confidence = body["mask"]["data"], body["confidence"]["data"]
-    return Answer(base64.b64decode(mask), base64.b64decode(confidence), row)
+    return Segmented(base64.b64decode(mask), base64.b64decode(confidence), row)
 
 
 def segment_all(
-    images: Sequence[Path], out: Path, source: Source, advance: Callable[[], object]
+    images: Sequence[Path], out: Path, segment: SegmentFile, advance: Callable[[], object]
 ) -> dict[Path, str]:
-    """Write `<stem>.mask.png`, `<stem>.confidence.png` and `figures.csv`; return what failed.
+    """Write `<stem>.mask.png`, `<stem>.confidence.png` and `figures.csv`; return the errors.
 
-    An image that fails does not stop the others. Raises ArgumentError where two images would
-    write the same file.
+    An image that fails does not stop the others. Raises ArgumentError if two images have the same
+    stem.
     """
     stems: dict[str, Path] = {}
     for path in images:
@@ -126,13 +126,13 @@ def segment_all(
         table.writeheader()
         for path in images:
             try:
-                answer = source(path)
+                segmented = segment(path)
             except SegcalError as error:
                 failed[path] = str(error)
             else:
-                (out / f"{path.stem}.mask.png").write_bytes(answer.mask)
-                (out / f"{path.stem}.confidence.png").write_bytes(answer.confidence)
-                table.writerow(asdict(answer.row))
+                (out / f"{path.stem}.mask.png").write_bytes(segmented.mask)
+                (out / f"{path.stem}.confidence.png").write_bytes(segmented.confidence)
+                table.writerow(asdict(segmented.row))
             advance()
     return failed
 
@@ -144,14 +144,14 @@ def segment_command(
     model: ModelOption = None,
     token: ApiTokenOption = None,
 ) -> None:
-    """Write masks, confidence maps and a CSV of per-image figures."""
+    """Write masks, confidence maps and a CSV of per-image statistics."""
     settings = load_settings()
     with connect(url, token) as client, Progress(console=console) as progress:
-        source: Source = (
-            partial(segment_remotely, client, model) if client else Local(settings, model)
+        segment: SegmentFile = (
+            partial(segment_remotely, client, model) if client else LocalSegmenter(settings, model)
         )
         task = progress.add_task("segmenting", total=len(images))
-        failed = segment_all(images, out, source, lambda: progress.advance(task))
+        failed = segment_all(images, out, segment, lambda: progress.advance(task))
     for path, reason in failed.items():
         console.print(f"{path}: {reason}", style="red", markup=False, soft_wrap=True)
     console.print(f"{len(images) - len(failed)} of {len(images)} images, results in {out}")

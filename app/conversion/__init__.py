@@ -1,1 +1,1 @@
-"""Model files in: import and quantisation."""
+"""Import and quantisation of model files."""

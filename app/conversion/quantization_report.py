@@ -1,4 +1,4 @@
-"""What an int8 model costs and brings, measured against the model it was made from."""
+"""Compare an int8 model with its original: labels, confidence, quality, latency and size."""
 
 import statistics
 import time
@@ -17,32 +17,32 @@ from app.errors import ArgumentError
 from app.inference.predictor import Predictor
 from app.serving.pipeline import predict_image
 
-TURN = 5  # counted runs of one backbone before it is the other's turn
+RUNS_PER_TURN = 5  # timed runs of one backbone before the other one is timed
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One model on labelled images; ECE of the plain softmax at full size, in 0..1."""
+    """One model's metrics on labelled images, in 0..1; ECE of the plain softmax at image size."""
 
     miou: float
     ece_image: float  # 10 bins, plain mean over images
-    ece_pooled: float  # 15 bins, all pixels alike
+    ece_pooled: float  # 15 bins over all pixels
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Self:
-        """Read the quality from an evaluation."""
-        found = evaluation.result()
-        return cls(found.miou, found.ece_image, found.ece_pooled)
+        """Return the metrics of an evaluation."""
+        result = evaluation.result()
+        return cls(result.miou, result.ece_image, result.ece_pooled)
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """The int8 model against its original, on images that its ranges were not taken from."""
+    """The int8 model (after) and its original (before), on images not used for the ranges."""
 
     images: int
-    label_agreement: float  # share of pixels with the same label
+    label_agreement: float  # fraction of pixels with the same label
     confidence_shift: float  # mean of int8's confidence minus the original's
-    confidence_shift_absolute: float
+    confidence_shift_absolute: float  # mean absolute difference
     milliseconds_before: float  # median of the backbone alone
     milliseconds_after: float
     threads: int
@@ -62,41 +62,39 @@ def measure(
     threads: int,
     advance: Callable[[], object],
 ) -> QuantizationReport:
-    """Run both models over the images; quality needs pairs. Raises ArgumentError for none."""
+    """Compare two models on images, or on pairs, which give the quality too.
+
+    Raises ArgumentError without images.
+    """
     if not images:
         raise ArgumentError("expected images to measure on, got none beside the ranges' own")
     num_classes = original.folder.num_classes
     evaluations = Evaluation(num_classes), Evaluation(num_classes)
-    same = signed = absolute = pixels = 0.0
+    equal = signed = absolute = pixels = 0.0
     for entry in images:
         path = entry.image if isinstance(entry, Pair) else entry
         image = read_image(path, max_pixels)
-        original_prediction, int8_prediction = (
-            predict_image(image, predictor, None) for predictor in (original, quantized)
-        )
-        mask, confidence = original_prediction.mask, original_prediction.confidence
-        shift = int8_prediction.confidence.astype(np.float64) - confidence
-        same += np.count_nonzero(mask == int8_prediction.mask)
+        before, after = (predict_image(image, model, None) for model in (original, quantized))
+        shift = after.confidence.astype(np.float64) - before.confidence
+        equal += np.count_nonzero(before.mask == after.mask)
         signed += shift.sum()
         absolute += np.abs(shift).sum()
-        pixels += mask.size
+        pixels += shift.size
         if isinstance(entry, Pair):
-            size = mask.shape[0], mask.shape[1]
+            size = image.shape[0], image.shape[1]
             labels = read_labels_for(entry, size, num_classes, ignore_index, max_pixels)
-            for evaluation, prediction in zip(
-                evaluations, (original_prediction, int8_prediction), strict=True
-            ):
+            for evaluation, prediction in zip(evaluations, (before, after), strict=True):
                 evaluation.add_prediction(prediction, torch.from_numpy(labels).long())
         advance()
-    before, after = milliseconds(original, quantized, image, runs)
+    milliseconds_before, milliseconds_after = time_backbones(original, quantized, image, runs)
     labelled = isinstance(images[0], Pair)
     return QuantizationReport(
         images=len(images),
-        label_agreement=same / pixels,
+        label_agreement=equal / pixels,
         confidence_shift=float(signed / pixels),
         confidence_shift_absolute=float(absolute / pixels),
-        milliseconds_before=before,
-        milliseconds_after=after,
+        milliseconds_before=milliseconds_before,
+        milliseconds_after=milliseconds_after,
         threads=threads,
         bytes_before=original.folder.path.stat().st_size,
         bytes_after=quantized.folder.path.stat().st_size,
@@ -105,22 +103,21 @@ def measure(
     )
 
 
-def milliseconds(
+def time_backbones(
     original: Predictor, quantized: Predictor, image: NDArray[np.uint8], runs: int
 ) -> tuple[float, float]:
-    """Time both backbones on one image in turns, so that what else runs slows both; medians.
+    """Return the median milliseconds of both backbones on one image.
 
-    A turn is several runs, the first of them not counted: the other backbone's threads go on
-    spinning for a while after their last run.
+    They are timed in turns, so that other load slows both. Each turn begins with a run that is not
+    timed: the other backbone's threads keep spinning for a while after their last run.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    images = original.prepare_windows(image).windows.cut(0, 0).numpy()
-    for _ in range(-(-runs // TURN)):
-        for predictor, spent in zip((original, quantized), times, strict=True):
+    images = original.first_window(image).numpy()
+    for _ in range(-(-runs // RUNS_PER_TURN)):
+        for predictor, durations in zip((original, quantized), times, strict=True):
             predictor.backbone(images)
-            for _ in range(TURN):
+            for _ in range(RUNS_PER_TURN):
                 start = time.perf_counter()
                 predictor.backbone(images)
-                spent.append(1000 * (time.perf_counter() - start))
-    before, after = (statistics.median(spent) for spent in times)
-    return before, after
+                durations.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[0]), statistics.median(times[1])

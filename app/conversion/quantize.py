@@ -1,8 +1,8 @@
-"""An int8 form of an ONNX model, by ONNX Runtime's own tools: static, QDQ, per channel.
+"""Quantise an ONNX model to int8 by ONNX Runtime's own tools: static, QDQ, per channel.
 
-Ranges of activations are taken from images that go through the model's own preprocessing. What
-lies between the last convolution and the logits stays in float: eight bits of logits would be
-eight bits of confidence.
+Ranges of activations are computed from images after the model's own preprocessing. The last
+convolution and the nodes behind it stay in float: logits of eight bits would limit confidence to
+eight bits.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Inputs:
-    """The network's inputs for a list of images, one at a time; a calibration data reader."""
+    """The network's inputs for a list of images: a calibration data reader of ONNX Runtime."""
 
     def __init__(
         self, predictor: Predictor, input_name: str, images: Sequence[Path], max_pixels: int
@@ -38,21 +38,25 @@ class Inputs:
         return len(self._images)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """Begin anew with some of the images, as the tools ask for."""
+        """Restart the iteration with images [start_index, end_index)."""
         self._left = list(self._images[start_index:end_index])
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """Give the next input, None behind the last."""
+        """Return the next input by its name, or None after the last."""
         if not self._left:
             return None
         image = read_image(self._left.pop(0), self._max_pixels)
-        return {self._name: self._predictor.prepare_windows(image).windows.cut(0, 0).numpy()}
+        return {self._name: self._predictor.first_window(image).numpy()}
 
 
 def quantize(
     predictor: Predictor, images: Sequence[Path], target: Path, ranges: Ranges, max_pixels: int
 ) -> None:
-    """Write the int8 form of a model's file; raises SetupError, ModelError."""
+    """Write a model's int8 file to `target`, with ranges from `images`.
+
+    Raises SetupError without the optional packages, ModelError for a model that is not ONNX or
+    cannot be quantised.
+    """
     onnx, tools, preprocessed = import_tools()
     source = predictor.folder.path
     if source.suffix != ".onnx":
@@ -70,21 +74,21 @@ def quantize(
                 per_channel=True,
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
-                calibrate_method=methods(tools)[ranges],
-                nodes_to_exclude=last_nodes(network.graph),
+                calibrate_method=range_methods(tools)[ranges],
+                nodes_to_exclude=find_last_nodes(network.graph),
                 extra_options={"CalibStridedMinMax": 1},  # one image's activations at a time
             )
-        except Exception as error:  # the tools raise whatever their parts raise
+        except Exception as error:  # the tools raise errors of many types
             raise ModelError(
                 f"{predictor.folder.card.name}: expected a model that can be quantized, "
                 f"got: {error}"
             ) from error
-        quantized = anonymous(onnx.load(target))
+        quantized = remove_metadata(onnx.load(target))
     onnx.save(quantized, target)
 
 
 def import_tools() -> tuple[Any, Any, Any]:
-    """Load onnx, ONNX Runtime's quantization and its preprocessing; raises SetupError."""
+    """Import onnx, ONNX Runtime's quantization and its preprocessing; raises SetupError."""
     try:
         import onnx  # noqa: PLC0415 - an optional extra
         from onnxruntime import quantization  # noqa: PLC0415
@@ -96,28 +100,28 @@ def import_tools() -> tuple[Any, Any, Any]:
     return onnx, quantization, quant_pre_process
 
 
-def methods(tools: Any) -> dict[str, Any]:  # noqa: ANN401 - the tools have no types
-    """Name the ways to find ranges."""
+def range_methods(tools: Any) -> dict[str, Any]:  # noqa: ANN401 - the tools have no types
+    """Return the tools' methods for ranges of activations by name."""
     kinds = tools.CalibrationMethod
     return {"minmax": kinds.MinMax, "entropy": kinds.Entropy, "percentile": kinds.Percentile}
 
 
-def last_nodes(graph: "onnx.GraphProto") -> list[str]:
-    """Name the nodes from the logits back to the last that has weights, itself included."""
-    makers = {output: node for node in graph.node for output in node.output}
-    ahead, found = [graph.output[0].name], []
-    while ahead:
-        node = makers.get(ahead.pop())
-        if node is None or node.name in found:
+def find_last_nodes(graph: "onnx.GraphProto") -> list[str]:
+    """List the names of the nodes from the logits back to the last with weights, inclusive."""
+    producers = {output: node for node in graph.node for output in node.output}
+    pending, names = [graph.output[0].name], []
+    while pending:
+        node = producers.get(pending.pop())
+        if node is None or node.name in names:
             continue
-        found.append(node.name)
+        names.append(node.name)
         if node.op_type not in WEIGHTED:
-            ahead += node.input
-    return found
+            pending += node.input
+    return names
 
 
-def anonymous(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Drop what exporters and tools note of the machine they ran on."""
+def remove_metadata(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Remove metadata and comments, in which exporters and tools record paths of their machine."""
     del model.metadata_props[:]
     model.doc_string = ""
     graph = model.graph

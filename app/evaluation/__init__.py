@@ -1,1 +1,1 @@
-"""Evaluation of a served model on labelled images, and its report."""
+"""Evaluation of a model on labelled images, and its report."""

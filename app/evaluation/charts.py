@@ -1,7 +1,7 @@
 """Reliability diagrams and risk-coverage curves as SVG.
 
-matplotlib is imported inside the functions: the import takes half a second, which only the answers
-that contain a chart should pay for. The background is transparent, and the colours have a contrast
+matplotlib is imported inside the functions: the import takes half a second, which only responses
+that contain a chart should take. The background is transparent, and the colours have a contrast
 of at least 3.9 to white and to the page's dark background.
 """
 
@@ -33,7 +33,7 @@ STYLES: dict[Stage, Style] = {
     "after": Style("calibrated", "#3a86b4", "-"),
 }
 GREY = "#757d86"
-FEW = 100  # pixels; a bin of fewer has a hollow marker
+MIN_PIXELS = 100  # a bin of fewer has a hollow marker
 MIN_FRACTION = 1e-4  # lower end of the axis of pixel fractions
 SMALLEST_RISK_SCALE = 0.01
 MIN_COVERAGE = 0.05  # the error rate of fewer pixels is noise and does not set the scale
@@ -91,9 +91,10 @@ def risk_coverage_diagram(curves: Mapping[Stage, Sequence[RiskCoverage]]) -> byt
 def _draw_reliability(
     upper: "Axes", lower: "Axes", stage: Stage, curve: Sequence[ReliabilityBin]
 ) -> None:
+    """Draw one curve of accuracy with its bins, and the bars of their fractions of pixels."""
     label, color, line = STYLES[stage]
     confidence, accuracy = [bin_.confidence for bin_ in curve], [bin_.accuracy for bin_ in curve]
-    faces = [color if bin_.pixels >= FEW else "none" for bin_ in curve]
+    faces = [color if bin_.pixels >= MIN_PIXELS else "none" for bin_ in curve]
     upper.plot(confidence, accuracy, line, color=color, label=label, gid=stage)
     upper.scatter(confidence, accuracy, 25, faces, edgecolors=color, zorder=3, gid=f"{stage}-bins")
     total = sum(bin_.pixels for bin_ in curve)
@@ -131,6 +132,7 @@ def _finish(axes: "Axes", *, ylim: tuple[float, float], xlabel: str = "", ylabel
 
 
 def _svg(figure: "Figure") -> bytes:
+    """Encode a figure as SVG, without metadata that changes between runs."""
     buffer = io.BytesIO()
     absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=absent)

@@ -1,7 +1,7 @@
-"""`segcal evaluate`: a model as it is served, measured over a folder of labelled images.
+"""Evaluate a model on labelled images, with and without a calibrator.
 
-Every figure is at the images' own size, on the very mask and confidence that /segment would send.
-Images are read one by one; memory does not grow with their number.
+Metrics are computed at image size, on the mask and confidence that /segment would return. Images
+are read one by one; memory does not grow with their number.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ Reason = Literal["calibration", "confident errors"]
 
 @dataclass(frozen=True)
 class Options:
-    """How a set is to be evaluated; `worst` images are named for each reason."""
+    """Options of an evaluation; `worst` is the number of images to list for each reason."""
 
     ignore_index: int
     max_pixels: int
@@ -43,12 +43,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured, without a calibrator and with one; `after` is None where there is none.
+    """Assessment of a model without (`before`) and with its calibrator (`after`, or None).
 
-    `manifest` is the calibrator's own record.
-
-    `difference` is the change in image-wise ECE that the calibrator makes, paired by image;
-    `labels_changed` a share of labelled pixels.
+    `difference` is the change of image-wise ECE by the calibrator, paired by image;
+    `labels_changed` the fraction of labelled pixels whose label it changes.
     """
 
     folder: ModelFolder
@@ -62,23 +60,23 @@ class Comparison:
 
     @property
     def served(self) -> Assessment:
-        """What a caller of the service gets."""
+        """The assessment with the calibrator, if there is one."""
         return self.after or self.before
 
     def worst(self) -> dict[int, list[Reason]]:
-        """Indices of the images to look at, each with why, the worst of each kind first."""
+        """Return the reasons to inspect images, by index, the worst images of each reason first."""
         images = self.served.images
-        wanted: tuple[tuple[Reason, list[float]], ...] = (
+        values_by_reason: tuple[tuple[Reason, list[float]], ...] = (
             ("calibration", [image.ece for image in images]),
             ("confident errors", [image.confident_errors for image in images]),
         )
-        found: dict[int, list[Reason]] = {}
-        for reason, figures in wanted:
-            order = np.argsort(-np.nan_to_num(figures), kind="stable")[: self.options.worst]
+        reasons: dict[int, list[Reason]] = {}
+        for reason, values in values_by_reason:
+            order = np.argsort(-np.nan_to_num(values), kind="stable")[: self.options.worst]
             for index in order.tolist():
-                if figures[index] > 0:
-                    found.setdefault(index, []).append(reason)
-        return found
+                if values[index] > 0:
+                    reasons.setdefault(index, []).append(reason)
+        return reasons
 
 
 class ScoredPrediction(NamedTuple):
@@ -147,9 +145,10 @@ class LocalModel:
 def evaluate(
     model: EvaluatedModel, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
 ) -> Comparison:
-    """Measure a model over labelled images, with and without the calibrator.
+    """Assess a model on labelled images, with and without its calibrator.
 
-    Raises InputError for an image or label map that can't be used, and where nothing is labelled.
+    Raises InputError for an image or label map that cannot be read, and ArgumentError if all pixels
+    are void.
     """
     folder = model.folder
     before = Assessment(folder.num_classes)
@@ -189,7 +188,7 @@ def evaluate(
 
 @torch.inference_mode()
 def score_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float, float]:
-    """Sum NLL and Brier over the labelled pixels of an image: logits [K,h,w], labels [H,W]."""
+    """Sum NLL (nats) and Brier score over labelled pixels, of logits [K,h,w] and labels [H,W]."""
     nll = brier = 0.0
     for rows, log_probabilities in log_probability_strips(grid, geometry):
         kept = labels[rows] != IGNORE

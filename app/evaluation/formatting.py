@@ -10,8 +10,7 @@ from app.calibration.metrics.intervals import Interval
 Better = Literal["lower", "higher", "neither"]
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 
-
-MIN_PIXELS = 100  # below it, the accuracy of a bin is noise
+MIN_PIXELS = 100  # fewer pixels do not estimate an accuracy
 NEGLIGIBLE_SURPLUS = 0.005  # mean confidence above accuracy, absolute
 ABSTENTION_COVERAGE = 0.8
 

@@ -1,1 +1,1 @@
-"""Model cards, backbones, preprocessing and emission: from an image to mask and confidence."""
+"""From an image to mask and confidence: model card, preprocessing, backbone, postprocessing."""

@@ -1,4 +1,4 @@
-"""Backbones behind one call: float32 images [N,3,H,W] in, float32 logits [N,K,h,w] out."""
+"""Segmentation networks in ONNX Runtime or torch, behind one call: images in, logits out."""
 
 import warnings
 from collections.abc import Callable
@@ -18,12 +18,15 @@ Array = NDArray[np.float32]
 
 
 class Backbone(Protocol):
-    """Any network that segments; threads may share one."""
+    """A segmentation network; safe for threads."""
 
     device: str
 
     def __call__(self, images: Array) -> Array:
-        """Images float32 [N,3,H,W] to logits float32 [N,K,h,w] on the network's own grid."""
+        """Compute logits float32 [N,K,h,w], on the network's own grid, of float32 [N,3,H,W].
+
+        Raises ArgumentError for a height and width that the network does not take.
+        """
 
 
 def open_backbone(
@@ -31,8 +34,8 @@ def open_backbone(
 ) -> Backbone:
     """Load a model file by its ending: .onnx, .pt2 (torch.export) or .pt (TorchScript).
 
-    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With a
-    `active_requests`, one of several callers at once gets its part of the threads. Raises
+    `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With
+    `active_requests`, each of several concurrent callers uses half of the threads. Raises
     ModelError for a file that does not load, and for cuda without a working device.
     """
     loaders: dict[str, Callable[[Path, str, int, ActiveRequests | None], Backbone]] = {
@@ -50,34 +53,28 @@ def open_backbone(
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """Give the start of an error's message, or its name where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else repr(error)
-
-
 class OnnxBackbone:
     """A network in ONNX Runtime.
 
-    Several callers of one session of many threads get in each other's way: its threads wait for
-    one another spinning, and two callers on two cores are a sixth slower than one (measured by
-    `benchmarks.sessions`). In a crowd each caller has a session of fewer threads.
+    The threads of a session wait for one another by spinning, so that two callers of one session
+    on two cores are a sixth slower than one (`benchmarks.sessions`). Concurrent callers therefore
+    use a second session of half the threads.
     """
 
     def __init__(
         self, path: Path, device: str, threads: int, active_requests: ActiveRequests | None
     ) -> None:
         self._session = open_session(path, device, threads)
-        # ONNX Runtime falls back to the CPU without an error; whoever asked for CUDA must know.
+        # ONNX Runtime falls back to the CPU without an error.
         has_cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
         if device == "cuda" and not has_cuda:
             raise ModelError(
                 f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
             )
         self.device = "cuda" if has_cuda else "cpu"
-        self._active_requests, self._narrow = active_requests, self._session
+        self._active_requests, self._concurrent_session = active_requests, self._session
         if active_requests is not None and not has_cuda and threads > 1:
-            self._narrow = open_session(path, device, threads // 2)
+            self._concurrent_session = open_session(path, device, threads // 2)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise ModelError(f"{path.name}: expected one input, got {len(inputs)}")
@@ -86,19 +83,19 @@ class OnnxBackbone:
         self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
     def __call__(self, images: Array) -> Array:
-        """Run the session on the first output; raises ArgumentError for a size it can't take."""
+        """Return the session's first output; raises ArgumentError for a size it does not take."""
         feed = {self._input: images.astype(self._dtype, copy=False)}
-        busy = self._active_requests is not None and self._active_requests.several
-        session = self._narrow if busy else self._session
+        concurrent = self._active_requests is not None and self._active_requests.several
+        session = self._concurrent_session if concurrent else self._session
         try:
             logits = session.run([self._output], feed)[0]
         except InvalidArgument as error:
-            raise unsuitable_size(images, error) from error
+            raise size_error(images, error) from error
         return np.asarray(logits, np.float32)
 
 
 def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
-    """Load a network, on CUDA where that is wanted and there, or on so many threads."""
+    """Load an ONNX file on CUDA if asked for and present, else on `threads` CPU threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -110,7 +107,7 @@ def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
 class TorchBackbone:
     """A network exported from torch, as an exported program or as TorchScript.
 
-    The thread count is the process's own, set once by whoever starts it.
+    torch's thread count is one setting of the whole process and is not changed here.
     """
 
     def __init__(
@@ -126,33 +123,39 @@ class TorchBackbone:
         if path.suffix == ".pt2":
             self._module = torch.export.load(path).module()
         else:
-            with warnings.catch_warnings():  # torch would rather have .pt2; cards may name .pt
+            with warnings.catch_warnings():  # TorchScript is deprecated, but cards may name .pt
                 warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
                 self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         self._module.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, images: Array) -> Array:
-        """Run the module; a dict answer gives its entry `out`, as torchvision's models do.
+        """Return the module's output, or its entry `out` if it is a dict as of torchvision.
 
         Raises ArgumentError for a size that the module was not exported for.
         """
         try:
-            answer = self._module(torch.from_numpy(images).to(self.device))
+            output = self._module(torch.from_numpy(images).to(self.device))
         except AssertionError as error:  # an exported program's guard on its input's shape
-            raise unsuitable_size(images, error) from error
-        logits = answer["out"] if isinstance(answer, dict) else answer
+            raise size_error(images, error) from error
+        logits = output["out"] if isinstance(output, dict) else output
         return logits.float().cpu().numpy()  # type: ignore[no-any-return]
 
 
-def unsuitable_size(images: Array, error: Exception) -> ArgumentError:
-    """Say that a model refuses an input of this size, in its own words as well."""
+def size_error(images: Array, error: Exception) -> ArgumentError:
+    """Return the error for an input size that a model does not take, given the model's own."""
     size = "x".join(str(side) for side in images.shape[:1:-1])
     return ArgumentError(
         f"expected an image of a size the model takes, got {size} as its input: {first_line(error)}"
     )
 
 
+def first_line(error: Exception) -> str:
+    """Return an error's first line, at most 300 characters, or its repr if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else repr(error)
+
+
 def nvidia_device_present() -> bool:
-    """Look for a device: the runtime lists CUDA among its providers on machines without one."""
+    """Return whether there is a device: ONNX Runtime lists CUDA on machines without one too."""
     return Path("/dev/nvidiactl").exists() or torch.cuda.is_available()

@@ -1,7 +1,7 @@
-"""Requests that come together run as one batch, where a batch costs less than its parts.
+"""Dynamic batching without a wait window, for backbones on CUDA.
 
-On a CPU it does not (`benchmarks.sessions`: two images at a time gain 0-3%, four lose), so that
-only a backbone on CUDA is given this.
+On a CPU a batch costs as much as its images one by one (`benchmarks.sessions`: two images at a
+time gain 0-3%, four lose), so that only a backbone on CUDA is wrapped.
 """
 
 import threading
@@ -11,71 +11,71 @@ import numpy as np
 
 from app.inference.backbone import Array, Backbone
 
-LARGEST = 8  # images at a time
+MAX_BATCH_SIZE = 8  # callers' inputs
 
 
 @dataclass(eq=False)
-class _PendingInput:
-    """One caller's images, and what became of them."""
+class _QueuedInput:
+    """One caller's images, and their logits or the error once they were run."""
 
     images: Array
     logits: Array | None = None
     error: Exception | None = None
 
 
-class MicroBatches:
-    """A backbone that takes equal-sized inputs of several callers at once; safe for threads.
+class BatchingBackbone:
+    """A backbone that runs equal-sized inputs of several callers as one batch; safe for threads.
 
-    Nobody waits for company: a caller runs as soon as the backbone is free, and takes along who
-    came in the meantime. A batch that fails is asked for one by one, and is not as large again: a
-    network may be exported for single images, or memory end.
+    Whoever holds the run lock runs all queued inputs of its own shape, up to `max_batch_size`. A
+    network may be exported for single images, or memory run out: a failed batch is run again input
+    by input, and where that succeeds, later batches are smaller than the failed one.
     """
 
-    def __init__(self, backbone: Backbone, largest: int = LARGEST) -> None:
-        self._backbone, self._largest = backbone, largest
+    def __init__(self, backbone: Backbone, max_batch_size: int = MAX_BATCH_SIZE) -> None:
+        self._backbone, self._max_batch_size = backbone, max_batch_size
         self.device = backbone.device
-        self._waiting: list[_PendingInput] = []
+        self._queue: list[_QueuedInput] = []
         self._queue_lock, self._run_lock = threading.Lock(), threading.Lock()
 
     def __call__(self, images: Array) -> Array:
-        """Images float32 [N,3,H,W] to logits float32 [N,K,h,w], maybe run with others'."""
-        own = _PendingInput(images)
+        """Compute logits float32 [N,K,h,w] from images float32 [N,3,H,W]."""
+        own = _QueuedInput(images)
         with self._queue_lock:
-            self._waiting.append(own)
+            self._queue.append(own)
         with self._run_lock:
             if own.logits is None and own.error is None:
                 self._run(self._take_batch(own))
         if own.error is not None:
             raise own.error
         if own.logits is None:
-            raise AssertionError("whoever has had a turn has an answer")
+            raise AssertionError("expected logits or an error after a run, got neither")
         return own.logits
 
-    def _take_batch(self, own: _PendingInput) -> list[_PendingInput]:
-        """Take a caller and others with inputs of one size off the list."""
+    def _take_batch(self, own: _QueuedInput) -> list[_QueuedInput]:
+        """Remove `own` and others of its shape from the queue and return them."""
         with self._queue_lock:
             others = [
-                pending for pending in self._waiting
-                if pending is not own and pending.images.shape == own.images.shape
+                queued for queued in self._queue
+                if queued is not own and queued.images.shape == own.images.shape
             ]  # fmt: skip
-            chosen = [own, *others[: self._largest - 1]]
-            self._waiting = [pending for pending in self._waiting if pending not in chosen]
-        return chosen
+            batch = [own, *others[: self._max_batch_size - 1]]
+            self._queue = [queued for queued in self._queue if queued not in batch]
+        return batch
 
-    def _run(self, batch: list[_PendingInput]) -> None:
-        """Answer callers, together if the network can."""
-        single, images = len(batch) == 1, [pending.images for pending in batch]
+    def _run(self, batch: list[_QueuedInput]) -> None:
+        """Run the backbone on a batch, or on each input alone where the batch fails."""
+        single, images = len(batch) == 1, [queued.images for queued in batch]
         try:
             stacked = images[0] if single else np.concatenate(images)
             parts = np.split(self._backbone(stacked), len(batch))
-        except Exception as error:  # whatever a network raises at a batch it does not take
+        except Exception as error:  # backbones raise their runtimes' own exceptions
             if single:
                 batch[0].error = error
                 return
-            for pending in batch:
-                self._run([pending])
-            if all(pending.logits is not None for pending in batch):  # so it was their number
-                self._largest = len(batch) - 1
+            for queued in batch:
+                self._run([queued])
+            if all(queued.logits is not None for queued in batch):  # too many, not a bad input
+                self._max_batch_size = len(batch) - 1
             return
-        for pending, logits in zip(batch, parts, strict=True):
-            pending.logits = logits
+        for queued, logits in zip(batch, parts, strict=True):
+            queued.logits = logits

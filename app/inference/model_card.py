@@ -1,4 +1,4 @@
-"""A model's card: `card.toml` beside the model file says what it is and how it wants its input."""
+"""Model cards: `card.toml` beside a model file, with its input policy, classes and licence."""
 
 import hashlib
 import tomllib
@@ -25,20 +25,20 @@ Triple = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=16384)]
 
 
-class Strict(BaseModel):
-    """Refuses unknown keys: a typo in a card must not pass for a default."""
+class StrictModel(BaseModel):
+    """An immutable record that rejects unknown keys, so that a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ShortSide(Strict):
-    """Resize so that the shorter side has this many pixels."""
+class ShortSide(StrictModel):
+    """Target length of an image's shorter side, in pixels."""
 
     short_side: Side
 
 
-class InputPolicy(Strict):
-    """How an image becomes the network's input; mean and std are on the 0..1 scale, RGB."""
+class InputPolicy(StrictModel):
+    """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels."""
 
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
@@ -51,23 +51,23 @@ class InputPolicy(Strict):
 
     @field_validator("size", mode="wrap")
     @classmethod
-    def _one_of_the_sizes(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    def _check_size(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
         try:
             return handler(value)
-        except ValidationError as error:  # of three forms at once, which tells nobody anything
+        except ValidationError as error:  # lists the faults of all three forms
             raise ValueError(
                 'expected "native", [H, W] or {short_side = N}, with sides in 1..16384, '
                 f"got {value!r}"
             ) from error
 
     @model_validator(mode="after")
-    def _positive_std(self) -> "InputPolicy":
+    def _check_std(self) -> "InputPolicy":
         if min(self.std) <= 0:
             raise ValueError(f"expected std above 0, got {list(self.std)}")
         return self
 
     @model_validator(mode="after")
-    def _windows(self) -> "InputPolicy":
+    def _check_mode(self) -> "InputPolicy":
         given = {"crop", "stride", "blend"} & self.model_fields_set
         if self.mode == "whole" and given:
             raise ValueError(f'expected {sorted(given)} only with mode = "slide", got mode "whole"')
@@ -91,7 +91,7 @@ class InputPolicy(Strict):
             )
 
 
-class ClassInfo(Strict):
+class ClassInfo(StrictModel):
     """One class's name and colour (`#rrggbb`)."""
 
     name: Annotated[str, Field(min_length=1)]
@@ -99,13 +99,13 @@ class ClassInfo(Strict):
 
     @property
     def rgb(self) -> tuple[int, int, int]:
-        """The colour as red, green and blue in 0..255."""
+        """Red, green and blue in 0..255."""
         value = int(self.color[1:], 16)
         return value >> 16, value >> 8 & 255, value & 255
 
 
-class OutputPolicy(Strict):
-    """What the network's channels mean; `ignore_index` is the label of unlabelled pixels."""
+class OutputPolicy(StrictModel):
+    """Classes by channel of the logits; `ignore_index` is the label of void pixels."""
 
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
     taxonomy: str | None = None
@@ -127,8 +127,8 @@ class OutputPolicy(Strict):
         return {**data, "classes": classes}
 
 
-class Card(Strict):
-    """The whole card."""
+class Card(StrictModel):
+    """The contents of `card.toml`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     title: str = ""
@@ -137,13 +137,13 @@ class Card(Strict):
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(onnx|pt2|pt)$")]
     input: InputPolicy = InputPolicy()
     output: OutputPolicy
-    default: bool = False  # served where a request names no model and none is configured
+    default: bool = False  # for requests without a model, if SEGCAL_DEFAULT_MODEL is unset
     metrics: dict[str, float | int | str] = {}
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A card with the file it speaks of and that file's hash, the model's identity."""
+    """A card with the path of its model file and the model's hash, see `model_sha256`."""
 
     card: Card
     path: Path
@@ -151,29 +151,29 @@ class ModelFolder:
 
     @property
     def num_classes(self) -> int:
-        """Count the classes."""
+        """Number of classes."""
         return len(self.card.output.classes)
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
-        """The classes' colours."""
+        """Colours by class, each red, green and blue in 0..255."""
         return [entry.rgb for entry in self.card.output.classes]
 
 
 def default_name(folders: Mapping[str, ModelFolder], configured: str | None) -> str | None:
-    """Name the model for requests that name none: as configured, the only one, or by its card.
+    """Return the model for requests without one: as configured, the only one, or by its card.
 
-    Gives None where several models are there and not exactly one card says `default = true`.
+    None if there are several models and not exactly one card has `default = true`.
     """
     if configured is not None:
         return configured
     marked = [name for name, folder in folders.items() if folder.card.default]
-    wanted = list(folders) if len(folders) == 1 else marked
-    return wanted[0] if len(wanted) == 1 else None
+    candidates = list(folders) if len(folders) == 1 else marked
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
-    """Read and check one model's folder; raises ModelError that says what is wrong with it."""
+    """Read and validate one model's folder; raises ModelError, with the first fault."""
     try:
         card = Card.model_validate(tomllib.loads((folder / CARD).read_text("utf-8")))
     except FileNotFoundError as error:
@@ -181,7 +181,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ModelError(f"{folder.name}: expected TOML in {CARD}, got: {error}") from error
     except ValidationError as error:
-        raise ModelError(f"{folder.name}: {_first_fault(error)}") from error
+        raise ModelError(f"{folder.name}: {_first_error(error)}") from error
     if card.name != folder.name:
         raise ModelError(f"{folder.name}: expected the folder's name in {CARD}, got {card.name!r}")
     path = folder / card.file
@@ -190,28 +190,33 @@ def read_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(card, path, model_sha256(path))
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
+    """Return the place and reason of a validation's first error."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or CARD
     if first["type"] == "missing":
         return f"{where}: expected a value, got none"
     if first["type"] == "extra_forbidden":
         return f"{where}: expected no such key, got {first['input']!r}"
-    if first["type"] == "value_error":  # one of our own sentences
+    if first["type"] == "value_error":  # raised by a validator of this module
         return f"{where}: {first['ctx']['error']}"
     return f"{where}: {first['msg']}, got {first['input']!r}"
 
 
 def model_sha256(path: Path) -> str:
-    """Hash a model: its file and, where an exporter put weights beside it, those files too."""
-    beside = sorted(p for p in path.parent.glob(f"{path.name}[._]*") if p.is_file())
-    if not beside:
+    """Compute the SHA-256 of a model: of its file, or of the hashes of all its files in hex."""
+    if len(files := model_files(path)) == 1:
         return file_sha256(path)
-    hashes = "".join(file_sha256(part) for part in (path, *beside))
+    hashes = "".join(map(file_sha256, files))
     return hashlib.sha256(hashes.encode("ascii")).hexdigest()
 
 
+def model_files(path: Path) -> list[Path]:
+    """List a model file and the files of weights beside it, whose names begin with its name."""
+    return [path, *sorted(p for p in path.parent.glob(f"{path.name}[._]*") if p.is_file())]
+
+
 def file_sha256(path: Path) -> str:
-    """Hash a file."""
+    """Compute the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
 """Postprocess logits: upsample to image size, label, and read the label's confidence.
 
-`postprocess_strip` takes both from one sweep over the classes, so that K full-size planes never
-exist. `log_probability_strips` upsamples the whole class distribution, in strips of rows, for NLL
-and Brier score.
+`postprocess_strip` computes both in one sweep over the classes, without allocating K planes of
+image size. `log_probability_strips` upsamples the whole class distribution, in strips of rows, for
+NLL and Brier score.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,8 @@ from app.inference.preprocess import Band, Geometry, Size
 from app.inference.threads import RowWorkers
 from app.numerics import LOG2_E, compiled
 
-MAX_PHASES = 32  # columns a cell that the kernel sorts by weight
-
+MAX_PHASES = 32  # columns for each cell that the kernel groups by weight
 STRIP_BYTES = 16 << 20  # of upsampled logits at a time
-
 SERIAL = RowWorkers(1)
 
 
@@ -36,19 +34,19 @@ def postprocess(
 ) -> Prediction:
     """Upsample bilinearly, label, and read the label's calibrated probability.
 
-    `logits` and `calibrated` are finite float32 [K,h,w]; labels come from the former (lowest
-    class on ties), probabilities from the softmax of `scale` times the latter. Pass the same
-    tensor twice where a calibrator changes decisions, is a mere scale above 0, or there is none.
-    Confidence is accurate to 2e-6 plus 3e-7 of the largest difference of logits, absolute.
+    `logits` and `calibrated` are finite float32 [K,h,w]. The argmax of `logits` is the label (the
+    lowest class on ties), softmax(`scale` * `calibrated`) at it is the confidence. Pass the same
+    tensor twice for a calibrator that changes labels, one that only scales logits, or none. The
+    absolute error of confidence is at most 2e-6 plus 3e-7 of the largest difference of logits.
     """
     prediction = allocate_prediction(geometry, logits.shape[0])
-    whole = Band.whole(logits.shape[1])
-    postprocess_strip(logits, calibrated, geometry, whole, prediction, scale=scale, workers=workers)
+    band = Band.whole(logits.shape[1])
+    postprocess_strip(logits, calibrated, geometry, band, prediction, scale=scale, workers=workers)
     return prediction
 
 
 def allocate_prediction(geometry: Geometry, num_classes: int) -> Prediction:
-    """Allocate an image's mask and confidence, uninitialised."""
+    """Allocate a prediction of image size without initialising it."""
     mask = np.empty(geometry.image, np.uint8 if num_classes < 256 else np.uint16)
     return Prediction(mask, np.empty(geometry.image, np.float32))
 
@@ -65,23 +63,23 @@ def postprocess_strip(
 ) -> None:
     """Write the rows of a prediction [H,W] whose upper tap is one of the band's cells.
 
-    The grids [K,n,w] begin at the band's `top`. Bands that partition the grid partition the image.
-    Otherwise as `postprocess`.
+    `logits` and `calibrated` [K,n,w] begin at the band's `top`, and are otherwise as for
+    `postprocess`. Bands that partition the grid partition the image.
     """
     height, width = geometry.image
     top, bottom, down = taps(height, geometry.resized[0], geometry.padded[0], band.height)
     columns = taps(width, geometry.resized[1], geometry.padded[1], logits.shape[2])
     first, end = np.searchsorted(top, [band.cells.start, band.cells.stop]).tolist()
     rows = top - band.top, bottom - band.top, down
-    two = calibrated is not logits
+    separate = calibrated is not logits
     label_logits = logits.contiguous().numpy()
-    confidence_logits = calibrated.contiguous().numpy() if two else label_logits
+    confidence_logits = calibrated.contiguous().numpy() if separate else label_logits
     gain = np.float32(LOG2_E * scale)
     phases = whole_phases(width, geometry, logits.shape[2])
 
     def work(start: int, stop: int) -> None:
         postprocess_kernel(
-            label_logits, confidence_logits, two, gain, rows, columns, phases,
+            label_logits, confidence_logits, separate, gain, rows, columns, phases,
             prediction.mask, prediction.confidence, start, stop,
         )  # fmt: skip
 
@@ -92,18 +90,16 @@ def shift_confidence(
     confidence: Confidence,
     shift: Floats,
     grid: Size,
-    step: int,
+    stride: int,
     geometry: Geometry,
     workers: RowWorkers = SERIAL,
 ) -> None:
-    """Add `shift`, interpolated, to the log-odds of an image's confidence [H,W].
+    """Add `shift`, interpolated, to the log-odds of an image's confidence [H,W], in place.
 
-    It is float32 [n,m], given at every `step` rows and columns of a grid (h, w).
+    `shift` is float32 [n,m], at every `stride`-th row and column of a grid (h, w).
     """
-    rows, columns = (
-        taps(geometry.image[axis], geometry.resized[axis], geometry.padded[axis], grid[axis], step)
-        for axis in (0, 1)
-    )
+    sizes = zip(geometry.image, geometry.resized, geometry.padded, grid, strict=True)
+    rows, columns = (taps(*size, stride) for size in sizes)
     height, width = geometry.image
     workers.map_rows(
         lambda start, stop: shift_rows(confidence, shift, rows, columns, start, stop),
@@ -112,29 +108,10 @@ def shift_confidence(
     )
 
 
-def taps(count: int, resized: int, padded: int, cells: int, step: int = 1) -> Taps:
-    """Bilinear taps of one axis: for each output pixel two cells and the second one's weight.
-
-    Pixel centres map to the resized image, that to the padded one, that to the grid. Of its
-    cells every `step`-th one is there, from the first on.
-    """
-    last = (cells - 1) // step
-    fraction = resized / count * cells / padded
-    position = (((np.arange(count) + 0.5) * fraction - 0.5) / step).clip(0, last)
-    first = position.astype(np.int64)
-    return first, np.minimum(first + 1, last), (position - first).astype(np.float32)
-
-
-def whole_phases(width: int, geometry: Geometry, cells: int) -> int:
-    """Count the columns a cell, where that is a whole number of at most MAX_PHASES; else 0."""
-    phases, rest = divmod(width * geometry.padded[1], geometry.resized[1] * cells)
-    return phases if rest == 0 and 1 <= phases <= MAX_PHASES else 0
-
-
 def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
-    """Upsample logits float32 [K,h,w] bilinearly, as emission does, and normalise them.
+    """Upsample logits float32 [K,h,w] as `postprocess` does, and take their log-softmax.
 
-    Gives slices of the image's rows, from the top, with log-probabilities float32 [K,rows,W].
+    Yields slices of the image's rows, from the top, with log-probabilities float32 [K,rows,W].
     """
     height, width = geometry.image
     sizes = zip(geometry.image, geometry.resized, geometry.padded, grid.shape[1:], strict=True)
@@ -144,15 +121,35 @@ def log_probability_strips(grid: Tensor, geometry: Geometry) -> Iterator[tuple[s
         strip = slice(start, min(start + rows, height))
         top, bottom, down = (part[strip] for part in rows_taps)
         left, right, across = columns
-        tall = torch.lerp(grid[:, top], grid[:, bottom], down[:, None])  # [K,rows,w]
-        yield strip, torch.lerp(tall[:, :, left], tall[:, :, right], across).log_softmax(0)
+        blended = torch.lerp(grid[:, top], grid[:, bottom], down[:, None])  # [K,rows,w]
+        yield strip, torch.lerp(blended[:, :, left], blended[:, :, right], across).log_softmax(0)
+
+
+def taps(count: int, resized: int, padded: int, cells: int, stride: int = 1) -> Taps:
+    """Compute the bilinear taps of one axis: two cells and the second one's weight, by pixel.
+
+    `count`, `resized` and `padded` are the axis's pixels at each stage, `cells` those of the grid,
+    of which every `stride`-th one is kept, from the first. Pixel centres are aligned as by torch
+    with `align_corners=False`.
+    """
+    last = (cells - 1) // stride
+    fraction = resized / count * cells / padded
+    position = (((np.arange(count) + 0.5) * fraction - 0.5) / stride).clip(0, last)
+    first = position.astype(np.int64)
+    return first, np.minimum(first + 1, last), (position - first).astype(np.float32)
+
+
+def whole_phases(width: int, geometry: Geometry, cells: int) -> int:
+    """Return the number of columns for each cell if it is whole and at most MAX_PHASES, else 0."""
+    phases, rest = divmod(width * geometry.padded[1], geometry.resized[1] * cells)
+    return phases if rest == 0 and 1 <= phases <= MAX_PHASES else 0
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Pixels int64 [V] and sums of confidence float64 [V] by value of the mask.
+    """Numbers of pixels int64 [V] and sums of confidence float64 [V], by value of the mask.
 
-    V is 256 or 65536; the last value is that of abstained pixels.
+    V is 256 or 65536; the last value marks abstained pixels.
     """
 
     pixels: NDArray[np.int64]
@@ -165,7 +162,7 @@ class ClassStatistics:
 
     @property
     def abstained_fraction(self) -> float:
-        """Share of pixels without a label, in 0..1."""
+        """Fraction of pixels without a label, in 0..1."""
         return float(self.pixels[-1] / self.pixels.sum())
 
 
@@ -185,7 +182,8 @@ def _add_up(
     pixels: NDArray[np.int64],
     sums: NDArray[np.float64],
 ) -> None:
-    # Neighbours mostly share a label, so a run is summed before it is stored.
+    """Add numbers of pixels and sums of confidence by label."""
+    # Neighbours mostly have equal labels, so each run of them is summed in a register.
     start, total = 0, 0.0
     for place in range(len(labels)):
         if labels[place] != labels[start]:

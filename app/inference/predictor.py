@@ -1,4 +1,4 @@
-"""A model that is ready to serve: its folder, its backbone, and test-time augmentation."""
+"""Predictors: a loaded model that computes logits of images, with test-time augmentation."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from app.errors import ModelError
 from app.inference.backbone import Backbone, first_line, open_backbone
-from app.inference.batching import MicroBatches
+from app.inference.batching import BatchingBackbone
 from app.inference.model_card import ModelFolder
 from app.inference.preprocess import (
     Geometry,
@@ -30,42 +30,40 @@ from app.inference.threads import ActiveRequests
 log = logging.getLogger(__name__)
 
 Tta = Literal["none", "flip", "multiscale"]
-SCALES = (0.75, 1.25)  # beside the image's own
-WARM_SIZE = (256, 320)
+SCALES = (0.75, 1.25)  # of multiscale augmentation, besides 1
+TRIAL_SIZE = (256, 320)
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image on its way into the network: as resized, uint8 RGB, and cut into windows."""
+    """A resized image, uint8 RGB, with its geometry and its windows as inputs of the network."""
 
     geometry: Geometry
     windows: Windows
     image: NDArray[np.uint8]
 
     def thumbnail(self, grid: Size, rows: range) -> Tensor:
-        """Give the mean colour of each cell in some rows of the logits' grid: uint8 [3,n,w]."""
+        """Compute the mean colour of each cell in some rows of a grid (h, w): uint8 [3,n,w]."""
         return torch.from_numpy(thumbnail(self.image, self.geometry, grid, rows))
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Turns images into logits."""
+    """A loaded model; `min_size` is the height and width of the smallest input that it takes."""
 
     folder: ModelFolder
     backbone: Backbone
-    least: Size = (1, 1)  # height and width of the smallest input the network takes
+    min_size: Size = (1, 1)
 
     def prepare_windows(self, image: NDArray[np.uint8]) -> PreparedImage:
-        """Lay the windows over uint8 RGB [H,W,3]: one in mode whole, some in mode slide."""
+        """Resize uint8 RGB [H,W,3] and place its windows: one in mode whole, or those of slide."""
         policy = self.folder.card.input
-        geometry = plan((image.shape[0], image.shape[1]), policy, self.least)
+        geometry = plan((image.shape[0], image.shape[1]), policy, self.min_size)
         image = resized(image, geometry)
         height, width = geometry.padded
         crop, stride = policy.crop or geometry.padded, policy.stride or geometry.padded
-        down, across = (
-            window_axis(height, crop[0], stride[0]),
-            window_axis(width, crop[1], stride[1]),
-        )
+        down = window_axis(height, crop[0], stride[0])
+        across = window_axis(width, crop[1], stride[1])
 
         def cut(row: int, column: int) -> Tensor:
             size = down.length, across.length
@@ -76,13 +74,17 @@ class Predictor:
             return PreparedImage(geometry, Windows(down, across, lambda _row, _column: only), image)
         return PreparedImage(geometry, Windows(down, across, cut), image)
 
+    def first_window(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return the network's first input float32 [1,3,h,w] for uint8 RGB [H,W,3]."""
+        return self.prepare_windows(image).windows.cut(0, 0)
+
     def strips(
         self, prepared: PreparedImage, tta: Tta = "none", receptive_radius: int = 0
     ) -> Iterator[Strip]:
-        """Give an image's logits in rows of the grid, from top to bottom.
+        """Yield an image's logits in strips of the grid's rows, from top to bottom.
 
-        `receptive_radius` is how many rows away the neighbours lie that will be read with a row.
-        Test-time augmentation acts on each window as on an image of its own.
+        `receptive_radius` is the distance in rows of the farthest neighbours that a calibrator
+        reads. Test-time augmentation acts on each window as on an image of its own.
         """
         blend = self.folder.card.input.blend
         return strips(
@@ -90,27 +92,27 @@ class Predictor:
         )
 
     def grid(self, prepared: PreparedImage, tta: Tta = "none") -> Tensor:
-        """Give an image's logits [1,K,h,w] whole, as they are served in strips."""
-        found = list(self.strips(prepared, tta))
-        if len(found) == 1:
-            return found[0].logits
+        """Return an image's logits [1,K,h,w], the rows of all strips joined."""
+        parts = list(self.strips(prepared, tta))
+        if len(parts) == 1:
+            return parts[0].logits
         own = [
             logits[:, :, band.cells.start - band.top : band.cells.stop - band.top]
-            for logits, band in found
+            for logits, band in parts
         ]
         return torch.cat(own, dim=2)
 
     def prepare(self, image: NDArray[np.uint8]) -> tuple[Tensor, Geometry]:
-        """Preprocess uint8 RGB [H,W,3] to float32 [1,3,H',W']."""
+        """Preprocess uint8 RGB [H,W,3] as one input of the network, float32 [1,3,H',W']."""
         planes, geometry = preprocess(image, self.folder.card.input)
         return torch.from_numpy(planes), geometry
 
     @torch.inference_mode()
     def logits(self, images: Tensor, tta: Tta = "none") -> Tensor:
-        """Images float32 [N,3,H,W] to finite logits float32 [N,K,h,w].
+        """Compute finite logits float32 [N,K,h,w] of inputs float32 [N,3,H,W].
 
-        Views of test-time augmentation are averaged as log-probabilities on the plain view's
-        grid. Calibrators are fitted without it, so their record speaks of `tta="none"`.
+        With test-time augmentation, the views' log-probabilities are averaged on the grid of the
+        unchanged view. Calibrators are fitted and measured without it.
         """
         plain = self._run(images)
         if tta == "none":
@@ -127,15 +129,17 @@ class Predictor:
         return total / (1 + len(SCALES))
 
     def _run(self, images: Tensor) -> Tensor:
+        """Run the backbone and replace logits that are not finite."""
         logits = torch.from_numpy(self.backbone(images.contiguous().numpy()))
-        # A NaN or an infinity anywhere stays one in the sum, which is quick to take.
+        # The sum is finite only if all logits are, and is cheaper than a check of each.
         if torch.isfinite(logits.sum()):
             return logits
-        # A pixel with a NaN knows nothing: all its classes are equally likely.
+        # All classes of a pixel with a NaN are taken as equally likely.
         broken = logits.isnan().any(dim=1, keepdim=True)
         return torch.where(broken, 0.0, logits).nan_to_num(posinf=3e4, neginf=-3e4)
 
     def _rescale(self, images: Tensor, scale: float) -> Tensor:
+        """Resize inputs by `scale`, to sides in multiples of `multiple_of`."""
         multiple = self.folder.card.input.multiple_of
         height, width = (
             max(multiple, round(side * scale / multiple) * multiple) for side in images.shape[-2:]
@@ -146,19 +150,19 @@ class Predictor:
 def open_predictor(
     folder: ModelFolder, device: str, threads: int, active_requests: ActiveRequests | None = None
 ) -> Predictor:
-    """Load a model, run it once on a grey image, and check what comes out.
+    """Load a model, run it once on a grey image, and validate the shape of its logits.
 
-    Raises ModelError where the file does not load or its output does not fit the card.
+    Raises ModelError where the file does not load or its output does not match the card.
     """
     backbone = open_backbone(folder.path, device, threads, active_requests)
     if backbone.device == "cuda":
-        backbone = MicroBatches(backbone)
+        backbone = BatchingBackbone(backbone)
     predictor = Predictor(folder, backbone)
     policy = folder.card.input
     if policy.crop is not None:
         images = grey(policy.crop)
     else:
-        size = policy.size if isinstance(policy.size, tuple) else WARM_SIZE
+        size = policy.size if isinstance(policy.size, tuple) else TRIAL_SIZE
         images, _ = predictor.prepare(np.full((*size, 3), 128, np.uint8))
     try:
         logits = predictor.logits(images)
@@ -172,23 +176,23 @@ def open_predictor(
             f"{folder.card.name}: expected logits [1,{folder.num_classes},h,w], "
             f"got {list(logits.shape)}"
         )
-    normalised(np.zeros((1, 1, 3), np.uint8), policy, (0, 0), (1, 1))
+    normalised(np.zeros((1, 1, 3), np.uint8), policy, (0, 0), (1, 1))  # compiles the kernel
     if policy.crop is not None:
-        predictor = replace(predictor, least=least_window(predictor, policy.crop, logits))
+        predictor = replace(predictor, min_size=find_min_size(predictor, policy.crop, logits))
     log.info("loaded %s on %s", folder.card.name, predictor.backbone.device)
     return predictor
 
 
 def grey(size: Size) -> Tensor:
-    """Make a network's input float32 [1,3,h,w] of one value."""
+    """Return an input float32 [1,3,h,w] of the value 0.5."""
     return torch.full((1, 3, *size), 0.5)
 
 
-def least_window(predictor: Predictor, crop: Size, logits: Tensor) -> Size:
-    """Find the smallest window a network takes, given its logits [1,K,h,w] on the whole crop.
+def find_min_size(predictor: Predictor, crop: Size, logits: Tensor) -> Size:
+    """Find the smallest input that a network takes, given its logits [1,K,h,w] of a whole crop.
 
-    Many networks are exported for one size only. Raises ModelError where windows that begin at
-    multiples of `multiple_of` would not meet on the grid.
+    It is the crop for a network exported for one size, else (1, 1). Raises ModelError where windows
+    that begin at multiples of `multiple_of` do not begin at cells of the grid.
     """
     multiple = predictor.folder.card.input.multiple_of
     grid = logits.shape[2:]
@@ -199,7 +203,7 @@ def least_window(predictor: Predictor, crop: Size, logits: Tensor) -> Size:
         )
     try:
         smallest = predictor.logits(grey((multiple, multiple))).shape[2:]
-    except Exception:  # whatever a network raises for a size it was not made for
+    except Exception:  # backbones raise their runtimes' own exceptions for an unsupported size
         return crop
     fits = all(smallest[axis] * crop[axis] == grid[axis] * multiple for axis in (0, 1))
     return (1, 1) if fits else crop

@@ -1,12 +1,11 @@
-"""Windows over images that are too large for the network at once.
+"""Sliding windows over images that are too large for the network at once.
 
-Windows are laid row by row and their logits blended on the backbone's grid. Rows of the grid that
-no later window touches are handed on and dropped, so that memory is bounded by one row of windows.
+Windows are run row by row and their logits blended on the backbone's grid. Grid rows that no later
+window covers are yielded and dropped, so that memory is bounded by one row of windows.
 
-What is blended are the logits. A weighted mean of log-probabilities differs from it by a constant
-for each pixel, so the distribution is the same; but logits that only one window gives stay what
-the network said, which is what a calibrator that is not invariant to such constants was fitted on,
-and no window pays for a log-softmax.
+Logits are blended, not log-probabilities. The two means differ by a constant for each pixel, so
+the distribution is the same; but logits of a single window stay the network's own, on which a
+calibrator that is not invariant to such constants was fitted, and no log-softmax is computed.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,15 +20,15 @@ from torch import Tensor
 from app.errors import ModelError
 from app.inference.preprocess import Band
 
-ALIGNMENT = 6  # calibrators may look at every row, at every second or at every third
-BAND_BYTES = 16 << 20  # of logits at a time; calibrators need several times what they are given
+ALIGNMENT = 6  # grid rows; calibrators may read every row, every second or every third
+BAND_BYTES = 16 << 20  # of logits at a time; calibrators need several times as much
 
 Blend = Literal["hann", "mean"]
 BlendWeights = tuple[NDArray[np.float32], ...]
 
 
 class Strip(NamedTuple):
-    """Logits float32 [1,K,n,w] of some rows of the grid, and which rows they are."""
+    """Logits float32 [1,K,n,w] of a band of the grid's rows."""
 
     logits: Tensor
     band: Band
@@ -37,7 +36,7 @@ class Strip(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowAxis:
-    """The windows along one axis: where they begin, and how long each and the axis are; pixels."""
+    """The windows along one axis: first pixels, length of each, and length of the axis."""
 
     starts: tuple[int, ...]
     length: int
@@ -45,25 +44,25 @@ class WindowAxis:
 
 
 def window_axis(total: int, crop: int, stride: int) -> WindowAxis:
-    """Begin a window at every stride; the last one ends where the axis does.
+    """Place windows at every stride of an axis, the last one at the axis's end.
 
-    An axis that is shorter than the crop is one window of its own length.
+    An axis shorter than the crop is one window of its own length.
     """
     length = min(crop, total)
     return WindowAxis((*range(0, total - length, stride), total - length), length, total)
 
 
-def blend_weights(line: WindowAxis, cells: int, blend: Blend) -> BlendWeights:
-    """Give each window's weights float32 [cells] along one axis.
+def blend_weights(axis: WindowAxis, cells: int, blend: Blend) -> BlendWeights:
+    """Compute each window's weights float32 [cells] along one axis.
 
-    At every cell of the axis the weights of all windows sum to 1. Hann weights, sin^2 at the
-    cells' centres, fade a window's borders out, where a network sees least of the surroundings.
+    The weights of all windows sum to 1 at every cell of the axis. Hann weights, sin^2 at the
+    cells' centres, are small at a window's borders, where the network has least context.
     """
     shape = np.sin(np.pi * (np.arange(cells) + 0.5) / cells) ** 2
     if blend == "mean":
         shape = np.ones(cells)
-    offsets = [start * cells // line.length for start in line.starts]
-    total = np.zeros(line.total * cells // line.length)
+    offsets = [start * cells // axis.length for start in axis.starts]
+    total = np.zeros(axis.total * cells // axis.length)
     for offset in offsets:
         total[offset : offset + cells] += shape
     return tuple((shape / total[offset : offset + cells]).astype(np.float32) for offset in offsets)
@@ -71,7 +70,7 @@ def blend_weights(line: WindowAxis, cells: int, blend: Blend) -> BlendWeights:
 
 @dataclass(frozen=True)
 class Windows:
-    """An image's windows; `cut(row, column)` makes the one at that corner, float32 [1,3,h,w]."""
+    """An image's windows; `cut(row, column)` returns the one at that corner, float32 [1,3,h,w]."""
 
     down: WindowAxis
     across: WindowAxis
@@ -81,11 +80,11 @@ class Windows:
 def strips(
     windows: Windows, network: Callable[[Tensor], Tensor], blend: Blend, receptive_radius: int
 ) -> Iterator[Strip]:
-    """Run the network over the windows and give the grid's rows from top to bottom.
+    """Run the network over the windows and yield the grid's rows from top to bottom.
 
-    Every row is one strip's own once. Around its own rows a strip has those that are read with
-    them: `receptive_radius` rows above, from an aligned one on, and below one more than that, which
-    emission interpolates with.
+    Every row is one strip's own exactly once. A strip also holds the rows that are read with its
+    own: `receptive_radius` rows above, from an aligned row on, and one row more below, for
+    upsampling.
     """
     if len(windows.down.starts) == len(windows.across.starts) == 1:
         logits = network(windows.cut(0, 0))
@@ -96,7 +95,7 @@ def strips(
     for row, top in enumerate(windows.down.starts):
         for column, left in enumerate(windows.across.starts):
             logits = network(windows.cut(top, left))
-            blended = blended or Blended(windows, logits.shape, blend, receptive_radius)
+            blended = blended or BlendedRows(windows, logits.shape, blend, receptive_radius)
             blended.add(row, column, logits)
         if blended is not None:
             yield from blended.finish(row)
@@ -105,50 +104,39 @@ def strips(
 def bands(
     logits: Tensor, top: int, height: int, cells: range, receptive_radius: int
 ) -> Iterator[Strip]:
-    """Divide rows of logits [1,K,n,w], the first of them the grid's row `top`, by their bytes."""
-    step = max(1, BAND_BYTES // (4 * logits.shape[1] * logits.shape[3]))
-    if len(cells) == logits.shape[2] <= step and logits.is_contiguous():
+    """Split rows of logits [1,K,n,w], the first of them the grid's row `top`, by BAND_BYTES."""
+    rows = max(1, BAND_BYTES // (4 * logits.shape[1] * logits.shape[3]))
+    if len(cells) == logits.shape[2] <= rows and logits.is_contiguous():
         yield Strip(logits, Band(top, height, cells))
         return
-    for start in range(cells.start, cells.stop, step):
-        own = range(start, min(start + step, cells.stop))
-        first, end = (
-            max(_aligned(own.start - receptive_radius), top),
-            min(own.stop + 1 + receptive_radius, height),
-        )
+    for start in range(cells.start, cells.stop, rows):
+        own = range(start, min(start + rows, cells.stop))
+        first = max(_aligned(own.start - receptive_radius), top)
+        end = min(own.stop + 1 + receptive_radius, height)
         part = logits[:, :, first - top : end - top].clone()
         yield Strip(part, Band(first, height, own))
 
 
-def _aligned(row: int) -> int:
-    """Give the aligned row at or above: a calibrator that looks at some rows sees the same ones."""
-    return row - row % ALIGNMENT
-
-
-class Blended:
-    """The rows of the grid that windows still add to, and those above that are still read."""
+class BlendedRows:
+    """Blended logits of the grid rows that windows still add to, and of those still read."""
 
     def __init__(
         self, windows: Windows, shape: torch.Size, blend: Blend, receptive_radius: int
     ) -> None:
         _, classes, rows, columns = shape
-        self._windows, self._cells, self._receptive_radius = (
-            windows,
-            (rows, columns),
-            receptive_radius,
-        )
+        self._windows, self._cells = windows, (rows, columns)
+        self._receptive_radius = receptive_radius
         self._down = blend_weights(windows.down, rows, blend)
         self._across = blend_weights(windows.across, columns, blend)
         self._height = windows.down.total * rows // windows.down.length
         width = windows.across.total * columns // windows.across.length
-        self._held = np.zeros(
-            (1, classes, rows + ALIGNMENT + 2 * receptive_radius, width), np.float32
-        )
-        self._top = 0  # the grid's row that is held first
-        self._done = 0  # grid rows that were given out
+        capacity = rows + ALIGNMENT + 2 * receptive_radius
+        self._buffer = np.zeros((1, classes, capacity, width), np.float32)
+        self._top = 0  # grid row at the buffer's start
+        self._done = 0  # grid rows that were yielded
 
     def add(self, row: int, column: int, logits: Tensor) -> None:
-        """Add the logits [1,K,n,m] of the window in this row and column of windows."""
+        """Add the logits [1,K,n,m] of the window at this row and column of windows."""
         if logits.shape[2:] != self._cells:
             raise ModelError(
                 f"expected a grid of {self._cells} cells for every window, "
@@ -158,27 +146,34 @@ class Blended:
         top = self._row(row) - self._top
         columns = self._cells[1]
         left = self._windows.across.starts[column] * columns // self._windows.across.length
-        target = self._held[:, :, top : top + self._cells[0], left : left + columns]
+        target = self._buffer[:, :, top : top + self._cells[0], left : left + columns]
         target += logits.numpy() * weights
 
     def finish(self, row: int) -> Iterator[Strip]:
-        """Give the rows that are complete after a row of windows, and drop what is read no more."""
+        """Yield the grid rows that a row of windows completes; drop those not read again."""
         last = row + 1 == len(self._windows.down.starts)
         complete = self._height if last else self._row(row + 1)
         stop = complete if last else max(self._done, complete - 1 - self._receptive_radius)
-        held = torch.from_numpy(self._held[:, :, : complete - self._top])
-        yield from bands(
-            held, self._top, self._height, range(self._done, stop), self._receptive_radius
-        )
+        logits = torch.from_numpy(self._buffer[:, :, : complete - self._top])
+        own = range(self._done, stop)
+        yield from bands(logits, self._top, self._height, own, self._receptive_radius)
         if last:
             return
         self._done = stop
-        past = _aligned(max(0, stop - self._receptive_radius - self._top))
-        kept = self._held[:, :, past:].copy()
-        self._held[:, :, : kept.shape[2]] = kept
-        self._held[:, :, kept.shape[2] :] = 0
-        self._top += past
+        dropped = _aligned(max(0, stop - self._receptive_radius - self._top))
+        kept = self._buffer[:, :, dropped:].copy()
+        self._buffer[:, :, : kept.shape[2]] = kept
+        self._buffer[:, :, kept.shape[2] :] = 0
+        self._top += dropped
 
     def _row(self, row: int) -> int:
-        """Give the grid's row at which a row of windows begins."""
+        """Return the grid row at which a row of windows begins."""
         return self._windows.down.starts[row] * self._cells[0] // self._windows.down.length
+
+
+def _aligned(row: int) -> int:
+    """Return the nearest multiple of ALIGNMENT at or above a row of the grid.
+
+    A calibrator that reads every n-th row then reads the same rows in strips as in the whole grid.
+    """
+    return row - row % ALIGNMENT

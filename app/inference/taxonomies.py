@@ -1,4 +1,4 @@
-"""Class names and colours of data sets that many models share, so that a card can name one."""
+"""Class names and colours of common datasets, by the name under which a card can select them."""
 
 TAXONOMIES: dict[str, tuple[tuple[str, str], ...]] = {
     "cityscapes": (

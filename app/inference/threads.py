@@ -1,9 +1,7 @@
-"""How many requests share the cores, which decides how many threads one of them should take.
+"""Thread use: the number of active requests, and worker threads for the rows of an image.
 
-An image's rows, shared among a few threads by work that leaves the interpreter's lock.
-
-Plain Python threads rather than numba's own: its default layer aborts the process when two
-requests enter it at once.
+The workers are Python threads running numba kernels that release the interpreter's lock. numba's
+own default threading layer aborts the process when two requests enter it at once.
 """
 
 import threading
@@ -11,68 +9,69 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+STRIPS_PER_THREAD = 4  # so that the threads end at about the same time
+# Values below which a strip is not worth a second thread: waking it takes time, and ONNX Runtime's
+# own threads keep spinning for a while after an inference.
+MIN_STRIP_VALUES = 1 << 21
+
 
 class ActiveRequests:
-    """Counts who is inside; safe for threads."""
+    """The number of requests being computed; safe for threads."""
 
     def __init__(self) -> None:
-        self._size = 0
+        self._count = 0
         self._lock = threading.Lock()
 
     @property
     def several(self) -> bool:
-        """Whether more than one is inside."""
-        return self._size > 1
+        """Whether more than one request is active."""
+        return self._count > 1
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Be inside while a block runs."""
+        """Count a request as active while the block runs."""
         with self._lock:
-            self._size += 1
+            self._count += 1
         try:
             yield
         finally:
             with self._lock:
-                self._size -= 1
-
-
-STRIPS = 4  # for each thread, so that a slow one holds nobody up
-# Values that one thread finishes before another is of use: that one has to wake up, and ONNX
-# Runtime's own threads go on spinning for a while after an inference.
-SMALLEST = 1 << 21
+                self._count -= 1
 
 
 class RowWorkers:
-    """Threads that help whoever calls; safe for several callers at once.
+    """Threads that process an image's rows together with the caller; safe for several callers.
 
-    In a crowd nobody is helped: the cores are taken, and a caller would wait for a helper that
-    waits for a core.
+    While several requests are active each caller works alone: with all cores in use it would wait
+    for a worker that waits for a core.
     """
 
     def __init__(self, count: int, active_requests: ActiveRequests | None = None) -> None:
         self._count, self._active_requests = count, active_requests
-        self._helpers = ThreadPoolExecutor(max(count - 1, 1), "rows")
+        self._pool = ThreadPoolExecutor(max(count - 1, 1), "rows")
 
     def map_rows(self, work: Callable[[int, int], None], rows: range, per_row: int) -> None:
-        """Call `work(start, stop)` until all rows are done; `per_row` is what a row costs.
+        """Call `work(start, stop)` on strips of rows until all are done.
 
-        The caller works too, and takes over what no helper has begun: it never waits for another
-        caller's rows.
+        `per_row` is the number of values of a row. The caller takes strips as the workers do, and
+        cancels tasks that no worker has begun: it never waits for another caller's rows. Raises
+        the first error of `work`.
         """
-        step = max(1, -(-len(rows) // (self._count * STRIPS)), SMALLEST // per_row)
-        starts = iter(range(rows.start, rows.stop, step))
+        strip = max(1, -(-len(rows) // (self._count * STRIPS_PER_THREAD)))
+        strip = max(strip, MIN_STRIP_VALUES // per_row)
+        starts = iter(range(rows.start, rows.stop, strip))
 
         def run() -> None:
             for start in starts:
-                work(start, min(start + step, rows.stop))
+                work(start, min(start + strip, rows.stop))
 
-        busy = self._active_requests is not None and self._active_requests.several
-        helpers = 0 if busy else min(self._count, -(-len(rows) // step)) - 1
-        helping = [self._helpers.submit(run) for _ in range(helpers)]
+        alone = self._active_requests is not None and self._active_requests.several
+        tasks = 0 if alone else min(self._count, -(-len(rows) // strip)) - 1
+        futures = [self._pool.submit(run) for _ in range(tasks)]
         try:
             run()
         finally:
-            begun = [future for future in helping if not future.cancel()]
+            begun = [future for future in futures if not future.cancel()]
             wait(begun)
         for future in begun:
             future.result()

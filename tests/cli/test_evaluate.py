@@ -1,4 +1,4 @@
-"""`segcal evaluate` as it is typed: what it prints and writes, and how it refuses."""
+"""`segcal evaluate`: the printed metrics, the page, and error messages."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ __all__ = ["run"]  # the fixture
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Two images, all of one right and two thirds of the other."""
+    """Write two images, one with all pixels correct and one with two thirds."""
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
     labels.mkdir()
@@ -33,22 +33,22 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_table_and_page(run: Run, folders, tmp_path, artifacts_dir, models_dir):
     active = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
     page = tmp_path / "report.html"
-    ended = run(
+    result = run(
         "evaluate", "--model", "tiny", "--images", folders[0], "--labels", folders[1], "--out", page
     )
 
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
     text = page.read_text("utf-8")
-    for figure in ("Image-wise ECE", "Boundary ECE", "AURC", "mIoU"):
-        assert figure in ended.out
-        assert figure in text
+    for metric in ("Image-wise ECE", "Boundary ECE", "AURC", "mIoU"):
+        assert metric in result.out
+        assert metric in text
     accuracy = f"{(96 + 64) / 192:.4f}"
-    assert accuracy in ended.out
+    assert accuracy in result.out
     assert accuracy in text
-    assert "uncalibrated" in ended.out
-    assert "95% interval of the change" in ended.out
+    assert "uncalibrated" in result.out
+    assert "95% interval of the change" in result.out
     assert active in text
-    assert str(page) in ended.err
+    assert str(page) in result.err
     assert [path.name for path in tmp_path.glob("*.html")] == ["report.html"]
 
 
@@ -56,20 +56,20 @@ def test_without_calibrator(run: Run, folders, tmp_path, artifacts_dir, models_d
     active = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
     page = tmp_path / "report.html"
     where = ("--images", folders[0], "--labels", folders[1], "--out", page)
-    ended = run("evaluate", *where, "--calibrator", "none", "--worst", 0)
+    result = run("evaluate", *where, "--calibrator", "none", "--worst", 0)
 
-    assert ended.code == 0, ended.err
-    assert "change" not in ended.out
+    assert result.code == 0, result.err
+    assert "change" not in result.out
     assert active not in page.read_text("utf-8")
     assert not re.search("data:image/(jpeg|png)", page.read_text("utf-8"))
 
 
-def test_model_without_active_calibrator_says_so(run: Run, folders, tmp_path):
+def test_model_without_active_calibrator_is_reported(run: Run, folders, tmp_path):
     where = ("--images", folders[0], "--labels", folders[1], "--out", tmp_path / "report.html")
-    ended = run("evaluate", *where, "--tta", "flip")
+    result = run("evaluate", *where, "--tta", "flip")
 
-    assert ended.code == 0, ended.err
-    assert "tiny has no active calibrator" in ended.err
+    assert result.code == 0, result.err
+    assert "tiny has no active calibrator" in result.err
     assert "two, mirrored" in (tmp_path / "report.html").read_text("utf-8")
 
 
@@ -112,7 +112,7 @@ def no_label_map(images: Path, labels: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("corrupt", "message"),
     [
         (unmatched, "2 without a partner, such as ['blue', 'green']"),
         (missing, "2 images, 1 label maps, and 1 without a partner"),
@@ -125,19 +125,19 @@ def no_label_map(images: Path, labels: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_folders_that_cannot_be_used(run: Run, folders, tmp_path, spoil, words):
-    spoil(*folders)
+def test_invalid_folders_are_rejected(run: Run, folders, tmp_path, corrupt, message):
+    corrupt(*folders)
     page = tmp_path / "report.html"
-    ended = run("evaluate", "--images", folders[0], "--labels", folders[1], "--out", page)
+    result = run("evaluate", "--images", folders[0], "--labels", folders[1], "--out", page)
 
-    assert ended.code == 2
-    assert words in ended.err
-    assert "Traceback" not in ended.err
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
     assert not page.exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (
             ["--calibrator", "20200101T000000Z-temperature-000000"],
@@ -151,54 +151,55 @@ def test_folders_that_cannot_be_used(run: Run, folders, tmp_path, spoil, words):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_arguments_that_cannot_be_used(run: Run, folders, tmp_path, monkeypatch, options, words):
+def test_invalid_arguments_are_rejected(run: Run, folders, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
-    ended = run("evaluate", "--images", folders[0], "--labels", folders[1], *options)
+    result = run("evaluate", "--images", folders[0], "--labels", folders[1], *options)
 
-    assert ended.code == 2
-    assert words in ended.err
-    assert "Traceback" not in ended.err
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
     assert not list(tmp_path.glob("*.html"))
 
 
-def test_calibrator_of_another_model_is_refused(run: Run, folders, artifacts_dir, models_dir):
+def test_calibrator_of_another_model_is_rejected(run: Run, folders, artifacts_dir, models_dir):
     other = publish_temperature(artifacts_dir, write_onnx_model(models_dir, "other", 4), 2)
     where = ("--model", "tiny", "--images", folders[0], "--labels", folders[1])
-    ended = run("evaluate", *where, "--calibrator", other)
+    result = run("evaluate", *where, "--calibrator", other)
 
-    assert ended.code == 2
-    assert "expected a calibrator of tiny, got one of other" in ended.err
+    assert result.code == 2
+    assert "expected a calibrator of tiny, got one of other" in result.err
 
 
-def test_a_running_service_is_measured_as_it_answers(
+def test_running_service_has_the_same_metrics_as_the_local_model(
     run: Run, folders, tmp_path, artifacts_dir, models_dir, make_server: MakeServer
 ):
     active = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
     url = make_server(api_tokens="alpha")
-    here, there = tmp_path / "here.html", tmp_path / "there.html"
+    local_page, remote_page = tmp_path / "local.html", tmp_path / "remote.html"
     where = ("--images", folders[0], "--labels", folders[1])
-    ours = run("evaluate", *where, "--out", here)
-    theirs = run("evaluate", *where, "--out", there, "--url", url, "--token", "alpha")
-    rows = [dict(figure_rows(ended.out)) for ended in (ours, theirs)]
+    local = run("evaluate", *where, "--out", local_page)
+    remote = run("evaluate", *where, "--out", remote_page, "--url", url, "--token", "alpha")
+    local_rows, remote_rows = (dict(metric_rows(result.out)) for result in (local, remote))
 
-    assert theirs.code == 0, theirs.err
-    assert active in there.read_text("utf-8")
+    assert remote.code == 0, remote.err
+    assert active in remote_page.read_text("utf-8")
     for name in ("mIoU", "Accuracy"):
-        assert rows[0][name] == rows[1][name]
-    # Confidence comes with eleven bits.
-    assert rows[1]["Image-wise ECE"][0] == pytest.approx(rows[0]["Image-wise ECE"][0], abs=1e-3)
-    assert "NLL" in rows[0]
+        assert local_rows[name] == remote_rows[name]
+    # The service rounds confidence to eleven bits.
+    ece = local_rows["Image-wise ECE"][0]
+    assert remote_rows["Image-wise ECE"][0] == pytest.approx(ece, abs=1e-3)
+    assert "NLL" in local_rows
 
 
-def figure_rows(text: str) -> Iterator[tuple[str, list[float]]]:
-    """Read the printed table."""
+def metric_rows(text: str) -> Iterator[tuple[str, list[float]]]:
+    """Parse the printed table of metrics."""
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("\u2502 ").split("\u2502")]
         if len(cells) > 1:
             yield cells[0], [float(c) for c in cells[1:3] if re.fullmatch(r"[0-9.]+", c)]
 
 
-def test_a_service_that_refuses_says_why(run: Run, folders, tmp_path, make_server: MakeServer):
+def test_error_of_the_service_is_printed(run: Run, folders, tmp_path, make_server: MakeServer):
     url = make_server(api_tokens="alpha")
     where = ("--images", folders[0], "--labels", folders[1], "--out", tmp_path / "a.html")
     wrong = run("evaluate", *where, "--url", url, "--token", "beta")

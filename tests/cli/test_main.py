@@ -1,4 +1,4 @@
-"""`segcal` as it is typed: what it prints, what it writes, and how it ends."""
+"""The commands of `segcal`: output, files, exit codes and error messages."""
 
 import csv
 import subprocess
@@ -28,39 +28,39 @@ from tests.factories.service import (
 from tests.factories.validation_data import VOID, npz, overconfident
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
+class Result(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
 
-Run = Callable[..., Ended]
+Run = Callable[..., Result]
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, models_dir: Path, artifacts_dir: Path) -> Run:
-    """Run `segcal` with arguments in this process, over the test's own folders."""
+    """Run `segcal` with arguments in this process, on the test's folders."""
     monkeypatch.setenv("SEGCAL_MODELS_DIR", str(models_dir))
     monkeypatch.setenv("SEGCAL_ARTIFACTS_DIR", str(artifacts_dir))
     monkeypatch.setenv("SEGCAL_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*arguments: object) -> Ended:
+    def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["segcal", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             sys.exit(cli.main())  # type: ignore[func-returns-value]
         captured = capsys.readouterr()
-        return Ended(int(stop.value.code or 0), captured.out, captured.err)
+        return Result(int(stop.value.code or 0), captured.out, captured.err)
 
     return call
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """`thirds.png` and `red.jpg`."""
+    """Write `thirds.png` and `red.jpg`."""
     folder = tmp_path / "image_files"
     folder.mkdir()
     (folder / "thirds.png").write_bytes(encoded(thirds()))
@@ -68,17 +68,17 @@ def images(tmp_path: Path) -> list[Path]:
     return [folder / "thirds.png", folder / "red.jpg"]
 
 
-def figures(out: Path) -> list[dict[str, str]]:
+def read_csv(out: Path) -> list[dict[str, str]]:
     with (out / "figures.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_help_names_the_commands(run: Run):
-    ended = run("--help")
+def test_help_lists_the_commands(run: Run):
+    result = run("--help")
 
-    assert ended.code == 0
+    assert result.code == 0
     for command in ("serve", "segment", "calibrate", "models", "calibrators"):
-        assert command in ended.out
+        assert command in result.out
 
 
 def test_module_runs_like_the_script():
@@ -88,14 +88,14 @@ def test_module_runs_like_the_script():
     assert "--out" in done.stdout
 
 
-def test_segment_writes_masks_confidences_and_figures(run: Run, images, tmp_path, artifacts_dir):
+def test_segment_writes_masks_confidences_and_csv(run: Run, images, tmp_path, artifacts_dir):
     active = publish_temperature(artifacts_dir, artifacts_dir.parent / "models" / "tiny", 2)
     out = tmp_path / "out"
-    ended = run("segment", *images, "--out", out)
-    rows = figures(out)
+    result = run("segment", *images, "--out", out)
+    rows = read_csv(out)
 
-    assert ended.code == 0
-    assert "2 of 2 images" in ended.err
+    assert result.code == 0
+    assert "2 of 2 images" in result.err
     assert sorted(path.name for path in out.iterdir()) == [
         "figures.csv", "red.confidence.png", "red.mask.png",
         "thirds.confidence.png", "thirds.mask.png",
@@ -114,62 +114,61 @@ def test_segment_writes_masks_confidences_and_figures(run: Run, images, tmp_path
     assert all(float(row["abstained_fraction"]) == 0 for row in rows)
 
 
-def test_segment_over_http_writes_what_it_writes_here(
+def test_segment_over_http_writes_the_same_as_locally(
     run: Run, images, tmp_path, make_server: MakeServer
 ):
     url = make_server(api_tokens="alpha")
-    here, there = tmp_path / "here", tmp_path / "there"
+    local, remote = tmp_path / "local", tmp_path / "remote"
 
-    assert run("segment", *images, "--out", here).code == 0
-    assert run("segment", *images, "--out", there, "--url", url, "--token", "alpha").code == 0
-    for path in here.glob("*.png"):
-        assert path.read_bytes() == (there / path.name).read_bytes()
-    for ours, theirs in zip(figures(here), figures(there), strict=True):
-        assert float(ours.pop("mean_confidence")) == pytest.approx(
-            float(theirs.pop("mean_confidence"))
-        )
-        assert ours == theirs
+    assert run("segment", *images, "--out", local).code == 0
+    assert run("segment", *images, "--out", remote, "--url", url, "--token", "alpha").code == 0
+    for path in local.glob("*.png"):
+        assert path.read_bytes() == (remote / path.name).read_bytes()
+    for local_row, remote_row in zip(read_csv(local), read_csv(remote), strict=True):
+        mean_confidence = float(remote_row.pop("mean_confidence"))
+        assert float(local_row.pop("mean_confidence")) == pytest.approx(mean_confidence)
+        assert local_row == remote_row
 
 
-def test_segment_over_http_passes_a_refusal_on(run: Run, images, tmp_path, make_server):
+def test_segment_over_http_prints_the_error_of_the_service(run: Run, images, tmp_path, make_server):
     url = make_server(api_tokens="alpha")
-    ended = run("segment", *images, "--out", tmp_path / "out", "--url", url, "--token", "beta")
+    result = run("segment", *images, "--out", tmp_path / "out", "--url", url, "--token", "beta")
 
-    assert ended.code == 1
-    assert "expected a bearer token" in ended.err
+    assert result.code == 1
+    assert "expected a bearer token" in result.err
 
 
-def test_segment_without_a_service_says_so(run: Run, images, tmp_path):
+def test_segment_without_a_service_is_an_error(run: Run, images, tmp_path):
     url = "http://127.0.0.1:9"
-    ended = run("segment", images[0], "--out", tmp_path / "out", "--url", url)
+    result = run("segment", images[0], "--out", tmp_path / "out", "--url", url)
 
-    assert ended.code == 1
-    assert f"expected a service at {url}" in ended.err
+    assert result.code == 1
+    assert f"expected a service at {url}" in result.err
 
 
-def test_segment_goes_on_after_a_bad_image_and_fails_at_the_end(run: Run, images, tmp_path):
+def test_segment_continues_after_a_bad_image_and_exits_with_1(run: Run, images, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no image")
     out = tmp_path / "out"
-    ended = run("segment", bad, *images, "--out", out)
+    result = run("segment", bad, *images, "--out", out)
 
-    assert ended.code == 1
-    assert f"{bad}: expected a JPEG, PNG, WebP, TIFF or BMP image" in ended.err
-    assert "2 of 3 images" in ended.err
-    assert [row["image"] for row in figures(out)] == [str(path) for path in images]
+    assert result.code == 1
+    assert f"{bad}: expected a JPEG, PNG, WebP, TIFF or BMP image" in result.err
+    assert "2 of 3 images" in result.err
+    assert [row["image"] for row in read_csv(out)] == [str(path) for path in images]
 
 
-def test_segment_refuses_two_images_that_would_write_one_file(run: Run, images, tmp_path):
+def test_segment_rejects_two_images_of_the_same_stem(run: Run, images, tmp_path):
     twin = tmp_path / "thirds.jpg"
     twin.write_bytes(encoded(thirds(), "JPEG"))
-    ended = run("segment", images[0], twin, "--out", tmp_path / "out")
+    result = run("segment", images[0], twin, "--out", tmp_path / "out")
 
-    assert ended.code == 2
-    assert "different names" in ended.err
+    assert result.code == 2
+    assert "different names" in result.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["{image}"], "--out"),
         (["nowhere.png", "--out", "{out}"], "nowhere.png"),
@@ -178,35 +177,33 @@ def test_segment_refuses_two_images_that_would_write_one_file(run: Run, images, 
         (["{image}", "--out", "{out}", "--url", "ftp://x"], "expected http:// or https://"),
     ],
 )
-def test_segment_refuses_wrong_arguments_in_a_sentence(
-    run: Run, images, tmp_path, arguments, words
-):
+def test_segment_rejects_wrong_arguments(run: Run, images, tmp_path, arguments, message):
     filled = [a.format(image=images[0], out=tmp_path / "out") for a in arguments]
-    ended = run("segment", *filled)
+    result = run("segment", *filled)
 
-    assert ended.code == 2
-    assert words in ended.err
-    assert "Traceback" not in ended.err
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("command", [["models", "list"], ["calibrators", "list"], ["serve"]])
-def test_wrong_setting_ends_a_command_with_a_sentence_that_names_it(run: Run, monkeypatch, command):
+def test_wrong_setting_is_named_in_the_error(run: Run, monkeypatch, command):
     monkeypatch.setenv("SEGCAL_THREADS", "none")
-    ended = run(*command)
+    result = run(*command)
 
-    assert ended.code == 2
-    assert ended.err.startswith("error: SEGCAL_THREADS: ")
-    assert ended.err.endswith("got 'none'\n")
+    assert result.code == 2
+    assert result.err.startswith("error: SEGCAL_THREADS: ")
+    assert result.err.endswith("got 'none'\n")
 
 
-def test_models_are_listed_with_the_reason_where_one_is_refused(run: Run, models_dir):
+def test_models_are_listed_with_the_reason_of_an_invalid_one(run: Run, models_dir):
     (models_dir / "broken").mkdir()
-    ended = run("models", "list")
+    result = run("models", "list")
 
-    assert ended.code == 0
-    assert "tiny" in ended.out
-    assert "Tiny tiny" in ended.out
-    assert "refused: broken: expected a card.toml" in ended.out
+    assert result.code == 0
+    assert "tiny" in result.out
+    assert "Tiny tiny" in result.out
+    assert "refused: broken: expected a card.toml" in result.out
 
 
 def test_calibrators_are_listed_and_the_active_one_is_marked(run: Run, models_dir, artifacts_dir):
@@ -227,13 +224,13 @@ def test_calibrators_are_listed_and_the_active_one_is_marked(run: Run, models_di
     assert "other (000000000000)" in rows[second]
 
 
-def test_activate_rolls_back_and_notes_the_reason(run: Run, models_dir, artifacts_dir):
+def test_activate_rolls_back_and_records_the_reason(run: Run, models_dir, artifacts_dir):
     first = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
     publish_temperature(artifacts_dir, models_dir / "tiny", 3)
-    ended = run("calibrators", "activate", first, "--reason", "the new one drifts")
+    result = run("calibrators", "activate", first, "--reason", "the new one drifts")
 
-    assert ended.code == 0
-    assert f"{first} is active for tiny" in ended.err
+    assert result.code == 0
+    assert f"{first} is active for tiny" in result.err
     assert ArtifactStore(artifacts_dir).active_id("tiny") == first
     assert "the new one drifts" in (artifacts_dir / "tiny" / "history.jsonl").read_text()
 
@@ -244,32 +241,34 @@ def test_calibrators_of_a_running_service(
     first = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
     second = publish_temperature(artifacts_dir, models_dir / "tiny", 3)
     publish_temperature(artifacts_dir, models_dir / "tiny", 4, activate=False, sha256="0" * 64)
-    there = ["--url", make_server(admin_token="a token for tests")]
+    service = ["--url", make_server(admin_token="a token for tests")]
     token = ["--token", "a token for tests"]
 
-    assert run("calibrators", "list", *there).out == run("calibrators", "list").out
-    assert run("calibrators", "list", *there, "--model", "tiny").code == 0
-    assert "got 'street'" in run("calibrators", "list", *there, "--model", "street").err
+    assert run("calibrators", "list", *service).out == run("calibrators", "list").out
+    assert run("calibrators", "list", *service, "--model", "tiny").code == 0
+    assert "got 'street'" in run("calibrators", "list", *service, "--model", "street").err
 
-    back = run("calibrators", "activate", first, *there, *token, "--reason", "the new one drifts")
-    assert back.code == 0, back.err
-    assert f"{first} is active for tiny" in back.err
+    activated = run(
+        "calibrators", "activate", first, *service, *token, "--reason", "the new one drifts"
+    )
+    assert activated.code == 0, activated.err
+    assert f"{first} is active for tiny" in activated.err
     assert ArtifactStore(artifacts_dir).active_id("tiny") == first
     assert "the new one drifts" in (artifacts_dir / "tiny" / "history.jsonl").read_text()
-    refused = run("calibrators", "activate", second, *there, "--token", "wrong")
-    assert "expected a bearer token" in refused.err
+    rejected = run("calibrators", "activate", second, *service, "--token", "wrong")
+    assert "expected a bearer token" in rejected.err
     assert ArtifactStore(artifacts_dir).active_id("tiny") == first
 
-    packed = tmp_path / "packed.zip"
-    assert run("calibrators", "archive", second, "--out", packed, *there).code == 0
-    assert f"{second}/manifest.json" in zipfile.ZipFile(packed).namelist()
+    archive = tmp_path / "archive.zip"
+    assert run("calibrators", "archive", second, "--out", archive, *service).code == 0
+    assert f"{second}/manifest.json" in zipfile.ZipFile(archive).namelist()
     assert (
         "expected the id"
-        in run("calibrators", "archive", f"{first[:-1]}g", "--out", packed, *there).err
+        in run("calibrators", "archive", f"{first[:-1]}g", "--out", archive, *service).err
     )
 
 
-def test_activate_refuses_what_the_model_can_not_use(run: Run, models_dir, artifacts_dir):
+def test_activate_rejects_a_calibrator_of_another_model_file(run: Run, models_dir, artifacts_dir):
     other = publish_temperature(
         artifacts_dir, models_dir / "tiny", 2, activate=False, sha256="0" * 64
     )
@@ -281,9 +280,9 @@ def test_activate_refuses_what_the_model_can_not_use(run: Run, models_dir, artif
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> tuple[Path, Path]:
-    """Eight red images, a quarter of whose pixels are labelled otherwise, and a row not at all.
+    """Write eight red images, a quarter of whose pixels have another label, and one row is void.
 
-    The model trusts each pixel with 0.965 and is right with three of four: it is over-confident.
+    The model has a confidence of 0.965 and an accuracy of 0.75: it is over-confident.
     """
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
@@ -299,70 +298,70 @@ def labelled(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_calibrate_fits_publishes_and_activates(run: Run, labelled, artifacts_dir):
     images, labels = labelled
-    ended = run("calibrate", "--images", images, "--labels", labels, "--method", "temperature")
+    result = run("calibrate", "--images", images, "--labels", labels, "--method", "temperature")
     store = ArtifactStore(artifacts_dir)
     (manifest,) = store.versions("tiny")
 
-    assert ended.code == 0, ended.err
-    assert f"{manifest.id} is active: better: " in ended.err
+    assert result.code == 0, result.err
+    assert f"{manifest.id} is active: better: " in result.err
     assert store.active_id("tiny") == manifest.id
     assert manifest.images == 8
     # Right with 3/4, e^(4/T) / (e^(4/T) + 2) = 3/4 at T = 4 / ln 6.
     assert manifest.summary["temperature"] == pytest.approx(4 / np.log(6), rel=1e-3)
     assert manifest.ece_before == pytest.approx(0.964664 - 0.75, abs=1e-4)
     assert manifest.ece_after == pytest.approx(0, abs=1e-4)
-    assert "temperature" in ended.out
+    assert "temperature" in result.out
 
 
-def test_calibrate_may_leave_the_active_one_alone(run: Run, labelled, artifacts_dir):
+def test_calibrate_with_activate_never_publishes_only(run: Run, labelled, artifacts_dir):
     images, labels = labelled
     arguments = ["--images", images, "--labels", labels, "--method", "temperature"]
-    ended = run("calibrate", *arguments, "--activate", "never", "--note", "a trial")
+    result = run("calibrate", *arguments, "--activate", "never", "--note", "a trial")
     store = ArtifactStore(artifacts_dir)
 
-    assert ended.code == 0
-    assert "is not activated: asked never to activate" in ended.err
+    assert result.code == 0
+    assert "is not activated: asked never to activate" in result.err
     assert store.active_id("tiny") is None
     assert store.versions("tiny")[0].note == "a trial"
 
 
-def test_calibrate_refuses_a_image_without_labels(run: Run, labelled):
+def test_calibrate_rejects_an_image_without_labels(run: Run, labelled):
     images, labels = labelled
     (labels / "3.png").unlink()
-    ended = run("calibrate", "--images", images, "--labels", labels)
+    result = run("calibrate", "--images", images, "--labels", labels)
 
-    assert ended.code == 2
-    assert "without a partner, such as ['3']" in ended.err
+    assert result.code == 2
+    assert "without a partner, such as ['3']" in result.err
 
 
-def test_calibrate_refuses_an_unknown_method(run: Run, labelled, artifacts_dir):
+def test_calibrate_rejects_an_unknown_method(run: Run, labelled, artifacts_dir):
     images, labels = labelled
-    ended = run("calibrate", "--images", images, "--labels", labels, "--method", "magic")
+    result = run("calibrate", "--images", images, "--labels", labels, "--method", "magic")
 
-    assert ended.code == 2
-    assert "magic" in ended.err
+    assert result.code == 2
+    assert "magic" in result.err
     assert ArtifactStore(artifacts_dir).versions("tiny") == []
 
 
 @pytest.fixture
 def logits(tmp_path: Path) -> Path:
-    """An .npz of logits three times too sure of themselves, with labels."""
+    """Write an .npz of logits three times too large, with labels."""
     values, labels = overconfident(16, 16, 16)
     (tmp_path / "val.npz").write_bytes(npz(logits=values, labels=labels))
     return tmp_path / "val.npz"
 
 
 def test_calibrate_fits_on_logits(run: Run, logits, artifacts_dir):
-    ended = run("calibrate", "--logits", logits, "--method", "temperature")
+    result = run("calibrate", "--logits", logits, "--method", "temperature")
     (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
 
-    assert ended.code == 0, ended.err
-    assert f"{manifest.id} is active: better: " in ended.err
+    assert result.code == 0, result.err
+    assert f"{manifest.id} is active: better: " in result.err
     assert manifest.summary["temperature"] == pytest.approx(3, rel=0.1)
     assert logits.is_file()
 
 
-def test_calibrate_over_http_takes_the_void_of_the_default_models_card(
+def test_calibrate_over_http_uses_the_ignore_index_of_the_default_model(
     run: Run, models_dir, tmp_path, artifacts_dir, make_server: MakeServer
 ):
     write_card(models_dir / "tiny", ignore_index=9)
@@ -371,37 +370,37 @@ def test_calibrate_over_http_takes_the_void_of_the_default_models_card(
     labels[labels == VOID] = 9
     (tmp_path / "val.npz").write_bytes(npz(logits=values, labels=labels))
     url = make_server(admin_token="a token for tests", default_model="tiny")
-    ended = run(
+    result = run(
         "calibrate", "--logits", tmp_path / "val.npz", "--method", "temperature",
         "--url", url, "--token", "a token for tests",
     )  # fmt: skip
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
     assert len(ArtifactStore(artifacts_dir).versions("tiny")) == 1
 
 
-def test_calibrate_over_http_asks_for_a_model_where_none_is_the_default(
+def test_calibrate_over_http_needs_a_model_name_without_a_default(
     run: Run, models_dir, logits, make_server: MakeServer
 ):
     write_onnx_model(models_dir, "another")
     url = make_server(admin_token="a token for tests")
-    ended = run("calibrate", "--logits", logits, "--url", url, "--token", "a token for tests")
-    assert ended.code == 2
-    assert "expected one of the models ['another', 'tiny'], got none by name" in ended.err
+    result = run("calibrate", "--logits", logits, "--url", url, "--token", "a token for tests")
+    assert result.code == 2
+    assert "expected one of the models ['another', 'tiny'], got none by name" in result.err
 
 
-def test_calibrate_over_http_fits_what_it_fits_here(
+def test_calibrate_over_http_fits_the_same_as_locally(
     run: Run, logits, artifacts_dir, make_server: MakeServer
 ):
     url = make_server(admin_token="a token for tests")
     arguments = ["calibrate", "--logits", logits, "--method", "temperature", "--seed", 4]
-    here = run(*arguments, "--activate", "never")
-    there = run(*arguments, "--url", url, "--token", "a token for tests")
+    local = run(*arguments, "--activate", "never")
+    remote = run(*arguments, "--url", url, "--token", "a token for tests")
     store = ArtifactStore(artifacts_dir)
     newest, oldest = store.versions("tiny")
 
-    assert (here.code, there.code) == (0, 0), there.err
+    assert (local.code, remote.code) == (0, 0), remote.err
     assert newest.summary == pytest.approx(oldest.summary)
-    assert f"{newest.id} is active: better: " in there.err
+    assert f"{newest.id} is active: better: " in remote.err
     assert store.active_id("tiny") == newest.id
 
 
@@ -411,15 +410,15 @@ def test_calibrate_over_http_sends_folders_as_archives(
     images, labels = labelled
     url = make_server(admin_token="a token for tests")
     sources = ["--images", images, "--labels", labels]
-    refused = run("calibrate", *sources, "--url", url, "--token", "wrong")
-    magic = run(
+    rejected = run("calibrate", *sources, "--url", url, "--token", "wrong")
+    unknown = run(
         "calibrate", *sources, "--method", "magic", "--url", url, "--token", "a token for tests"
     )
 
-    assert refused.code == magic.code == 2
-    assert "got another one" in refused.err
-    assert "expected auto or one of" in magic.err
-    assert "got magic" in magic.err
+    assert rejected.code == unknown.code == 2
+    assert "got another one" in rejected.err
+    assert "expected auto or one of" in unknown.err
+    assert "got magic" in unknown.err
 
 
 def test_calibrate_needs_logits_or_images(run: Run, labelled, logits):
@@ -431,12 +430,12 @@ def test_calibrate_needs_logits_or_images(run: Run, labelled, logits):
         ["--images", images, "--labels", labels, "--logits", logits],
         ["--logits", logits, "--labels", labels],
     ):
-        ended = run("calibrate", *arguments)
-        assert ended.code == 2
-        assert "expected --logits" in ended.err
+        result = run("calibrate", *arguments)
+        assert result.code == 2
+        assert "expected --logits" in result.err
 
 
-def test_calibrate_changes_labels_only_where_that_is_allowed(run: Run, logits, artifacts_dir):
+def test_calibrate_changes_labels_only_if_allowed(run: Run, logits, artifacts_dir):
     arguments = ["calibrate", "--logits", logits, "--method", "vector_ti"]
 
     assert "expected allow_label_changes with the method vector_ti" in run(*arguments).err
@@ -444,34 +443,34 @@ def test_calibrate_changes_labels_only_where_that_is_allowed(run: Run, logits, a
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
 
 
-def test_calibrate_learns_from_copies_of_images_only(run: Run, labelled, logits, artifacts_dir):
+def test_calibrate_with_augmentation_needs_images(run: Run, labelled, logits, artifacts_dir):
     images, labels = labelled
     source = ["--images", images, "--labels", labels, "--method", "contextual"]
     source += ["--augmentation", "corruptions"]
 
-    ended = run("calibrate", "--logits", logits, "--augmentation", "corruptions")
-    assert "expected images with augmentation=corruptions" in ended.err
+    result = run("calibrate", "--logits", logits, "--augmentation", "corruptions")
+    assert "expected images with augmentation=corruptions" in result.err
     assert run("calibrate", *source).code == 0
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "contextual"
 
 
-def test_calibrate_reads_images_where_the_method_looks_at_them(
+def test_calibrate_reads_images_for_methods_that_need_them(
     run: Run, labelled, logits, artifacts_dir
 ):
     images, labels = labelled
     source = ["--images", images, "--labels", labels]
 
-    ended = run("calibrate", "--logits", logits, "--method", "lts_image")
-    assert "expected images with the method lts_image, got logits alone" in ended.err
-    ended = run("calibrate", *source, "--method", "lts_image", "--activate", "always")
-    assert ended.code == 0, ended.err
+    result = run("calibrate", "--logits", logits, "--method", "lts_image")
+    assert "expected images with the method lts_image, got logits alone" in result.err
+    result = run("calibrate", *source, "--method", "lts_image", "--activate", "always")
+    assert result.code == 0, result.err
     active = ArtifactStore(artifacts_dir).versions("tiny")[0]
     assert active.method == "lts_image"
     assert run("segment", *images.iterdir(), "--out", images.parent / "out").code == 0
-    ended = run("calibrate", "--logits", logits, "--method", "temperature")
-    assert f"expected images, which the active calibrator {active.id} looks at" in ended.err
-    ended = run("calibrate", "--logits", logits, "--method", "magic")
-    assert "expected auto or one of identity" in ended.err
+    result = run("calibrate", "--logits", logits, "--method", "temperature")
+    assert f"expected images, which the active calibrator {active.id} looks at" in result.err
+    result = run("calibrate", "--logits", logits, "--method", "magic")
+    assert "expected auto or one of identity" in result.err
 
 
 def test_two_models_need_a_name(run: Run, models_dir):

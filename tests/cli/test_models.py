@@ -1,4 +1,4 @@
-"""`segcal models import` and `segcal models quantize`: what becomes a model, and what does not."""
+"""`segcal models import` and `segcal models quantize`: new models and rejected ones."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from app.cli import main as cli
-from app.cli.models import divide
+from app.cli.models import split_images
 from app.datasets.images import Pair
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
@@ -23,7 +23,7 @@ SIZE = (40, 56)
 
 @pytest.fixture
 def run(monkeypatch, capsys, models_dir):
-    """Run `segcal models` in this process; give its exit code and all it printed, in one line."""
+    """Run `segcal models` in this process; return its exit code and output."""
     monkeypatch.setenv("SEGCAL_MODELS_DIR", str(models_dir))
     monkeypatch.setenv("SEGCAL_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "200")
@@ -52,10 +52,10 @@ def source(tmp_path):
     return path
 
 
-def test_imported_model_is_served_under_its_card(run, source, models_dir):
+def test_imported_model_has_the_card_of_its_arguments(run, source, models_dir):
     policy = ("--mean", 0.5, 0.25, 0, "--std", 1, 2, 0.5, "--multiple-of", 8)
-    code, said = run("import", source, "--name", "new", "--classes", "sky, road,tree", *policy)
-    assert code == 0, said
+    code, output = run("import", source, "--name", "new", "--classes", "sky, road,tree", *policy)
+    assert code == 0, output
     model = read_model_folder(models_dir / "new")
     assert [entry.name for entry in model.card.output.classes] == ["sky", "road", "tree"]
     assert len(set(model.palette)) == 3
@@ -65,14 +65,14 @@ def test_imported_model_is_served_under_its_card(run, source, models_dir):
     assert "new" in run("list")[1]
 
 
-def test_imported_torchscript_is_served(run, tmp_path, models_dir):
+def test_imported_torchscript_has_the_given_card(run, tmp_path, models_dir):
     made = write_torch_model(tmp_path, "made", "pt")
-    code, said = run("import", made / "model.pt", "--name", "new", "--card", made / "card.toml")
-    assert code == 0, said
+    code, output = run("import", made / "model.pt", "--name", "new", "--card", made / "card.toml")
+    assert code == 0, output
     assert read_model_folder(models_dir / "new").card.title == "Tiny made"
 
 
-def test_card_may_say_anything_a_card_can(run, source, tmp_path, models_dir):
+def test_every_value_of_a_card_is_imported(run, source, tmp_path, models_dir):
     (tmp_path / "made").mkdir()
     title = 'A "title" \\ of\ttext, größer'
     write_card(
@@ -98,11 +98,11 @@ def test_card_may_say_anything_a_card_can(run, source, tmp_path, models_dir):
         (("--name", "new", "--classes", "a,b,c", "--std", 0, 1, 1), "expected std above 0, got"),
     ],
 )
-def test_refused_model_leaves_nothing(run, source, models_dir, arguments, reason):
+def test_rejected_model_leaves_no_files(run, source, models_dir, arguments, reason):
     before = names(models_dir), names(models_dir / "tiny")
-    code, said = run("import", source, *arguments)
+    code, output = run("import", source, *arguments)
     assert code == 2
-    assert reason in said
+    assert reason in output
     assert (names(models_dir), names(models_dir / "tiny")) == before
     assert names(models_dir.parent) == ["models", "net.onnx"]
 
@@ -115,7 +115,7 @@ def test_refused_model_leaves_nothing(run, source, models_dir, arguments, reason
         ("Sub(image, image)", "expected logits, got the same for every class"),
     ],
 )
-def test_file_that_does_not_segment_is_refused(run, tmp_path, models_dir, content, reason):
+def test_file_that_does_not_segment_is_rejected(run, tmp_path, models_dir, content, reason):
     path = tmp_path / "net.onnx"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -124,20 +124,20 @@ def test_file_that_does_not_segment_is_refused(run, tmp_path, models_dir, conten
         header = '<ir_version: 8, opset_import: ["": 17]>\n'
         onnx.save(onnx.parser.parse_model(header + graph), path)
     arguments = ("--classes", "a,b,c", "--mean", 0.5, 0.5, 0.5)
-    code, said = run("import", path, "--name", "new", *arguments)
+    code, output = run("import", path, "--name", "new", *arguments)
     assert code == 2
-    assert reason in said
+    assert reason in output
     assert names(models_dir) == ["tiny"]
 
 
-def test_network_of_one_size_is_refused_as_native_and_taken_at_its_size(run, tmp_path, models_dir):
+def test_network_of_one_size_is_imported_with_that_size_only(run, tmp_path, models_dir):
     text = "g (float[1,3,64,64] image) => (float[1,3,64,64] logits) { logits = Neg(image) }"
     path = tmp_path / "net.onnx"
     onnx.save(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text), path)
     arguments = ("import", path, "--name", "new", "--classes", "a,b,c")
-    code, said = run(*arguments)
+    code, output = run(*arguments)
     assert code == 2
-    assert "expected a model that takes [1,3,256,320], got: " in said
+    assert "expected a model that takes [1,3,256,320], got: " in output
     assert run(*arguments, "--size", 64, 64)[0] == 0
     assert read_model_folder(models_dir / "new").card.input.size == (64, 64)
 
@@ -146,7 +146,7 @@ def test_network_of_one_size_is_refused_as_native_and_taken_at_its_size(run, tmp
 
 
 def deep_network() -> onnx.ModelProto:
-    """Three convolutions at stride 2, of random weights, height and width free."""
+    """Build three convolutions at stride 2, of random weights and any height and width."""
     rng = np.random.default_rng(0)
     kernels = [
         rng.normal(0, (channels * side * side) ** -0.5, (out, channels, side, side))
@@ -174,7 +174,7 @@ def deep_network() -> onnx.ModelProto:
 
 @pytest.fixture
 def image_folders(tmp_path):
-    """Eight image_folders of soft colours and the original's labels for them."""
+    """Write eight images of smooth random colours, and random label maps."""
     images, labels = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
     labels.mkdir()
@@ -197,28 +197,30 @@ def deep(models_dir):
 
 
 @pytest.mark.parametrize("ranges", ["minmax", "entropy", "percentile"])
-def test_int8_form_is_a_model_of_its_own(run, deep, image_folders, models_dir, ranges):
+def test_int8_model_is_added_with_its_report(run, deep, image_folders, models_dir, ranges):
     images, labels = image_folders
     paths = ("--images", images, "--labels", labels)
-    code, said = run("quantize", "--model", "deep", *paths, "--ranges", ranges)
-    assert code == 0, said
+    code, output = run("quantize", "--model", "deep", *paths, "--ranges", ranges)
+    assert code == 0, output
     original, int8 = read_model_folder(deep), read_model_folder(models_dir / "deep-int8")
     assert int8.sha256 != original.sha256
     assert (int8.card.input, int8.card.output) == (original.card.input, original.card.output)
     assert int8.card.title == "Deep, int8"
     assert f"here; int8 (static, QDQ, per channel; {ranges} over 4 images)" in int8.card.source
     assert original.sha256[:12] in int8.card.source
-    price = json.loads((models_dir / "deep-int8" / "quantization.json").read_text())
-    assert price["model_sha256"] == int8.sha256
-    assert price["images"] == 4
-    assert 0.9 < price["label_agreement"] <= 1
-    assert abs(price["confidence_shift"]) <= price["confidence_shift_absolute"] < 0.05
-    assert price["before"]["miou"] == pytest.approx(price["after"]["miou"], abs=0.05)
-    assert price["milliseconds_before"] > 0
-    assert int8.card.metrics["label_agreement"] == pytest.approx(price["label_agreement"], abs=1e-5)
+    report = json.loads((models_dir / "deep-int8" / "quantization.json").read_text())
+    assert report["model_sha256"] == int8.sha256
+    assert report["images"] == 4
+    assert 0.9 < report["label_agreement"] <= 1
+    assert abs(report["confidence_shift"]) <= report["confidence_shift_absolute"] < 0.05
+    assert report["before"]["miou"] == pytest.approx(report["after"]["miou"], abs=0.05)
+    assert report["milliseconds_before"] > 0
+    assert int8.card.metrics["label_agreement"] == pytest.approx(
+        report["label_agreement"], abs=1e-5
+    )
 
 
-def test_int8_form_takes_images_of_any_size_and_comes_close(run, deep, image_folders, models_dir):
+def test_int8_logits_are_close_to_the_originals_at_any_size(run, deep, image_folders, models_dir):
     assert (
         run("quantize", "--model", "deep", "--images", image_folders[0], "--out", "small")[0] == 0
     )
@@ -232,7 +234,7 @@ def test_int8_form_takes_images_of_any_size_and_comes_close(run, deep, image_fol
         assert 0 < (int8 - original).abs().mean() < 0.05 * original.abs().mean() + 0.05
 
 
-def test_int8_file_has_int8_weights_float_logits_and_no_trace_of_the_machine(
+def test_int8_file_has_int8_weights_float_logits_and_no_metadata(
     run, deep, image_folders, models_dir
 ):
     assert run("quantize", "--model", "deep", "--images", image_folders[0])[0] == 0
@@ -245,38 +247,38 @@ def test_int8_file_has_int8_weights_float_logits_and_no_trace_of_the_machine(
     (last,) = (node for node in graph.node if node.name == "last")
     assert not last.input[1].endswith("DequantizeLinear_Output")
     content = path.read_bytes()
-    for trace in (str(models_dir.parent), "/some/machine", "/tmp", str(Path.home())):
-        assert trace.encode() not in content
+    for path_text in (str(models_dir.parent), "/some/machine", "/tmp", str(Path.home())):
+        assert path_text.encode() not in content
 
 
-def test_images_for_ranges_and_for_measuring_are_different(image_folders):
-    chosen, measured = divide(image_folders[0], None, None, 2)
+def test_images_for_ranges_and_for_the_comparison_are_disjoint(image_folders):
+    chosen, measured = split_images(image_folders[0], None, None, 2)
     odd = [f"{index}.png" for index in (1, 3, 5, 7)]
     assert chosen == [image_folders[0] / "0.png", image_folders[0] / "4.png"]
     assert measured == [image_folders[0] / name for name in odd]
-    _, pairs = divide(image_folders[0], None, image_folders[1], 99)
+    _, pairs = split_images(image_folders[0], None, image_folders[1], 99)
     assert pairs == [Pair(image_folders[0] / name, image_folders[1] / name) for name in odd]
-    chosen, measured = divide(image_folders[0], image_folders[1], None, 8)
+    chosen, measured = split_images(image_folders[0], image_folders[1], None, 8)
     assert (len(chosen), len(measured)) == (8, 8)
 
 
-def test_single_image_is_not_enough_without_others_to_measure_on(tmp_path):
+def test_single_image_is_rejected_without_held_out_images(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(ArgumentError, match="--images: expected more images, got 1"):
-        divide(tmp_path, None, None, 8)
+        split_images(tmp_path, None, None, 8)
 
 
-def test_without_the_extra_packages_one_sentence_says_so(run, deep, image_folders, monkeypatch):
+def test_missing_extra_packages_are_named_in_the_error(run, deep, image_folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    code, said = run("quantize", "--model", "deep", "--images", image_folders[0])
+    code, output = run("quantize", "--model", "deep", "--images", image_folders[0])
     assert code == 2
-    assert "expected the extra packages of `pip install segcal[quantize]`" in said
+    assert "expected the extra packages of `pip install segcal[quantize]`" in output
     assert names(deep.parent) == ["deep", "tiny"]
 
 
-def test_only_onnx_is_quantized(run, tmp_path, models_dir, image_folders):
+def test_model_that_is_not_onnx_is_rejected(run, tmp_path, models_dir, image_folders):
     write_torch_model(models_dir, "script", "pt")
-    code, said = run("quantize", "--model", "script", "--images", image_folders[0])
+    code, output = run("quantize", "--model", "script", "--images", image_folders[0])
     assert code == 2
-    assert "script: expected an ONNX file, got model.pt" in said
+    assert "script: expected an ONNX file, got model.pt" in output
     assert names(models_dir) == ["script", "tiny"]

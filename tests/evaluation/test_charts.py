@@ -1,4 +1,4 @@
-"""Charts: the drawn coordinates are those of the data, and the same data give the same bytes."""
+"""Charts: drawn coordinates, and equal bytes for equal data."""
 
 import math
 import re
@@ -34,7 +34,7 @@ AFTER = [EMPTY, ReliabilityBin(0.5, 0.75, 9900, 0.6, 0.65)]
 
 @dataclass
 class Chart:
-    """A chart that can be read back: the upper panel spans x from 0 to 1 and y from 0 to `top`."""
+    """Parses a chart's SVG; the upper panel spans x from 0 to 1 and y from 0 to `top`."""
 
     svg: bytes
     top: float = 1.0
@@ -43,13 +43,13 @@ class Chart:
         return ET.fromstring(self.svg).findall(f".//svg:g[@id='{name}']", NAMESPACES)
 
     def curve(self, name: str) -> list[tuple[float, float]]:
-        """Data coordinates of a line's points."""
+        """Return the data coordinates of a line's points."""
         (group,) = self.groups(name)
         (path,) = group.findall("svg:path", NAMESPACES)
         return self.data([tuple(map(float, p)) for p in path_points(path)])
 
     def markers(self, name: str) -> list[tuple[float, float]]:
-        """Data coordinates of the markers."""
+        """Return the data coordinates of the markers."""
         uses = [use for g in self.groups(name) for use in g.iterfind(".//svg:use", NAMESPACES)]
         return self.data([(float(use.get("x", "")), float(use.get("y", ""))) for use in uses])
 
@@ -122,7 +122,7 @@ def test_risk_coverage_curves_are_scaled_to_the_risk_of_many_pixels():
     noisy = [RiskCoverage(0.001, 1.0), RiskCoverage(0.5, 0.01), RiskCoverage(1.0, 0.04)]
     chart = Chart(risk_coverage_diagram({"before": noisy, "after": noisy[1:]}), top=1.05 * 0.04)
     assert chart.curve("after") == near([(0.5, 0.01), (1.0, 0.04)])
-    # The first point of `before`, of a handful of pixels, is beyond the axis and clipped.
+    # The first point of `before`, of few pixels, is beyond the axis and clipped.
     assert chart.curve("before")[-1] == pytest.approx((1.0, 0.04), abs=1e-4)
     assert chart.curve("before")[0][1] > chart.top
     assert "4%" in chart.texts()
@@ -165,6 +165,6 @@ def test_curves_are_read_from_a_report():
     [{}, {"reliability": None}, {"reliability": {"before": []}},
      {"reliability": {"before": [{"lower": 0}], "after": []}}],
 )  # fmt: skip
-def test_reports_without_curves_are_refused(report):
+def test_reports_without_curves_are_rejected(report):
     with pytest.raises(ArtifactError, match="expected reliability curves before and after"):
         reliability_curves(report)

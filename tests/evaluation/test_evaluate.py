@@ -1,4 +1,4 @@
-"""A tiny model over rendered images: every figure can be worked out from its logits by hand."""
+"""Evaluation of a tiny model on rendered images, whose metrics are computed by hand."""
 
 import math
 from pathlib import Path
@@ -34,15 +34,15 @@ from tests.factories.service import (
 )
 
 OPTIONS = Options(ignore_index=255, max_pixels=10_000)
-WRONG = (1 - SATURATED) / 2  # what a class that is not the saturated one gets
+WRONG = (1 - SATURATED) / 2  # probability of a class other than the saturated one
 
 
-def nothing() -> None:
-    """Take no notice of progress."""
+def ignore_progress() -> None:
+    """Do ignore_progress."""
 
 
 def run_over(predictor, calibrator, pairs, options, advance) -> Comparison:
-    """Evaluate a model of this process."""
+    """Evaluate a local model."""
     subject = LocalModel(predictor, calibrator, options.max_pixels, options.tta)
     return evaluate(subject, pairs, options, advance)
 
@@ -68,7 +68,7 @@ def write_set(root: Path, **images: tuple[object, object]):
 
 @pytest.fixture
 def pairs(tmp_path):
-    """`half`: red, labelled half red, half green. `void`: nothing. `whole`: blue, all right."""
+    """Write `half` (red, half correct), `void` (no labels) and `whole` (blue, all correct)."""
     half = np.repeat([[0] * 6 + [1] * 6], 8, axis=0)
     return write_set(
         tmp_path,
@@ -78,8 +78,8 @@ def pairs(tmp_path):
     )
 
 
-def test_uncalibrated_figures(predictor, pairs):
-    done = run_over(predictor, None, pairs, OPTIONS, nothing)
+def test_uncalibrated_metrics(predictor, pairs):
+    done = run_over(predictor, None, pairs, OPTIONS, ignore_progress)
     measured = done.before.evaluation.result()
     half, void, whole = done.before.images
 
@@ -103,12 +103,12 @@ def test_uncalibrated_figures(predictor, pairs):
     assert done.served is done.before
 
 
-def test_calibrator_changes_confidence_and_no_label(predictor, model, pairs, tmp_path):
+def test_calibrator_changes_confidence_but_no_label(predictor, model, pairs, tmp_path):
     version = publish_temperature(tmp_path / "artifacts", model, 2)
     store = ArtifactStore(tmp_path / "artifacts")
     stored = find_calibrator(store, predictor.folder, version)
-    done = run_over(predictor, stored, pairs, OPTIONS, nothing)
-    plain = run_over(predictor, None, pairs, OPTIONS, nothing)
+    done = run_over(predictor, stored, pairs, OPTIONS, ignore_progress)
+    plain = run_over(predictor, None, pairs, OPTIONS, ignore_progress)
     assert done.after is not None
     assert done.difference is not None
 
@@ -122,38 +122,40 @@ def test_calibrator_changes_confidence_and_no_label(predictor, model, pairs, tmp
     assert done.labels_changed == 0
 
 
-def test_calibrator_that_decides_is_measured_with_its_own_labels(predictor, model, pairs, tmp_path):
+def test_calibrator_that_changes_labels_is_evaluated_with_them(predictor, model, pairs, tmp_path):
     version = publish_temperature(tmp_path / "artifacts", model, 2)
     known = ArtifactStore(tmp_path / "artifacts").load("tiny", version, predictor.folder.sha256)
     vector = Vector(3)
     vector.bias.copy_(torch.tensor([0.0, 8.0, 0.0]))  # red and blue pixels become class 1
-    done = run_over(predictor, StoredCalibrator(known.manifest, vector), pairs, OPTIONS, nothing)
+    done = run_over(
+        predictor, StoredCalibrator(known.manifest, vector), pairs, OPTIONS, ignore_progress
+    )
     assert done.after is not None
 
     assert done.labels_changed == 1
     assert done.before.overall.accuracy == 0.75
-    # Of 192 labelled pixels 48 are class 1; the logits (4, 8, 0) are as good as sure of it.
+    # Of 192 labelled pixels 48 are class 1; the logits (4, 8, 0) give it a high confidence.
     assert done.after.overall.accuracy == 0.25
-    sure = math.exp(8) / (math.exp(8) + math.exp(4) + 1)
-    assert done.after.overall.confidence == pytest.approx(sure)
+    confidence = math.exp(8) / (math.exp(8) + math.exp(4) + 1)
+    assert done.after.overall.confidence == pytest.approx(confidence)
     assert done.after.evaluation.confusion.sum(0).tolist() == [0, 192, 0]
 
 
-def test_averaged_views_are_measured(predictor, pairs):
+def test_test_time_augmentation_is_evaluated(predictor, pairs):
     options = Options(ignore_index=255, max_pixels=10_000, tta="flip")
-    done = run_over(predictor, None, pairs, options, nothing)
+    done = run_over(predictor, None, pairs, options, ignore_progress)
     assert done.before.overall.confidence == pytest.approx(SATURATED)
 
 
-def test_other_void_labels_count_nowhere(predictor, pairs):
+def test_pixels_of_another_ignore_index_are_not_counted(predictor, pairs):
     options = Options(ignore_index=1, max_pixels=10_000)
     with pytest.raises(ArgumentError, match=r"void\.png: expected labels in 0\.\.2 or 1"):
-        run_over(predictor, None, pairs, options, nothing)
-    done = run_over(predictor, None, [pairs[0]], options, nothing)
+        run_over(predictor, None, pairs, options, ignore_progress)
+    done = run_over(predictor, None, [pairs[0]], options, ignore_progress)
     assert done.before.overall[:3] == pytest.approx((48, SATURATED, 1))
 
 
-def test_worst_images_come_first_and_perfect_ones_never(predictor, tmp_path):
+def test_worst_images_are_listed_first_and_perfect_ones_not_at_all(predictor, tmp_path):
     grey = np.full((8, 12, 3), 90, np.uint8)
     pairs = write_set(
         tmp_path,
@@ -162,7 +164,7 @@ def test_worst_images_come_first_and_perfect_ones_never(predictor, tmp_path):
         c=(grey, np.ones((8, 12))),  # wrong, but at 1/3: no confident error
         d=(solid(GREEN), np.repeat([[0] * 6 + [1] * 6], 8, axis=0)),
     )
-    done = run_over(predictor, None, pairs, OPTIONS, nothing)
+    done = run_over(predictor, None, pairs, OPTIONS, ignore_progress)
     assert done.worst() == {
         1: ["calibration", "confident errors"],
         3: ["calibration", "confident errors"],
@@ -170,27 +172,27 @@ def test_worst_images_come_first_and_perfect_ones_never(predictor, tmp_path):
         0: ["calibration"],
     }
     few = Options(ignore_index=255, max_pixels=10_000, worst=1)
-    assert list(run_over(predictor, None, pairs, few, nothing).worst()) == [1]
+    assert list(run_over(predictor, None, pairs, few, ignore_progress).worst()) == [1]
 
 
-def test_progress_is_told_of_every_image(predictor, pairs):
-    told = []
-    run_over(predictor, None, pairs, OPTIONS, lambda: told.append(1))
-    assert len(told) == 3
+def test_progress_is_reported_for_every_image(predictor, pairs):
+    calls = []
+    run_over(predictor, None, pairs, OPTIONS, lambda: calls.append(1))
+    assert len(calls) == 3
 
 
-def test_set_without_a_label_is_refused(predictor, pairs):
+def test_set_without_a_label_is_rejected(predictor, pairs):
     with pytest.raises(ArgumentError, match=r"expected labelled pixels, got none in 1 label maps"):
-        run_over(predictor, None, [pairs[1]], OPTIONS, nothing)
+        run_over(predictor, None, [pairs[1]], OPTIONS, ignore_progress)
 
 
-def test_labels_of_another_size_are_refused(predictor, tmp_path):
+def test_labels_of_another_size_are_rejected(predictor, tmp_path):
     pairs = write_set(tmp_path, a=(solid(RED), np.zeros((4, 6))))
     with pytest.raises(ArgumentError, match=r"a\.png: expected labels of \(8, 12\).*\(4, 6\)"):
-        run_over(predictor, None, pairs, OPTIONS, nothing)
+        run_over(predictor, None, pairs, OPTIONS, ignore_progress)
 
 
-def test_calibrators_are_found_as_the_service_finds_them(predictor, model, tmp_path):
+def test_calibrators_are_found_by_id_or_as_active(predictor, model, tmp_path):
     store = ArtifactStore(tmp_path / "artifacts")
     folder = predictor.folder
     assert find_calibrator(store, folder, "none") is None
@@ -207,8 +209,8 @@ def test_calibrators_are_found_as_the_service_finds_them(predictor, model, tmp_p
 
 
 @pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
-def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path, tta):
-    """The same mask and confidence, pixel by pixel, of an image that the grid does not fit."""
+def test_evaluated_predictions_equal_those_of_the_service(predictor, model, tmp_path, tta):
+    """Mask and confidence are equal at every pixel of an image that needs padding."""
     image = np.random.default_rng(0).integers(0, 256, (37, 51, 3), np.uint8)
     (pair,) = write_set(tmp_path, noise=(image, np.zeros((37, 51))))
     version = publish_temperature(tmp_path / "artifacts", model, 2)
@@ -233,7 +235,9 @@ def test_what_is_measured_is_what_the_service_answers(predictor, model, tmp_path
     [((8, 12), (8, 12), (8, 12), (4, 6)), ((37, 23), (74, 46), (96, 64), (24, 16)),
      ((300, 7), (300, 7), (320, 32), (10, 1))],
 )  # fmt: skip
-def test_strips_hold_what_emission_emits(image, resized, padded, cells, monkeypatch):
+def test_log_probability_strips_agree_with_the_prediction(
+    image, resized, padded, cells, monkeypatch
+):
     geometry = Geometry(image, resized, padded)
     grid = torch.randn(5, *cells, generator=torch.Generator().manual_seed(0)) * 4
     mask, confidence = postprocessed(grid, grid, geometry)
@@ -245,11 +249,11 @@ def test_strips_hold_what_emission_emits(image, resized, padded, cells, monkeypa
     assert [rows.start for rows, _ in strips] == list(range(0, image[0], 7))
     assert whole.shape == (5, *image)
     assert whole.exp().sum(0).numpy() == pytest.approx(np.ones(image), abs=1e-5)
-    assert (whole.argmax(0).numpy() == mask).mean() > 0.999  # but for ties
+    assert (whole.argmax(0).numpy() == mask).mean() > 0.999  # except at ties
     assert whole.exp().amax(0).numpy() == pytest.approx(confidence, abs=1e-5)
 
 
-def test_score_sums_of_the_metrics_toy_set(monkeypatch):
+def test_score_sums_by_hand(monkeypatch):
     probabilities = torch.tensor(
         [[0.95, 0.03, 0.02], [0.85, 0.10, 0.05], [0.25, 0.65, 0.10],
          [0.10, 0.15, 0.75], [0.45, 0.35, 0.20], [0.05, 0.92, 0.03]]
@@ -263,7 +267,7 @@ def test_score_sums_of_the_metrics_toy_set(monkeypatch):
     assert brier / 6 == pytest.approx(0.71393, abs=1e-5)
 
 
-def test_impossible_classes_have_the_metrics_floor():
+def test_nll_of_impossible_classes_is_bounded():
     grid = torch.tensor([0.0, -1000.0])[:, None, None]
     one = Geometry((1, 1), (1, 1), (1, 1))
     nll, brier = score_sums(grid, one, torch.tensor([[1]]))

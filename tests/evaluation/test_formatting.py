@@ -23,7 +23,7 @@ from tests.factories.predictions import prediction_of
 
 
 def assessed(*groups: tuple[float, int, int]) -> Assessment:
-    """One image of two classes from (confidence, right pixels, wrong pixels)."""
+    """Assess an image of two classes from (confidence, correct pixels, wrong pixels)."""
     confidence = torch.cat([torch.full((right + wrong,), c) for c, right, wrong in groups])
     predicted = torch.cat(
         [torch.cat([torch.zeros(right), torch.ones(wrong)]) for _, right, wrong in groups]

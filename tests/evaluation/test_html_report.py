@@ -33,7 +33,7 @@ VOID_ELEMENTS = {"meta", "img", "link", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Reads a page, and holds it to being well-formed."""
+    """Parses a page, and asserts that it is well-formed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Page(HTMLParser):
             self.texts[tag][-1] += data
 
     def images(self, subtype: str) -> list[tuple[dict[str, str | None], bytes]]:
-        """Attributes and file of the images of media types `image/<subtype>`, a pattern."""
+        """Return attributes and file of the images of media types `image/<subtype>`, a pattern."""
         found = []
         for tag, attributes in self.tags:
             start, _, data = str(attributes.get("src")).partition(",")
@@ -78,7 +78,7 @@ class Page(HTMLParser):
         return found
 
     def row(self, name: str) -> list[str]:
-        """The cells of the row that begins with a name."""
+        """Return the cells of the row that begins with a name."""
         found = [[cell.strip() for cell in row] for row in self.rows if row[0].strip() == name]
         assert len(found) == 1, f"expected one row {name}, got {found}"
         return found[0]
@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Four images, one of a hostile name, with a hostile class, with and without a calibrator."""
+    """Evaluate four images, with and without a calibrator; a file and a class name hold HTML."""
     root = tmp_path_factory.mktemp("page")
     classes = [{"name": HOSTILE, "color": "#804020"}, {"name": "green", "color": "#00ff00"},
                {"name": "blue", "color": "#0000ff"}]  # fmt: skip
@@ -121,7 +121,7 @@ def either(request, evaluated):
     return evaluated[request.param]
 
 
-def test_page_is_well_formed_and_says_so(either):
+def test_page_is_well_formed(either):
     _, text = either
     page = Page(text)
     assert text.startswith("<!doctype html>")
@@ -148,7 +148,7 @@ def test_page_loads_nothing_and_runs_nothing(either):
         assert all(re.fullmatch(r"(url\()?#\w+\)?", link) for link in links)
 
 
-def test_page_forbids_itself_everything_but_its_own_style(either):
+def test_content_security_policy_allows_only_the_pages_style(either):
     _, text = either
     (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
@@ -156,7 +156,7 @@ def test_page_forbids_itself_everything_but_its_own_style(either):
     assert policy == f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'"
 
 
-def test_names_from_outside_are_text(either):
+def test_untrusted_names_are_escaped(either):
     _, text = either
     page = Page(text)
     assert "<script" not in text
@@ -165,7 +165,7 @@ def test_names_from_outside_are_text(either):
     assert 'a"><b>&.png' in page.texts["h3"]
 
 
-def test_metrics_on_the_page_are_those_measured(evaluated):
+def test_metrics_on_the_page_are_those_of_the_evaluation(evaluated):
     done, text = evaluated["with"]
     page = Page(text)
     assert done.after is not None
@@ -188,7 +188,7 @@ def test_metrics_on_the_page_are_those_measured(evaluated):
         assert number(end) in text
 
 
-def test_charts_are_of_the_measured_curves(evaluated):
+def test_charts_show_the_curves_of_the_evaluation(evaluated):
     done, text = evaluated["with"]
     sides: dict[Stage, Evaluation] = {
         "before": done.before.evaluation,
@@ -203,7 +203,7 @@ def test_charts_are_of_the_measured_curves(evaluated):
     ]
 
 
-def test_classes_on_the_page_are_those_measured(evaluated):
+def test_classes_on_the_page_are_those_of_the_evaluation(evaluated):
     done, text = evaluated["without"]
     page = Page(text)
     row = done.served.classes()[1]
@@ -217,7 +217,7 @@ def test_classes_on_the_page_are_those_measured(evaluated):
     assert page.row("blue")[1] == "0.0%"
 
 
-def test_page_without_calibrator_compares_nothing(evaluated):
+def test_page_without_calibrator_has_no_comparison(evaluated):
     _, text = evaluated["without"]
     page = Page(text)
     assert "none: plain softmax" in text
@@ -263,7 +263,7 @@ def test_only_one_image_gives_no_interval(evaluated):
     assert "nan" not in " ".join(" ".join(row) for row in Page(text).rows).lower()
 
 
-def test_metrics_name_the_direction_of_a_change(evaluated):
+def test_direction_of_a_change_is_named(evaluated):
     done, _ = evaluated["with"]
     for row in metric_rows(done.before, done.after):
         assert row.after is not None
@@ -274,7 +274,7 @@ def test_metrics_name_the_direction_of_a_change(evaluated):
     assert by_name["Mean confidence"].direction == ""
 
 
-def test_style_suits_dark_screens_and_paper_and_loads_nothing():
+def test_style_has_dark_and_print_rules_and_loads_nothing():
     style = (TEMPLATES / "report.css").read_text("utf-8")
     assert "url(" not in style
     assert "@import" not in style

@@ -13,7 +13,7 @@ KINDS = ("onnx", "pt", "pt2")
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory) -> dict[str, Path]:
-    """One network of three classes and stride 2 in each kind of file; exporting takes a while."""
+    """Folders of one network of three classes and stride 2, by kind of file."""
     models = tmp_path_factory.mktemp("models")
     return {
         "onnx": write_onnx_model(models, "onnx"),
@@ -24,21 +24,20 @@ def tiny_folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def tiny_predictor(tmp_path) -> Callable[..., Predictor]:
-    """Open a tiny ONNX model made to measure."""
+    """Open a tiny ONNX model written with given options."""
 
-    def opened(**options) -> Predictor:
-        return open_predictor(
-            read_model_folder(write_onnx_model(tmp_path, "tiny", **options)), "cpu", 1
-        )
+    def open_tiny(**options) -> Predictor:
+        folder = write_onnx_model(tmp_path, "tiny", **options)
+        return open_predictor(read_model_folder(folder), "cpu", 1)
 
-    return opened
+    return open_tiny
 
 
 @pytest.fixture
 def graph_folder(tmp_path) -> Callable[..., Path]:
-    """Write a model folder around an ONNX graph given in ONNX's own text form."""
+    """Write a model folder with an ONNX graph given in ONNX's text form."""
 
-    def written(text: str, **card: object) -> Path:
+    def write(text: str, **card: object) -> Path:
         folder: Path = tmp_path / "graph"
         folder.mkdir()
         model = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text)
@@ -46,4 +45,4 @@ def graph_folder(tmp_path) -> Callable[..., Path]:
         write_card(folder, **{"num_classes": 3, "stride": 1, **card})  # type: ignore[arg-type]
         return folder
 
-    return written
+    return write

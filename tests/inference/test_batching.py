@@ -1,4 +1,4 @@
-"""Micro-batches: who comes while the backbone is at work runs together with others of its size."""
+"""Dynamic batching: inputs of equal shape that are queued during a run form the next batches."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,26 +8,26 @@ import pytest
 
 from app.errors import ArgumentError
 from app.inference.backbone import open_backbone
-from app.inference.batching import MicroBatches
+from app.inference.batching import BatchingBackbone
 from tests.factories.models import expected_logits
 
 
-class Gate:
-    """A real backbone whose first run waits until it is told to go on."""
+class BlockingBackbone:
+    """A real backbone whose first run blocks until `release` is set."""
 
     device = "cpu"
 
-    def __init__(self, backbone, refuses=None):
-        self._backbone, self._refuses = backbone, refuses
-        self.entered, self.open = threading.Event(), threading.Event()
-        self.sizes = []
+    def __init__(self, backbone, rejects=None):
+        self._backbone, self._rejects = backbone, rejects
+        self.entered, self.release = threading.Event(), threading.Event()
+        self.shapes = []
 
     def __call__(self, images):
-        self.sizes.append(images.shape)
+        self.shapes.append(images.shape)
         if not self.entered.is_set():
             self.entered.set()
-            assert self.open.wait(10)
-        if self._refuses is not None and self._refuses(images):
+            assert self.release.wait(10)
+        if self._rejects is not None and self._rejects(images):
             raise ArgumentError("expected something else")
         return self._backbone(images)
 
@@ -42,56 +42,58 @@ def make_images(*sizes):
     return [rng.random((1, 3, *size), dtype=np.float32) for size in sizes]
 
 
-def all_at_once(gate, images, largest=8):
-    """Ask for the first, and for all others while it is at work; futures in order."""
-    batches = MicroBatches(gate, largest)
+def run_concurrently(backbone, images, max_batch_size=8):
+    """Run the first image, queue all others during its run; return the futures in order."""
+    batching = BatchingBackbone(backbone, max_batch_size)
     with ThreadPoolExecutor(len(images)) as pool:
-        futures = [pool.submit(batches, images[0])]
-        assert gate.entered.wait(10)
-        futures += [pool.submit(batches, image) for image in images[1:]]
-        while len(batches._waiting) < len(images) - 1:
+        futures = [pool.submit(batching, images[0])]
+        assert backbone.entered.wait(10)
+        futures += [pool.submit(batching, image) for image in images[1:]]
+        while len(batching._queue) < len(images) - 1:
             threading.Event().wait(0.001)
-        gate.open.set()
+        backbone.release.set()
     return futures
 
 
-def test_company_of_one_size_runs_together_and_each_gets_its_own(tiny):
+def test_queued_inputs_of_equal_shape_run_as_one_batch(tiny):
     images = make_images((4, 6), (4, 6), (8, 8), (4, 6), (8, 8))
-    gate = Gate(tiny)
-    for image, future in zip(images, all_at_once(gate, images), strict=True):
+    backbone = BlockingBackbone(tiny)
+    for image, future in zip(images, run_concurrently(backbone, images), strict=True):
         assert np.allclose(future.result(), expected_logits(image), atol=1e-6)
-    assert gate.sizes[0] == (1, 3, 4, 6)
-    assert sorted(gate.sizes[1:]) == [(2, 3, 4, 6), (2, 3, 8, 8)]
+    assert backbone.shapes[0] == (1, 3, 4, 6)
+    assert sorted(backbone.shapes[1:]) == [(2, 3, 4, 6), (2, 3, 8, 8)]
 
 
-def test_batches_have_a_largest_size(tiny):
-    gate = Gate(tiny)
+def test_batches_are_limited_in_size(tiny):
+    backbone = BlockingBackbone(tiny)
     images = make_images(*[(4, 6)] * 6)
-    for image, future in zip(images, all_at_once(gate, images, largest=2), strict=True):
+    for image, future in zip(
+        images, run_concurrently(backbone, images, max_batch_size=2), strict=True
+    ):
         assert np.allclose(future.result(), expected_logits(image), atol=1e-6)
-    assert max(size[0] for size in gate.sizes) == 2
+    assert max(shape[0] for shape in backbone.shapes) == 2
 
 
-def test_network_that_refuses_batches_is_asked_for_each(tiny):
-    gate = Gate(tiny, refuses=lambda images: len(images) > 1)
+def test_network_that_rejects_batches_runs_each_input_alone(tiny):
+    backbone = BlockingBackbone(tiny, rejects=lambda images: len(images) > 1)
     images = make_images(*[(4, 6)] * 4)
-    for image, future in zip(images, all_at_once(gate, images), strict=True):
+    for image, future in zip(images, run_concurrently(backbone, images), strict=True):
         assert np.allclose(future.result(), expected_logits(image), atol=1e-6)
-    assert [size[0] for size in gate.sizes] == [1, 3, 1, 1, 1]
+    assert [shape[0] for shape in backbone.shapes] == [1, 3, 1, 1, 1]
 
 
-def test_who_is_refused_alone_leaves_the_others_their_batches(tiny):
-    gate = Gate(tiny, refuses=lambda images: images.shape[2] == 4)
+def test_input_that_fails_alone_does_not_limit_the_batch_size(tiny):
+    backbone = BlockingBackbone(tiny, rejects=lambda images: images.shape[2] == 4)
     images = make_images((8, 8), (4, 6), (4, 6), (8, 8), (8, 8))
-    futures = all_at_once(gate, images)
+    futures = run_concurrently(backbone, images)
     for place in (0, 3, 4):
         assert np.allclose(futures[place].result(), expected_logits(images[place]), atol=1e-6)
     for place in (1, 2):
         with pytest.raises(ArgumentError, match="something else"):
             futures[place].result()
-    assert (2, 3, 8, 8) in gate.sizes
+    assert (2, 3, 8, 8) in backbone.shapes
 
 
-def test_nobody_waits_for_company(tiny):
+def test_single_caller_runs_alone(tiny):
     (image,) = make_images((4, 6))
-    assert np.array_equal(MicroBatches(tiny)(image), tiny(image))
+    assert np.array_equal(BatchingBackbone(tiny)(image), tiny(image))

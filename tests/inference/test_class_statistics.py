@@ -27,7 +27,7 @@ def test_statistics_of_an_image_by_hand():
     ),
     seed=st.integers(0, 99),
 )
-def test_statistics_count_what_bincount_counts(mask, seed):
+def test_statistics_equal_those_of_bincount(mask, seed):
     confidence = np.random.default_rng(seed).random(mask.shape, np.float32)
     sums, values = class_statistics(Prediction(mask, confidence)), np.iinfo(mask.dtype).max + 1
     assert np.array_equal(sums.pixels, np.bincount(mask.ravel(), minlength=values))

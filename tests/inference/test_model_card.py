@@ -25,15 +25,15 @@ def folder(tmp_path):
     return folder
 
 
-def refusal(folder: Path) -> str:
-    with pytest.raises(ModelError) as refused:
+def error_message(folder: Path) -> str:
+    with pytest.raises(ModelError) as raised:
         read_model_folder(folder)
-    name, sentence = str(refused.value).split(": ", 1)
+    name, message = str(raised.value).split(": ", 1)
     assert name == folder.name
-    return sentence
+    return message
 
 
-# What a good card says
+# Valid cards
 
 
 def test_card_with_every_key_is_read(folder):
@@ -68,14 +68,14 @@ def test_card_without_input_table_has_the_documented_defaults(folder):
     )
 
 
-def test_model_is_known_by_the_hash_of_its_file(folder):
+def test_sha256_is_that_of_the_model_file(folder):
     write_card(folder)
     model = read_model_folder(folder)
     assert model.path == folder / "model.onnx"
     assert model.sha256 == hashlib.sha256(b"some network").hexdigest()
 
 
-def test_taxonomy_names_the_classes(folder):
+def test_taxonomy_defines_the_classes(folder):
     write_card(folder, classes=None, taxonomy="cityscapes")
     model = read_model_folder(folder)
     assert model.num_classes == 19
@@ -90,16 +90,16 @@ def test_taxonomy_has_no_class_or_color_twice(taxonomy):
 
 
 @pytest.mark.parametrize(
-    ("size", "meaning"),
+    ("size", "expected"),
     [
         ("native", "native"),
         ([512, 1024], (512, 1024)),
         ({"short_side": 7}, ShortSide(short_side=7)),
     ],
 )
-def test_size_takes_three_forms(folder, size, meaning):
+def test_size_takes_three_forms(folder, size, expected):
     write_card(folder, size=size)
-    assert read_model_folder(folder).card.input.size == meaning
+    assert read_model_folder(folder).card.input.size == expected
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt", "model.pt2", "A-b_c.1.onnx"])
@@ -115,46 +115,46 @@ def test_slide_has_windows_of_a_size_at_a_stride(folder):
     assert (policy.crop, policy.stride, policy.blend) == ((512, 1024), (256, 512), "hann")
 
 
-def test_models_of_tests_are_read(tmp_path):
+def test_model_with_many_classes_is_read(tmp_path):
     model = read_model_folder(write_onnx_model(tmp_path, "a", num_classes=300, stride=4))
     assert model.num_classes == 300
     assert model.card.input.multiple_of == 4
 
 
-# What is refused, and in which words
+# Invalid cards and their error messages
 
 
-def test_folder_without_card_is_refused(folder):
-    assert refusal(folder) == "expected a card.toml, got none"
+def test_folder_without_card_is_rejected(folder):
+    assert error_message(folder) == "expected a card.toml, got none"
 
 
-def test_missing_folder_is_refused(tmp_path):
-    assert refusal(tmp_path / "gone") == "expected a card.toml, got none"
+def test_missing_folder_is_rejected(tmp_path):
+    assert error_message(tmp_path / "gone") == "expected a card.toml, got none"
 
 
-def test_card_that_is_no_toml_is_refused(folder):
+def test_card_that_is_no_toml_is_rejected(folder):
     (folder / "card.toml").write_text("name = ")
-    assert refusal(folder).startswith("expected TOML in card.toml, got: Invalid value")
+    assert error_message(folder).startswith("expected TOML in card.toml, got: Invalid value")
 
 
-def test_card_that_is_no_text_is_refused(folder):
+def test_card_that_is_no_text_is_rejected(folder):
     (folder / "card.toml").write_bytes(b"\xff\xfe")
-    assert refusal(folder).startswith("expected TOML in card.toml, got: 'utf-8'")
+    assert error_message(folder).startswith("expected TOML in card.toml, got: 'utf-8'")
 
 
-def test_card_that_is_a_folder_is_refused(folder):
+def test_card_that_is_a_folder_is_rejected(folder):
     (folder / "card.toml").mkdir()
-    assert refusal(folder).startswith("expected TOML in card.toml, got: ")
+    assert error_message(folder).startswith("expected TOML in card.toml, got: ")
 
 
-def test_name_of_another_folder_is_refused(folder):
+def test_name_of_another_folder_is_rejected(folder):
     write_card(folder, name="other")
-    assert refusal(folder) == "expected the folder's name in card.toml, got 'other'"
+    assert error_message(folder) == "expected the folder's name in card.toml, got 'other'"
 
 
-def test_missing_model_file_is_refused(folder):
+def test_missing_model_file_is_rejected(folder):
     write_card(folder, file="gone.onnx")
-    assert refusal(folder) == "expected the file gone.onnx, got none"
+    assert error_message(folder) == "expected the file gone.onnx, got none"
 
 
 @pytest.mark.parametrize(
@@ -174,15 +174,15 @@ def test_missing_model_file_is_refused(folder):
         "",
     ],
 )
-def test_file_outside_the_folder_or_of_another_kind_is_refused(folder, file):
+def test_file_outside_the_folder_or_of_another_kind_is_rejected(folder, file):
     write_card(folder, file=file)
-    assert refusal(folder).startswith("file: String should match pattern")
+    assert error_message(folder).startswith("file: String should match pattern")
 
 
 @pytest.mark.parametrize("name", ["../tiny", ".tiny", "", "a b", "a/b", "x" * 129])
-def test_name_that_is_no_plain_word_is_refused(folder, name):
+def test_name_that_is_no_plain_word_is_rejected(folder, name):
     write_card(folder, name=name)
-    assert refusal(folder).startswith("name: String should match pattern")
+    assert error_message(folder).startswith("name: String should match pattern")
 
 
 CROP_AND_STRIDE = 'input: expected crop = [H, W] and stride = [h, w] with mode = "slide"'
@@ -190,7 +190,7 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "message"),
     [
         ({"file": None}, "file: expected a value, got none"),
         ({"colour": "red"}, "colour: expected no such key, got 'red'"),
@@ -267,24 +267,24 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
         ),
     ],
 )
-def test_wrong_value_is_refused(folder, overrides, sentence):
+def test_wrong_value_is_rejected(folder, overrides, message):
     write_card(folder, **overrides)
-    assert refusal(folder) == sentence
+    assert error_message(folder) == message
 
 
 @pytest.mark.parametrize("table", ["input", "output"])
-def test_table_that_is_no_table_is_refused(folder, table):
+def test_table_that_is_no_table_is_rejected(folder, table):
     other = "[output]\ntaxonomy = 'camvid'" if table == "input" else ""
     (folder / "card.toml").write_text(f"name='tiny'\nfile='model.onnx'\n{table} = 3\n{other}")
-    assert refusal(folder).startswith(f"{table}: Input should be a valid dictionary")
+    assert error_message(folder).startswith(f"{table}: Input should be a valid dictionary")
 
 
 @pytest.mark.parametrize("line", ["mean = [nan, 0, 0]", "mean = [0, -inf, 0]", "std = [1, 1, inf]"])
-def test_value_that_is_not_finite_is_refused(folder, line):
+def test_value_that_is_not_finite_is_rejected(folder, line):
     (folder / "card.toml").write_text(
         f"name='tiny'\nfile='model.onnx'\n[input]\n{line}\n[output]\ntaxonomy='camvid'"
     )
-    assert "Input should be a finite number" in refusal(folder)
+    assert "Input should be a finite number" in error_message(folder)
 
 
 def test_sha256_covers_weights_beside_the_file(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_sha256_covers_weights_beside_the_file(tmp_path: Path) -> None:
     assert len({alone, first, read_model_folder(folder).sha256}) == 3
 
 
-# Which model serves requests that name none
+# The default model
 
 
 def folders(**defaults: bool) -> dict[str, ModelFolder]:
@@ -321,5 +321,5 @@ def folders(**defaults: bool) -> dict[str, ModelFolder]:
         ({}, None, None),
     ],
 )
-def test_default_is_as_configured_or_the_only_one_or_as_cards_say(cards, configured, expected):
+def test_default_is_configured_or_the_only_model_or_marked_by_a_card(cards, configured, expected):
     assert default_name(folders(**cards), configured) == expected

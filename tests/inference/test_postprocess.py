@@ -19,7 +19,7 @@ from tests.factories.predictions import postprocessed
 
 
 def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
-    """Logits [K,H,W] in float64, by torch's grid sampler: an implementation of its own."""
+    """Upsample logits to float64 [K,H,W] by torch's grid sampler, as an independent reference."""
     axes = []
     for axis, count in enumerate(geometry.image):
         centre = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # of the image
@@ -32,16 +32,18 @@ def upsampled(grid: Tensor, geometry: Geometry) -> Tensor:
     )[0]
 
 
-def agrees(mask: Mask, confidence: Confidence, label_logits: Tensor, calibrated: Tensor) -> None:
+def assert_agrees(
+    mask: Mask, confidence: Confidence, label_logits: Tensor, calibrated: Tensor
+) -> None:
     """Compare with full-size logits float64 [K,H,W]; labels may differ where two classes tie."""
     top = label_logits.amax(0)
     chosen = label_logits.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
     assert (top - chosen).max() < 1e-4
-    certain = label_logits.topk(min(2, len(label_logits)), dim=0).values
-    clear = (certain[0] - certain[-1]).numpy() > 1e-4
+    best = label_logits.topk(min(2, len(label_logits)), dim=0).values
+    clear = (best[0] - best[-1]).numpy() > 1e-4
     assert np.array_equal(mask[clear], label_logits.argmax(0).numpy()[clear])
-    own = calibrated.softmax(0).gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
-    assert np.abs(confidence - own.numpy()).max() < 2e-6
+    expected = calibrated.softmax(0).gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
+    assert np.abs(confidence - expected.numpy()).max() < 2e-6
 
 
 def native(height: int, width: int) -> Geometry:
@@ -65,12 +67,12 @@ def test_two_by_two_cells_become_four_by_four_pixels():
 
 
 @pytest.mark.parametrize("classes", [2, 3, 11, 19, 150, 255, 256, 300])
-def test_emission_equals_interpolate_softmax_max(classes):
+def test_prediction_equals_interpolate_softmax_max(classes):
     logits = noise(classes, 5, 6)
     mask, confidence = postprocessed(logits, logits, native(20, 24))
     fine = F.interpolate(logits.double()[None], (20, 24), mode="bilinear", align_corners=False)[0]
     assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
-    agrees(mask, confidence, fine, fine)
+    assert_agrees(mask, confidence, fine, fine)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,12 @@ def test_emission_equals_interpolate_softmax_max(classes):
         ((2, 2), (2, 300)),
     ],
 )
-def test_emission_at_any_shape(grid, size):
+def test_prediction_at_any_shape(grid, size):
     logits = noise(4, *grid)
     mask, confidence = postprocessed(logits, logits, native(*size))
     fine = F.interpolate(logits.double()[None], size, mode="bilinear", align_corners=False)[0]
     assert mask.shape == confidence.shape == size
-    agrees(mask, confidence, fine, fine)
+    assert_agrees(mask, confidence, fine, fine)
 
 
 def test_padding_is_cut_off():
@@ -100,7 +102,7 @@ def test_padding_is_cut_off():
     logits = noise(3, 16, 16)
     mask, confidence = postprocessed(logits, logits, geometry)
     fine = F.interpolate(logits.double()[None], (64, 64), mode="bilinear", align_corners=False)[0]
-    agrees(mask, confidence, fine[:, :50, :61], fine[:, :50, :61])
+    assert_agrees(mask, confidence, fine[:, :50, :61], fine[:, :50, :61])
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,13 +112,13 @@ def test_padding_is_cut_off():
     stride=st.sampled_from([1, 2, 4, 8]),
     classes=st.integers(2, 6),
 )
-def test_emission_undoes_resizing_and_padding(image, size, stride, classes):
+def test_prediction_undoes_resizing_and_padding(image, size, stride, classes):
     geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
     logits = noise(classes, geometry.padded[0] // stride, geometry.padded[1] // stride)
     mask, confidence = postprocessed(logits, logits, geometry)
     fine = upsampled(logits, geometry)
     assert mask.shape == image
-    agrees(mask, confidence, fine, fine)
+    assert_agrees(mask, confidence, fine, fine)
 
 
 def test_large_image_of_many_classes_has_no_seams():
@@ -125,7 +127,7 @@ def test_large_image_of_many_classes_has_no_seams():
     geometry = native(256, 260)
     mask, confidence = postprocessed(logits, logits, geometry)
     fine = upsampled(logits, geometry)
-    agrees(mask, confidence, fine, fine)
+    assert_agrees(mask, confidence, fine, fine)
 
 
 def test_lowest_class_wins_a_tie():
@@ -134,7 +136,7 @@ def test_lowest_class_wins_a_tie():
     assert np.allclose(confidence, 0.2)
 
 
-def test_confidence_is_the_calibrated_probability_of_the_emitted_label():
+def test_confidence_is_the_calibrated_probability_of_the_label():
     logits = torch.tensor([2.0, 1.0, 0.0])[:, None, None]
     calibrated = torch.tensor([0.1, 0.7, 0.2]).log()[:, None, None]
     mask, confidence = postprocessed(logits, calibrated, native(2, 2))
@@ -142,7 +144,7 @@ def test_confidence_is_the_calibrated_probability_of_the_emitted_label():
     assert np.allclose(confidence, 0.1)
 
 
-def test_calibrator_that_decides_gives_label_and_confidence():
+def test_calibrator_that_changes_labels_sets_label_and_confidence():
     calibrated = torch.tensor([0.1, 0.7, 0.2]).log()[:, None, None]
     mask, confidence = postprocessed(calibrated, calibrated, native(2, 2))
     assert (mask == 1).all()
@@ -153,7 +155,7 @@ def test_labels_and_confidence_from_two_grids_agree_with_both():
     logits, calibrated = noise(7, 9, 8), noise(7, 9, 8, seed=1)
     geometry = Geometry((31, 29), (31, 29), (36, 32))
     mask, confidence = postprocessed(logits, calibrated, geometry)
-    agrees(mask, confidence, upsampled(logits, geometry), upsampled(calibrated, geometry))
+    assert_agrees(mask, confidence, upsampled(logits, geometry), upsampled(calibrated, geometry))
 
 
 def test_extreme_logits_stay_within_zero_and_one():
@@ -180,12 +182,12 @@ def test_softmax_by_hand():
     assert confidence.item() == pytest.approx(0.75)
 
 
-FORMS = ["plain", "scaled", "rated", "decided"]
+FORMS = ["plain", "scaled", "separate", "relabelled"]
 
 
 @st.composite
 def layouts(draw) -> tuple[Geometry, tuple[int, int]]:
-    """Sizes on the way in and a grid, with or without whole numbers of pixels a cell."""
+    """Draw a geometry and a grid, with or without a whole number of pixels for each cell."""
     resized = draw(st.tuples(st.integers(1, 90), st.integers(1, 330)))
     padded = tuple(side + draw(st.integers(0, 15)) for side in resized)
     same = draw(st.booleans())
@@ -212,21 +214,21 @@ def test_every_form_agrees_with_float64_at_any_geometry(layout, classes, form, s
     label_logits, confidence_logits, scale = {
         "plain": (logits, logits, 1.0),
         "scaled": (logits, logits, 0.37),
-        "rated": (logits, other, 1.0),
-        "decided": (other, other, 1.0),
+        "separate": (logits, other, 1.0),
+        "relabelled": (other, other, 1.0),
     }[form]
     mask, confidence = postprocessed(label_logits, confidence_logits, geometry, scale=scale)
     assert mask.dtype == (np.uint8 if classes < 256 else np.uint16)
     fine = upsampled(label_logits, geometry)
     chosen = fine.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
     assert (fine.amax(0) - chosen).max() <= 1e-6 * (1 + 10 * spread)
-    strip_result = upsampled(confidence_logits, geometry).mul(scale).softmax(0)
-    expected = strip_result.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
+    probabilities = upsampled(confidence_logits, geometry).mul(scale).softmax(0)
+    expected = probabilities.gather(0, torch.from_numpy(mask.astype(np.int64))[None])[0]
     assert np.abs(confidence - expected.numpy()).max() <= 2e-6 * (1 + spread)
 
 
-def test_confidence_is_within_half_a_step_of_a_16_bit_map():
-    # Logits as a network makes them: pixels of all degrees of certainty.
+def test_confidence_is_accurate_to_half_a_unit_of_a_16_bit_map():
+    # Logits of a realistic spread: pixels of low and high confidence.
     logits, geometry = noise(19, 40, 60) * 2, native(160, 240)
     _, confidence = postprocessed(logits, logits, geometry)
     fine = upsampled(logits, geometry).softmax(0).amax(0).numpy()
@@ -234,28 +236,26 @@ def test_confidence_is_within_half_a_step_of_a_16_bit_map():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_neighbours_that_are_sure_of_different_classes(form):
-    # Between them no class comes near the highest logits of either: sums are taken once more.
+def test_adjacent_cells_of_extreme_logits_for_different_classes(form):
+    # Between them all classes are far below the highest logits of either cell: sums underflow.
     logits = torch.full((6, 2, 3), -3e4)
     logits[[0, 3, 5, 2, 2, 1], [0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]] = 3e4
-    confidence_logits = logits.flip(0) if form == "rated" else logits
+    confidence_logits = logits.flip(0) if form == "separate" else logits
     scale = 0.01 if form == "scaled" else 1.0
     geometry = native(8, 15)
     mask, confidence = postprocessed(logits, confidence_logits, geometry, scale=scale)
-    fine, strip_result = (
-        upsampled(logits, geometry),
-        upsampled(confidence_logits, geometry).mul(scale).softmax(0),
-    )
+    fine = upsampled(logits, geometry)
+    probabilities = upsampled(confidence_logits, geometry).mul(scale).softmax(0)
     chosen = torch.from_numpy(mask.astype(np.int64))[None]
     assert (fine.amax(0) - fine.gather(0, chosen)[0]).max() < 0.02
     # At 3e4 float32 resolves logits to 0.004, and a product of weights to a little less.
-    assert np.abs(confidence - strip_result.gather(0, chosen)[0].numpy()).max() < 0.01
+    assert np.abs(confidence - probabilities.gather(0, chosen)[0].numpy()).max() < 0.01
     assert confidence.min() >= 0
     assert confidence.max() <= 1
 
 
 @pytest.mark.parametrize("classes", [2, 3, 150, 300])
-def test_equal_logits_give_the_lowest_class_and_an_even_share(classes):
+def test_equal_logits_give_the_lowest_class_and_uniform_confidence(classes):
     logits = torch.full((classes, 5, 7), 12.5)
     mask, confidence = postprocessed(logits, logits, native(20, 28))
     assert not mask.any()
@@ -269,34 +269,34 @@ def test_labels_at_cell_centres_are_the_argmax_however_small_the_margin():
     assert (mask == 2).all()
 
 
-def test_logits_that_are_no_contiguous_array():
+def test_logits_that_are_not_contiguous():
     logits = noise(5, 12, 9)
-    turned = logits.transpose(1, 2)
-    mask, confidence = postprocessed(turned, turned, native(18, 24))
-    fine = upsampled(turned, native(18, 24))
-    agrees(mask, confidence, fine, fine)
+    transposed = logits.transpose(1, 2)
+    mask, confidence = postprocessed(transposed, transposed, native(18, 24))
+    fine = upsampled(transposed, native(18, 24))
+    assert_agrees(mask, confidence, fine, fine)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_threads_change_nothing(count):
+def test_threads_do_not_change_the_prediction(count):
     logits, calibrated = noise(19, 40, 60), noise(19, 40, 60, seed=1)
     geometry = native(160, 240)
     alone = postprocessed(logits, calibrated, geometry)
-    shared = postprocessed(logits, calibrated, geometry, workers=RowWorkers(count))
-    assert np.array_equal(alone[0], shared[0])
-    assert np.array_equal(alone[1], shared[1])
+    parallel = postprocessed(logits, calibrated, geometry, workers=RowWorkers(count))
+    assert np.array_equal(alone[0], parallel[0])
+    assert np.array_equal(alone[1], parallel[1])
 
 
-def test_requests_at_once_do_not_disturb_each_other():
-    threads, geometry = RowWorkers(3), native(160, 240)
+def test_concurrent_requests_have_the_same_predictions_as_alone():
+    workers, geometry = RowWorkers(3), native(160, 240)
     images = [noise(11 + n, 40, 60, seed=n) for n in range(8)]
     alone = [postprocessed(logits, logits, geometry) for logits in images]
     with ThreadPoolExecutor(8) as requests:
         for _ in range(5):
-            at_once = requests.map(
-                lambda logits: postprocessed(logits, logits, geometry, workers=threads), images
+            concurrent = requests.map(
+                lambda logits: postprocessed(logits, logits, geometry, workers=workers), images
             )
-            for expected, got in zip(alone, at_once, strict=True):
+            for expected, got in zip(alone, concurrent, strict=True):
                 assert np.array_equal(expected[0], got[0])
                 assert np.array_equal(expected[1], got[1])
 
@@ -308,7 +308,7 @@ def test_requests_at_once_do_not_disturb_each_other():
     stride=st.sampled_from([1, 2, 4, 8]),
     rows=st.integers(1, 9),
 )
-def test_bands_that_divide_the_grid_emit_the_whole_image(image, size, stride, rows):
+def test_bands_that_partition_the_grid_write_the_whole_image(image, size, stride, rows):
     geometry = plan(image, InputPolicy.model_validate({"size": size, "multiple_of": 8}))
     height, width = geometry.padded[0] // stride, geometry.padded[1] // stride
     logits, calibrated = noise(3, height, width), noise(3, height, width, seed=1)
@@ -316,7 +316,7 @@ def test_bands_that_divide_the_grid_emit_the_whole_image(image, size, stride, ro
     prediction.mask[:], prediction.confidence[:] = 99, np.nan
     for start in range(0, height, rows):
         cells = range(start, min(start + rows, height))
-        top = max(0, start - 2)  # more rows than are needed may be there
+        top = max(0, start - 2)  # a band may hold more rows than are needed
         part = slice(top, cells.stop + 1)
         band = Band(top, height, cells)
         postprocess_strip(logits[:, part], calibrated[:, part], geometry, band, prediction)
@@ -335,22 +335,22 @@ def test_shift_of_log_odds_by_hand():
     assert confidence.ravel().tolist() == pytest.approx([6 / 7] * 16)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_shift_is_interpolated_and_changes_no_label(threads, step):
+def test_shift_is_interpolated_and_changes_no_label(threads, stride):
     logits, shift = noise(7, 30, 40), noise(1, 30, 40, seed=5)[0]
     geometry = Geometry((110, 150), (110, 150), (120, 160))
-    plain, own = postprocessed(logits, logits, geometry)
+    plain_mask, plain_confidence = postprocessed(logits, logits, geometry)
     mask, confidence = postprocessed(logits, logits, geometry, workers=RowWorkers(threads))
-    seen = shift[::step, ::step].contiguous()
-    shift_confidence(confidence, seen.numpy(), (30, 40), step, geometry, RowWorkers(threads))
-    assert np.array_equal(mask, plain)
-    fine = upsampled(interpolated(seen[None, None], (30, 40), step)[0], geometry)[0]
-    odds = torch.from_numpy(own).double().logit() + fine
-    assert np.abs(confidence - odds.sigmoid().numpy()).max() < 1e-5
+    kept = shift[::stride, ::stride].contiguous()
+    shift_confidence(confidence, kept.numpy(), (30, 40), stride, geometry, RowWorkers(threads))
+    assert np.array_equal(mask, plain_mask)
+    fine = upsampled(interpolated(kept[None, None], (30, 40), stride)[0], geometry)[0]
+    log_odds = torch.from_numpy(plain_confidence).double().logit() + fine
+    assert np.abs(confidence - log_odds.sigmoid().numpy()).max() < 1e-5
 
 
-def test_sure_pixels_stay_sure_under_a_shift():
+def test_confidence_of_1_is_not_shifted():
     logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
     _, confidence = postprocessed(logits, logits, native(3, 3))
     shift_confidence(confidence, np.full((3, 3), -2, np.float32), (3, 3), 1, native(3, 3))

@@ -19,16 +19,16 @@ HALVES[:, :4, 0] = 255
 HALVES[:, 4:, 2] = 255
 
 
-def opened(folder: Path) -> Predictor:
+def open_folder(folder: Path) -> Predictor:
     return open_predictor(read_model_folder(folder), "cpu", 1)
 
 
-# From image to answer
+# From image to prediction
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_image_is_segmented_by_its_strongest_channel(tiny_folders, kind):
-    predictor = opened(tiny_folders[kind])
+def test_label_is_the_strongest_channel(tiny_folders, kind):
+    predictor = open_folder(tiny_folders[kind])
     images, geometry = predictor.prepare(HALVES)
     logits = predictor.logits(images)
     assert logits.shape == (1, 3, 3, 4)
@@ -46,7 +46,7 @@ def test_logits_follow_the_input_policy(tiny_predictor):
     assert predictor.logits(images)[0, :, 3, 0].tolist() == pytest.approx([4.0, -8.0, -2.0])
 
 
-def test_batch_gives_what_its_images_give_alone(tiny_predictor):
+def test_batch_has_the_logits_of_its_images_alone(tiny_predictor):
     predictor = tiny_predictor()
     images = torch.rand(3, 3, 8, 10, generator=torch.Generator().manual_seed(0))
     alone = torch.cat([predictor.logits(image[None]) for image in images])
@@ -69,7 +69,7 @@ def test_flip_of_a_symmetric_network_changes_nothing(tiny_predictor, images):
 
 
 def test_flip_averages_log_probabilities_of_both_views(graph_folder):
-    # Each class's logit is its channel times the column's number, which knows left from right.
+    # Each class's logit is its channel times the column's number: it is not symmetric.
     folder = graph_folder(
         "ramp (float[n,3,h,2] image) => (float[n,3,h,2] logits)"
         "<float[2] column = {1, 2}> { logits = Mul(image, column) }",
@@ -78,7 +78,7 @@ def test_flip_averages_log_probabilities_of_both_views(graph_folder):
     images = torch.tensor([1.0, 0.0, 0.0])[None, :, None, None].expand(1, 3, 1, 2)
     first = torch.tensor([1.0, 0.0, 0.0]).log_softmax(0)
     second = torch.tensor([2.0, 0.0, 0.0]).log_softmax(0)
-    logits = opened(folder).logits(images, "flip")
+    logits = open_folder(folder).logits(images, "flip")
     for column in (0, 1):
         assert torch.allclose(logits[0, :, 0, column], (first + second) / 2, atol=1e-6)
 
@@ -96,13 +96,13 @@ def test_multiscale_averages_three_scales_on_the_plain_grid(tiny_predictor, imag
     views = []
     for height, width in ((12, 18), (16, 24), (20, 30)):
         scaled = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
-        logits = torch.from_numpy(expected_logits(scaled.numpy()))
-        views.append(F.interpolate(logits, (8, 12), mode="bilinear").log_softmax(1))
-    answer = tiny_predictor().logits(images, "multiscale")
-    assert torch.allclose(answer.double(), torch.stack(views).mean(0), atol=1e-4)
+        view = torch.from_numpy(expected_logits(scaled.numpy()))
+        views.append(F.interpolate(view, (8, 12), mode="bilinear").log_softmax(1))
+    logits = tiny_predictor().logits(images, "multiscale")
+    assert torch.allclose(logits.double(), torch.stack(views).mean(0), atol=1e-4)
 
 
-def test_multiscale_keeps_to_multiples_even_of_a_small_image(tiny_predictor):
+def test_multiscale_of_a_small_image_has_sides_in_multiples(tiny_predictor):
     small = torch.zeros(1, 3, 8, 8)
     assert tiny_predictor(multiple_of=8).logits(small, "multiscale").shape == (1, 3, 4, 4)
 
@@ -114,7 +114,7 @@ def test_logits_are_finite_single_precision(tiny_predictor, images, tta):
     assert logits.isfinite().all()
 
 
-# Networks that go wrong in numbers
+# Logits that are not finite
 
 
 def test_nan_logits_give_uniform_confidence(graph_folder):
@@ -123,7 +123,7 @@ def test_nan_logits_give_uniform_confidence(graph_folder):
         "logarithm (float[n,3,h,w] image) => (float[n,3,h,w] logits) { logits = Log(image) }"
     )
     images = torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [-1.0, np.e]])[None, :, None]
-    logits = opened(folder).logits(images)
+    logits = open_folder(folder).logits(images)
     assert logits.isfinite().all()
     _, confidence = postprocessed(logits[0], logits[0], Geometry((1, 2), (1, 2), (1, 2)))
     assert confidence[0].tolist() == pytest.approx([1 / 3, np.e / (np.e + 2)], abs=1e-6)
@@ -133,7 +133,7 @@ def test_one_nan_class_makes_the_pixel_uniform(graph_folder):
     folder = graph_folder(
         "root (float[n,3,h,w] image) => (float[n,3,h,w] logits) { logits = Sqrt(image) }"
     )
-    logits = opened(folder).logits(torch.tensor([9.0, -1.0, 4.0])[None, :, None, None])
+    logits = open_folder(folder).logits(torch.tensor([9.0, -1.0, 4.0])[None, :, None, None])
     assert logits.ravel().tolist() == [0, 0, 0]
 
 
@@ -142,51 +142,51 @@ def test_infinite_logits_are_clamped(graph_folder):
     folder = graph_folder(
         "inverse (float[n,3,h,w] image) => (float[n,3,h,w] logits){ logits = Reciprocal(image) }"
     )
-    logits = opened(folder).logits(torch.tensor([0.0, -0.0, 1.0])[None, :, None, None])
+    logits = open_folder(folder).logits(torch.tensor([0.0, -0.0, 1.0])[None, :, None, None])
     assert logits.ravel().tolist() == [3e4, -3e4, 1]
     _, confidence = postprocessed(logits[0], logits[0], Geometry((1, 1), (1, 1), (1, 1)))
     assert confidence.item() == 1
 
 
-# Models that don't fit their card
+# Models that do not match their card
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_wrong_class_count_is_refused(tiny_folders, tmp_path, kind):
+def test_wrong_class_count_is_rejected(tiny_folders, tmp_path, kind):
     folder = tmp_path / "tiny"
     folder.mkdir()
     file = f"model.{kind}"
     (folder / file).write_bytes((tiny_folders[kind] / file).read_bytes())
     write_card(folder, num_classes=4, file=file)
-    with pytest.raises(ModelError) as refused:
-        opened(folder)
-    assert str(refused.value) == "tiny: expected logits [1,4,h,w], got [1, 3, 128, 160]"
+    with pytest.raises(ModelError) as raised:
+        open_folder(folder)
+    assert str(raised.value) == "tiny: expected logits [1,4,h,w], got [1, 3, 128, 160]"
 
 
-def test_network_without_a_grid_is_refused(graph_folder):
+def test_network_without_a_grid_is_rejected(graph_folder):
     folder = graph_folder(
         "flat (float[n,3,h,w] image) => (float[n,m] logits) { logits = Flatten(image) }"
     )
     with pytest.raises(ModelError, match=r"^graph: expected logits \[1,3,h,w\], got \[1, 245760\]"):
-        opened(folder)
+        open_folder(folder)
 
 
-def test_network_of_another_size_is_refused(graph_folder):
+def test_network_of_another_size_is_rejected(graph_folder):
     folder = graph_folder(
         "fixed (float[1,3,64,64] image) => (float[1,3,64,64] logits) { logits = Neg(image) }"
     )
     with pytest.raises(
         ModelError, match=r"^graph: expected a model that takes \[1,3,256,320\], got: "
     ):
-        opened(folder)
+        open_folder(folder)
 
 
-def test_network_of_fixed_size_is_served_when_the_card_says_so(graph_folder):
+def test_network_of_fixed_size_is_loaded_with_that_size_on_its_card(graph_folder):
     folder = graph_folder(
         "fixed (float[1,3,64,64] image) => (float[1,3,64,64] logits) { logits = Neg(image) }",
         size=[64, 64],
     )
-    predictor = opened(folder)
+    predictor = open_folder(folder)
     images, geometry = predictor.prepare(HALVES)
     assert geometry == Geometry((6, 8), (64, 64), (64, 64))
     assert predictor.logits(images).shape == (1, 3, 64, 64)

@@ -28,17 +28,17 @@ def image():
         ((1000, 3), ShortSide(short_side=2), 1, (667, 2), (667, 2)),
     ],
 )
-def test_plan_gives_sizes(image, size, multiple_of, resized, padded):
+def test_plan_computes_sizes(image, size, multiple_of, resized, padded):
     policy = InputPolicy(size=size, multiple_of=multiple_of)
     assert plan(image, policy) == Geometry(image, resized, padded)
 
 
 @given(
-    image=st.tuples(st.integers(4, 900), st.integers(4, 900)),  # thinner ones may be refused
+    image=st.tuples(st.integers(4, 900), st.integers(4, 900)),  # thinner ones may be rejected
     side=st.integers(1, 300),
     multiple=st.integers(1, 64),
 )
-def test_plan_keeps_its_promises(image, side, multiple):
+def test_plan_pads_to_multiples_by_less_than_one(image, side, multiple):
     geometry = plan(image, InputPolicy(size=ShortSide(short_side=side), multiple_of=multiple))
     assert min(geometry.resized) == side
     for resized, padded in zip(geometry.resized, geometry.padded, strict=True):
@@ -54,7 +54,7 @@ def test_plan_keeps_its_promises(image, side, multiple):
         ((1, 1_000_000), InputPolicy(size=ShortSide(short_side=512))),
     ],
 )
-def test_image_too_thin_for_the_policy_is_refused(image, policy):
+def test_image_too_thin_for_the_policy_is_rejected(image, policy):
     with pytest.raises(TooLargeError, match=f"got {image[1]}x{image[0]}, which its input policy"):
         plan(image, policy)
 
@@ -63,7 +63,7 @@ def test_large_image_that_hardly_grows_is_accepted():
     assert plan((7001, 7001), InputPolicy()).padded == (7008, 7008)
 
 
-def test_native_image_is_put_on_the_unit_scale(image):
+def test_native_image_is_scaled_to_0_1(image):
     images, geometry = preprocess(image, InputPolicy(multiple_of=1))
     assert images.shape == (1, 3, 5, 7)
     assert images.dtype == np.float32
@@ -101,7 +101,7 @@ def test_resizing_keeps_a_flat_image_flat():
     assert np.allclose(images, 0.4)
 
 
-def test_image_is_left_as_it_was(image):
+def test_image_is_not_modified(image):
     before = image.copy()
     preprocess(image, InputPolicy(mean=(0.5, 0.5, 0.5), multiple_of=1))
     assert np.array_equal(image, before)
@@ -128,16 +128,16 @@ def test_windows_are_cut_padded_and_scaled(size, window, fraction, frozen):
     assert image.flags.writeable != frozen  # the image itself is not touched
 
 
-def test_glance_by_hand():
+def test_thumbnail_by_hand():
     image = np.zeros((3, 4, 3), np.uint8)
     image[:2, :2, 0] = [[10, 20], [30, 40]]
     image[2, :, 1] = [8, 8, 0, 4]
     # A grid of 2x2 over 4x4, of which the last row is padding: it repeats the edge.
     geometry = Geometry((3, 4), (3, 4), (4, 4))
-    seen = thumbnail(image, geometry, (2, 2), range(2))
-    assert seen.dtype == np.uint8
-    assert seen.tolist() == [[[25, 0], [0, 0]], [[0, 0], [8, 2]], [[0, 0], [0, 0]]]
-    assert np.array_equal(thumbnail(image, geometry, (2, 2), range(1, 2)), seen[:, 1:])
+    means = thumbnail(image, geometry, (2, 2), range(2))
+    assert means.dtype == np.uint8
+    assert means.tolist() == [[[25, 0], [0, 0]], [[0, 0], [8, 2]], [[0, 0], [0, 0]]]
+    assert np.array_equal(thumbnail(image, geometry, (2, 2), range(1, 2)), means[:, 1:])
 
 
 @given(
@@ -146,7 +146,7 @@ def test_glance_by_hand():
     cells=st.sampled_from([0.5, 1, 2, 4]),
     seed=st.integers(0, 9),
 )
-def test_glance_in_parts_is_the_glance(size, multiple, cells, seed):
+def test_thumbnail_of_parts_is_that_of_the_whole(size, multiple, cells, seed):
     image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     padded = (-(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple)
     geometry = Geometry(size, size, padded)

@@ -42,7 +42,7 @@ def noise(*shape: int) -> Tensor:
 
 
 def pooled(images: Tensor) -> Tensor:
-    """A network that looks at nothing but each cell's pixels."""
+    """Compute logits that depend on each cell's own pixels only."""
     return torch.nn.functional.avg_pool2d(images, CELL)
 
 
@@ -54,7 +54,7 @@ def windows(image: Tensor, down: WindowAxis, across: WindowAxis) -> Windows:
 
 
 def joined(found: list[Strip]) -> Tensor:
-    """The grid from each strip's own rows."""
+    """Join the strips' own rows to the grid."""
     return torch.cat(
         [
             s.logits[:, :, s.band.cells.start - s.band.top :][:, :, : len(s.band.cells)]
@@ -64,14 +64,14 @@ def joined(found: list[Strip]) -> Tensor:
     )
 
 
-# Where windows lie, and what they weigh
+# Places and weights of windows
 
 
 def test_last_window_ends_with_the_axis():
     assert window_axis(total=10, crop=4, stride=4) == WindowAxis((0, 4, 6), 4, 10)
 
 
-def test_windows_that_fit_are_not_doubled():
+def test_window_at_the_axis_end_is_not_repeated():
     assert window_axis(total=12, crop=4, stride=4) == WindowAxis((0, 4, 8), 4, 12)
 
 
@@ -101,19 +101,19 @@ def test_weights_are_positive_and_sum_to_one_at_every_cell(blend, sides):
 
 def test_hann_weights_by_hand():
     # sin^2 of 22.5, 67.5, ... degrees; the windows overlap by two of four cells.
-    faint, strong = np.sin(np.pi / 8) ** 2, np.sin(3 * np.pi / 8) ** 2
+    low, high = np.sin(np.pi / 8) ** 2, np.sin(3 * np.pi / 8) ** 2
     first, second = blend_weights(WindowAxis((0, 2), 4, 6), 4, "hann")
-    assert first.tolist() == pytest.approx([1, 1, strong, faint])
-    assert second.tolist() == pytest.approx([faint, strong, 1, 1])
+    assert first.tolist() == pytest.approx([1, 1, high, low])
+    assert second.tolist() == pytest.approx([low, high, 1, 1])
 
 
-def test_mean_counts_all_windows_alike():
+def test_mean_weights_all_windows_equally():
     first, second = blend_weights(WindowAxis((0, 2), 4, 6), 4, "mean")
     assert first.tolist() == [1, 1, 0.5, 0.5]
     assert second.tolist() == [0.5, 0.5, 1, 1]
 
 
-# What windows give together
+# Blended logits
 
 
 @settings(max_examples=80, deadline=None)
@@ -123,7 +123,7 @@ def test_mean_counts_all_windows_alike():
     blend=st.sampled_from(["hann", "mean"]),
     receptive_radius=st.integers(0, 5),
 )
-def test_network_that_sees_single_cells_gives_the_same_logits_in_windows(
+def test_network_without_context_has_the_same_logits_in_windows(
     down, across, blend, receptive_radius
 ):
     image = noise(1, 3, down[0], across[0])
@@ -134,7 +134,7 @@ def test_network_that_sees_single_cells_gives_the_same_logits_in_windows(
 
 @settings(max_examples=60, deadline=None)
 @given(down=axis, across=axis, receptive_radius=st.integers(0, 5))
-def test_each_row_is_given_once_with_the_rows_that_are_read_with_it(down, across, receptive_radius):
+def test_each_row_is_yielded_once_with_its_context(down, across, receptive_radius):
     image = noise(1, 3, down[0], across[0])
     cut = windows(image, window_axis(*down), window_axis(*across))
     expected, done = pooled(image), 0
@@ -150,7 +150,7 @@ def test_each_row_is_given_once_with_the_rows_that_are_read_with_it(down, across
     assert done == height
 
 
-def test_disagreeing_windows_are_mixed_by_their_weights():
+def test_logits_of_overlapping_windows_are_averaged_by_weight():
     calls = iter([0.0, 6.0])
 
     def network(images: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def test_disagreeing_windows_are_mixed_by_their_weights():
     assert strip.logits[0, 0, 0].tolist() == [0, 0, 3, 3, 6, 6]
 
 
-def test_held_rows_do_not_grow_with_the_image():
+def test_rows_in_memory_do_not_grow_with_the_image():
     sizes = []
     for height in (40, 400, 4000):
         cut = windows(noise(1, 3, height, 16), window_axis(height, 16, 8), window_axis(16, 16, 8))
@@ -169,7 +169,7 @@ def test_held_rows_do_not_grow_with_the_image():
     assert sizes[0] == sizes[1] == sizes[2] <= 8 + sliding.ALIGNMENT + 2 * 4
 
 
-def test_strips_of_many_classes_are_divided_by_their_bytes(monkeypatch):
+def test_strips_of_many_classes_are_split_by_their_bytes(monkeypatch):
     monkeypatch.setattr(sliding, "BAND_BYTES", 4 * 7 * 10 * 3)
     logits = noise(1, 7, 8, 10)
     found = list(bands(logits, 0, 8, range(8), 1))
@@ -177,7 +177,7 @@ def test_strips_of_many_classes_are_divided_by_their_bytes(monkeypatch):
     assert torch.equal(joined(found), logits)
 
 
-def test_grid_that_changes_between_windows_is_refused():
+def test_grid_that_changes_between_windows_is_rejected():
     grids = iter([(4, 4), (4, 5)])
     cut = windows(noise(1, 3, 4, 6), WindowAxis((0,), 4, 4), WindowAxis((0, 2), 4, 6))
     with pytest.raises(ModelError, match=r"expected a grid of \(4, 4\) cells .*, got \(4, 5\)"):
@@ -187,20 +187,20 @@ def test_grid_that_changes_between_windows_is_refused():
 # Whole models
 
 
-def opened(folder: Path) -> Predictor:
+def open_folder(folder: Path) -> Predictor:
     return open_predictor(read_model_folder(folder), "cpu", 1)
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A predictor of the tiny network under the card's values."""
+    """Open the tiny network with given values on its card."""
 
     def make(**card) -> Predictor:
         folder = tmp_path / "tiny"
         if not folder.exists():
             write_onnx_model(tmp_path, "tiny")
         write_card(folder, **card)
-        return opened(folder)
+        return open_folder(folder)
 
     return make
 
@@ -212,7 +212,7 @@ def make_image(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("tta", ["none", "flip"])
 @pytest.mark.parametrize("size", ["native", (50, 46), {"short_side": 41}])
 @pytest.mark.parametrize("shape", [(70, 33), (9, 61), (5, 5), (16, 16)])
-def test_slide_gives_the_logits_of_whole(tiny, tta, size, shape):
+def test_logits_of_mode_slide_equal_those_of_mode_whole(tiny, tta, size, shape):
     image = make_image(*shape)
     slide = tiny(size=size, mode="slide", crop=[16, 16], window_stride=[10, 12], multiple_of=2)
     prepared = slide.prepare_windows(image)
@@ -224,7 +224,7 @@ def test_slide_gives_the_logits_of_whole(tiny, tta, size, shape):
     assert torch.equal(slide.grid(prepared, tta), found)
 
 
-def test_multiscale_acts_on_each_window_as_on_a_image(tiny):
+def test_multiscale_acts_on_each_window_as_on_an_image(tiny):
     slide = tiny(mode="slide", crop=[16, 16], window_stride=[16, 16], multiple_of=2)
     image = make_image(32, 16)
     found = joined(list(slide.strips(slide.prepare_windows(image), "multiscale")))
@@ -235,7 +235,7 @@ def test_multiscale_acts_on_each_window_as_on_a_image(tiny):
 
 
 @pytest.mark.parametrize("method", ["temperature", "lts", "selective+lts"])
-def test_calibrated_strips_emit_what_the_whole_grid_does(tiny, method):
+def test_calibrated_strips_predict_the_same_as_the_whole_grid(tiny, method):
     torch.manual_seed(0)
     calibrator = build(method, 3)
     for value in calibrator.state_dict().values():
@@ -257,10 +257,10 @@ def test_calibrated_strips_emit_what_the_whole_grid_does(tiny, method):
     assert np.abs(prediction.confidence - expected[1]).max() < 1e-5
 
 
-def contextual(step):
-    """A calibrator with an opinion of its own, to which all images are familiar."""
+def contextual(stride):
+    """Build a calibrator of random detectors, for which all images are in distribution."""
     calibrator = Contextual(3)
-    calibrator.step = step
+    calibrator.stride = stride
     rng = torch.Generator().manual_seed(0)
     for name, tensor in calibrator.state_dict().items():
         if "selectors." in name and not name.endswith("scale"):
@@ -270,9 +270,9 @@ def contextual(step):
     return calibrator
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
-    calibrator = contextual(step)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_contextual_strips_equal_the_whole_grid(tiny, stride):
+    calibrator = contextual(stride)
     image = make_image(120, 488)
     slide = tiny(mode="slide", crop=[8, 488], window_stride=[8, 488], multiple_of=2)
     found = list(
@@ -290,13 +290,12 @@ def test_contextual_strips_say_what_the_whole_grid_does(tiny, step):
 
 
 def means_of(log_odds_shift):
-    """Mean features [1,F] over all cells, and what comes after them."""
+    """Compute the mean features [1,F] over all cells."""
     return torch.from_numpy(log_odds_shift.sums.mean(axis=0) / log_odds_shift.change.shape[2])[None]
 
 
-@pytest.mark.parametrize("imaged", [False, True])
-def test_strips_are_familiar_or_not_as_the_image_is(tiny, imaged):
-    """What contextual says of an image in strips is what it says of it whole."""
+@pytest.mark.parametrize("with_image", [False, True])
+def test_in_distribution_score_is_that_of_the_whole_image(tiny, with_image):
     calibrator = contextual(2)
     calibrator.robust = True
     generator = torch.Generator().manual_seed(1)
@@ -308,37 +307,39 @@ def test_strips_are_familiar_or_not_as_the_image_is(tiny, imaged):
     means = means_of(calibrator.log_odds_shift(whole))
     calibrator.robust_detector.known.mean.copy_(means[0])
     calibrator.robust_detector.known.threshold.fill_(1e-3)
-    calibrator.detector.known.threshold.fill_(1e-3)  # nothing is to the other opinion
-    if imaged:  # it looks halfway as the fit's did
-        seen = prepared.thumbnail(whole.shape[1:], range(whole.shape[1]))
-        look = compute_statistics(row_statistics(seen[:, :: calibrator.step]))
-        calibrator.image_statistics.mean.copy_(look + 1.25)
+    calibrator.detector.known.threshold.fill_(
+        1e-3
+    )  # no image is in distribution for the first detector
+    if with_image:  # an image statistics score of 0.5
+        cells = prepared.thumbnail(whole.shape[1:], range(whole.shape[1]))
+        statistics = compute_statistics(row_statistics(cells[:, :: calibrator.stride]))
+        calibrator.image_statistics.mean.copy_(statistics + 1.25)
         calibrator.image_statistics.threshold.fill_(1.0)
         calibrator.needs_image = True
-        assert calibrator.image_statistics(look[None]).item() == pytest.approx(0.5)
-    seen = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
-    assert len(seen) > 3
-    for (logits,), band in seen:
+        assert calibrator.image_statistics(statistics[None]).item() == pytest.approx(0.5)
+    found = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
+    assert len(found) > 3
+    for (logits,), band in found:
         rows = range(band.top, band.top + logits.shape[1])
         cells = prepared.thumbnail((band.height, logits.shape[2]), rows)
         means = means_of(calibrator.with_image(cells).log_odds_shift(logits))
-        # each strip by itself is out of distribution
+        # Each strip alone is out of distribution.
         assert calibrator.robust_detector.in_distribution_score(means) == 0
-    (strips,) = predict_strips(seen, prepared.geometry, [calibrator], prepared.thumbnail)
+    (by_strips,) = predict_strips(found, prepared.geometry, [calibrator], prepared.thumbnail)
     height = whole.shape[1]
-    at_once = [Strip(whole[None], Band.whole(height))]
-    (whole_image,) = predict_strips(at_once, prepared.geometry, [calibrator], prepared.thumbnail)
-    assert np.array_equal(strips.mask, whole_image.mask)
-    assert np.abs(strips.confidence - whole_image.confidence).max() < 1e-5
+    one_strip = [Strip(whole[None], Band.whole(height))]
+    (at_once,) = predict_strips(one_strip, prepared.geometry, [calibrator], prepared.thumbnail)
+    assert np.array_equal(by_strips.mask, at_once.mask)
+    assert np.abs(by_strips.confidence - at_once.confidence).max() < 1e-5
     uncalibrated = postprocessed(whole, whole, prepared.geometry)[1]
-    assert np.abs(whole_image.confidence - uncalibrated).max() > (0.02 if imaged else 0.05)
+    assert np.abs(at_once.confidence - uncalibrated).max() > (0.02 if with_image else 0.05)
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"
 
 
-def test_network_of_one_size_serves_images_of_any(graph_folder):
-    slide = opened(
+def test_network_of_one_size_segments_images_of_any_size(graph_folder):
+    slide = open_folder(
         graph_folder(FIXED, mode="slide", crop=[16, 16], window_stride=[8, 8], multiple_of=4)
     )
     for height, width in ((5, 7), (16, 16), (40, 9), (30, 70)):
@@ -357,9 +358,9 @@ def test_image_that_fits_one_window_is_run_as_in_mode_whole(tiny):
     assert torch.equal(strip.logits, slide.logits(images))
 
 
-def test_windows_that_do_not_meet_on_the_grid_are_refused(tiny):
-    with pytest.raises(ModelError) as refused:
+def test_windows_that_do_not_begin_at_cells_are_rejected(tiny):
+    with pytest.raises(ModelError) as raised:
         tiny(mode="slide", crop=[16, 15], window_stride=[5, 5], multiple_of=1)
-    assert str(refused.value).startswith(
+    assert str(raised.value).startswith(
         "tiny: expected multiple_of to be a multiple of the network's cells, got 1 and a grid of "
     )

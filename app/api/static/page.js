@@ -1,13 +1,13 @@
-// One image, its labels and its confidence; the threshold is moved here, without the server.
+// Segments one image and shows its labels and confidence; the threshold is applied in the browser.
 const $ = (id) => document.getElementById(id);
-const state = { image: null, labels: null, confidence: null, heat: null, answer: null, file: null };
+const state = { image: null, labels: null, confidence: null, heat: null, result: null, file: null };
 
 function headers() {
   const token = $("token").value;
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-function say(text, isError = false) {
+function showMessage(text, isError = false) {
   $("message").textContent = text;
   $("message").classList.toggle("error", isError);
 }
@@ -24,10 +24,10 @@ const blobOf = (base64) => fetch(`data:image/png;base64,${base64}`).then((r) => 
 
 async function segment() {
   if (!state.file) return;
-  say("Segmenting …");
+  showMessage("Segmenting …");
   const query = new URLSearchParams({ include: "mask,confidence", calibrator: $("calibrator").value });
   if ($("model").value) query.set("model", $("model").value);
-  // A fit certifies the least confidence that keeps the error below; without one the service refuses.
+  // The service answers 409 if the active calibrator has no certified threshold for this error.
   if ($("max-error").value) query.set("max_error", Number($("max-error").value) / 100);
   const form = new FormData();
   form.append("image", state.file);
@@ -35,8 +35,8 @@ async function segment() {
   const response = await fetch(`/segment?${query}`, { method: "POST", body: form, headers: headers() });
   const body = await response.json();
   if (response.status === 401) $("token-field").hidden = false;
-  if (!response.ok) { $("answer").hidden = true; say(body.detail, true); return; }
-  state.answer = body;
+  if (!response.ok) { $("result").hidden = true; showMessage(body.detail, true); return; }
+  state.result = body;
   const heatmap = await fetch(body.links.heatmap, { headers: headers() });
   [state.labels, state.confidence, state.heat] = await Promise.all([
     blobOf(body.mask.data).then(pixelsOf),
@@ -45,21 +45,21 @@ async function segment() {
   ]);
   state.image = await imageOf(body);
   const seconds = ((performance.now() - started) / 1000).toFixed(2);
-  say(`${body.width}×${body.height} pixels in ${seconds} s, mean confidence ${percent(body.mean_confidence)}`);
-  $("answer").hidden = false;
+  showMessage(`${body.width}×${body.height} pixels in ${seconds} s, mean confidence ${percent(body.mean_confidence)}`);
+  $("result").hidden = false;
   showTable(body);
-  limit(body.threshold);
+  setMinThreshold(body.threshold);
   draw();
 }
 
-// What the service itself left unlabelled can't be trusted again by moving the slider.
-function limit(threshold) {
-  const least = Math.ceil(100 * (threshold ?? 0));
-  $("threshold").min = least;
-  if (threshold !== null) $("threshold").value = least;
+// Pixels below the service's threshold have no label: the slider starts there.
+function setMinThreshold(threshold) {
+  const minimum = Math.ceil(100 * (threshold ?? 0));
+  $("threshold").min = minimum;
+  if (threshold !== null) $("threshold").value = minimum;
 }
 
-// The browser may not decode TIFF; the labels are then shown without the image behind them.
+// Browsers may not decode TIFF; the labels are then shown on grey.
 async function imageOf(body) {
   try {
     const pixels = await pixelsOf(state.file);
@@ -74,20 +74,21 @@ function draw() {
   const threshold = Number($("threshold").value) * 2.55;
   const opacity = Number($("opacity").value) / 100;
   const out = new ImageData(labels.width, labels.height);
-  let trusted = 0;
+  let accepted = 0;
   for (let i = 0; i < out.data.length; i += 4) {
-    const sure = confidence.data[i] >= threshold;
-    trusted += sure;
+    const isAccepted = confidence.data[i] >= threshold;
+    accepted += isAccepted;
     for (let c = 0; c < 3; c++) {
-      const behind = image ? image.data[i + c] : 128;
-      out.data[i + c] = sure ? behind + (labels.data[i + c] - behind) * opacity : behind * 0.35;
+      const background = image ? image.data[i + c] : 128;
+      out.data[i + c] = isAccepted
+        ? background + (labels.data[i + c] - background) * opacity : background * 0.35;
     }
     out.data[i + 3] = 255;
   }
   paint($("overlay"), out);
   paint($("heat"), heat);
   $("threshold-value").textContent = `${$("threshold").value}%`;
-  $("coverage").textContent = percent(trusted / (labels.width * labels.height));
+  $("coverage").textContent = percent(accepted / (labels.width * labels.height));
 }
 
 function paint(canvas, pixels) {
@@ -116,7 +117,7 @@ function showTable(body) {
     ? "The confidence is the plain softmax: no calibrator is active."
     : `Calibrated by ${c.calibrator} (${c.method}), fitted ${c.fitted_at} on ${c.images} images; ` +
       `image-wise ECE on held-out images ${c.ece_before.toFixed(4)} before, ${c.ece_after.toFixed(4)} after` +
-      (c.stale ? "; stale: live images no longer look like those" : "") + ".";
+      (c.stale ? "; stale: the statistics of recent images differ from those of the fit" : "") + ".";
   $("links").replaceChildren(...Object.entries(body.links).flatMap(([name, url]) => {
     const link = document.createElement("a");
     link.href = url;
@@ -125,40 +126,40 @@ function showTable(body) {
   }));
 }
 
-function point(event) {
+function showPixel(event) {
   const box = event.target.getBoundingClientRect();
   const x = Math.floor((event.offsetX / box.width) * state.labels.width);
   const y = Math.floor((event.offsetY / box.height) * state.labels.height);
   const i = 4 * (y * state.labels.width + x);
   const color = [0, 1, 2].map((c) => state.labels.data[i + c].toString(16).padStart(2, "0")).join("");
-  const entry = state.answer.classes.find((e) => e.color.toLowerCase() === `#${color}`);
-  $("pointed").textContent = `At ${x}, ${y}: ${entry ? entry.name : "not labelled"}, ${percent(state.confidence.data[i] / 255)}`;
+  const entry = state.result.classes.find((e) => e.color.toLowerCase() === `#${color}`);
+  $("pixel").textContent = `At ${x}, ${y}: ${entry ? entry.name : "not labelled"}, ${percent(state.confidence.data[i] / 255)}`;
 }
 
-function take(file) {
+function selectFile(file) {
   if (file) { state.file = file; run(); }
 }
 
 function run() {
-  segment().catch((error) => say(`The service did not answer: ${error.message}`, true));
+  segment().catch((error) => showMessage(`The service did not respond: ${error.message}`, true));
 }
 
-$("file").addEventListener("change", (event) => take(event.target.files[0]));
+$("file").addEventListener("change", (event) => selectFile(event.target.files[0]));
 for (const id of ["model", "calibrator", "max-error", "token"]) $(id).addEventListener("change", run);
 for (const id of ["threshold", "opacity"]) $(id).addEventListener("input", draw);
-for (const id of ["overlay", "heat"]) $(id).addEventListener("mousemove", point);
+for (const id of ["overlay", "heat"]) $(id).addEventListener("mousemove", showPixel);
 $("form").addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["dragover", "dragleave", "drop"]) {
   $("drop").addEventListener(name, (event) => {
     event.preventDefault();
     $("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") take(event.dataTransfer.files[0]);
+    if (name === "drop") selectFile(event.dataTransfer.files[0]);
   });
 }
 
-const listed = await fetch("/models").then((response) => response.json()).catch(() => null);
-if (listed?.models) {
-  $("model").replaceChildren(...listed.models.map((m) => new Option(m.title || m.name, m.name)));
+const listing = await fetch("/models").then((response) => response.json()).catch(() => null);
+if (listing?.models) {
+  $("model").replaceChildren(...listing.models.map((m) => new Option(m.title || m.name, m.name)));
 } else {
-  say(listed?.detail ?? "The service does not answer.", true);
+  showMessage(listing?.detail ?? "The service does not respond.", true);
 }
