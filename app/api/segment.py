@@ -175,7 +175,12 @@ def calibration_block(done: Segmentation) -> Calibration:
         return Calibration(model_sha256=done.predictor.folder.sha256)
     manifest = done.calibrator.manifest
     return Calibration.model_validate(
-        {**dict(manifest), "calibrator": manifest.id, "stale": done.stale}
+        {
+            **dict(manifest),
+            "calibrator": manifest.id,
+            "stale": done.stale,
+            "in_distribution": done.prediction.in_distribution,
+        }
     )
 
 

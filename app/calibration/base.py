@@ -26,36 +26,39 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LogOddsShift:
-    """Hold the log-odds shifts of S detectors for some rows of an image's grid.
+    """The shift of the log-odds that a detector computes for some rows of an image's grid.
 
-    `change` are float32 [S,n,m], at every `stride`-th row and column of the grid; `sums`, float32
-    [n,F], are the sums of the detectors' input features over each of these rows. How much each
-    detector weighs depends on the statistics of the whole image, so the rows of strips are joined
-    first: `combine` maps changes and sums of a whole grid to the one that is added, [n,m].
+    `shift` is float32 [n,m], at every `stride`-th row and column of the grid; `sums` float32 [n,S]
+    are the sums of the image's statistics over each of these rows. How far the shift is applied
+    depends on the statistics of the whole image, so the rows of strips are joined first: `score`
+    maps mean statistics [S] to the image's in-distribution score in 0..1.
     """
 
-    change: Floats
+    shift: Floats
     sums: Floats
     stride: int
-    combine: Callable[[Floats, Floats], Floats]
+    score: Callable[[Floats], float]
 
     def within(self, top: int, cells: range) -> "LogOddsShift":
         """Select the rows `cells` of the grid; `top` is the grid row of the first row held."""
         first = -(-(cells.start - top) // self.stride)
         end = -(-(cells.stop - top) // self.stride)
-        return replace(self, change=self.change[:, first:end], sums=self.sums[first:end])
+        return replace(self, shift=self.shift[first:end], sums=self.sums[first:end])
 
     @staticmethod
     def joined(parts: Sequence["LogOddsShift"]) -> "LogOddsShift":
         """Concatenate the rows of an image's parts, given from top to bottom."""
         if len(parts) == 1:
             return parts[0]
-        change = np.concatenate([part.change for part in parts], axis=1)
-        return replace(parts[0], change=change, sums=np.concatenate([p.sums for p in parts]))
+        shift, sums = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("shift", "sums")
+        )
+        return replace(parts[0], shift=shift, sums=sums)
 
-    def combined(self) -> Floats:
-        """Compute the shift of the log-odds, float32 [n,m], from the rows of a whole grid."""
-        return self.combine(self.change, self.sums)
+    def combined(self) -> tuple[Floats, float]:
+        """Return the shift [n,m] of a whole grid times the image's score, and the score."""
+        score = self.score(self.sums.sum(axis=0, dtype=np.float64) / self.shift.size)
+        return self.shift * np.float32(score), score
 
 
 LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too

@@ -31,6 +31,7 @@ class Prediction:
 
     mask: Mask
     confidence: Confidence
+    in_distribution: float | None = None  # score in 0..1, of calibrators that compute one
 
     @classmethod
     def from_tensors(cls, classes: Tensor, confidence: Tensor) -> Self:

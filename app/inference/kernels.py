@@ -111,9 +111,18 @@ def postprocess_kernel(
 
 @compiled
 def shift_rows(
-    confidence: Floats, shift: Floats, rows: Taps, columns: Taps, start: int, stop: int
+    confidence: Floats,
+    shift: Floats,
+    floor: np.float32,
+    rows: Taps,
+    columns: Taps,
+    start: int,
+    stop: int,
 ) -> None:
-    """Add `shift` [n,m], interpolated, to the log-odds of `confidence` in rows [start, stop)."""
+    """Add `shift` [n,m], interpolated, to the log-odds of `confidence` in rows [start, stop).
+
+    No confidence falls below `floor`.
+    """
     top, bottom, down = rows
     left, right, across = columns
     log_odds = np.empty(confidence.shape[1], np.float32)
@@ -132,7 +141,7 @@ def shift_rows(
             positive = log_odds[x] > 0
             against = (_ONE - probability[x]) * (power if positive else _ONE)
             in_favour = probability[x] * (_ONE if positive else power)
-            probability[x] = in_favour / (against + in_favour)
+            probability[x] = max(in_favour / (against + in_favour), floor)
 
 
 @compiled

@@ -89,6 +89,7 @@ def postprocess_strip(
 def shift_confidence(
     confidence: Confidence,
     shift: Floats,
+    floor: float,
     grid: Size,
     stride: int,
     geometry: Geometry,
@@ -96,13 +97,16 @@ def shift_confidence(
 ) -> None:
     """Add `shift`, interpolated, to the log-odds of an image's confidence [H,W], in place.
 
+    No confidence falls below `floor`, the 1/K below which no top probability can be.
+
     `shift` is float32 [n,m], at every `stride`-th row and column of a grid (h, w).
     """
     sizes = zip(geometry.image, geometry.resized, geometry.padded, grid, strict=True)
     rows, columns = (taps(*size, stride) for size in sizes)
     height, width = geometry.image
+    least = np.float32(floor)
     workers.map_rows(
-        lambda start, stop: shift_rows(confidence, shift, rows, columns, start, stop),
+        lambda start, stop: shift_rows(confidence, shift, least, rows, columns, start, stop),
         range(height),
         8 * width,
     )

@@ -9,7 +9,7 @@ measured is what is served.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -113,7 +113,7 @@ class PredictionBuilder:
     """Builds an image's prediction from calibrated strips of its grid."""
 
     def __init__(self, geometry: Geometry, num_classes: int, workers: RowWorkers) -> None:
-        self._geometry, self._workers = geometry, workers
+        self._geometry, self._num_classes, self._workers = geometry, num_classes, workers
         self._shifts: list[LogOddsShift] = []
         self._grid = 0, 0
         self._prediction = allocate_prediction(geometry, num_classes)
@@ -131,11 +131,14 @@ class PredictionBuilder:
     def finish(self) -> Prediction:
         """Apply the shifts of all strips, which depend on the whole image; return the result."""
         if self._shifts:
-            shift = LogOddsShift.joined(self._shifts)
-            shift_confidence(
-                self._prediction.confidence, shift.combined(), self._grid, shift.stride,
-                self._geometry, self._workers,
-            )  # fmt: skip
+            joined = LogOddsShift.joined(self._shifts)
+            shift, score = joined.combined()
+            if score > 0:
+                shift_confidence(
+                    self._prediction.confidence, shift, 1 / self._num_classes, self._grid,
+                    joined.stride, self._geometry, self._workers,
+                )  # fmt: skip
+            return replace(self._prediction, in_distribution=score)
         return self._prediction
 
 

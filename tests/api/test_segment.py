@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from app.calibration.methods.contextual import Contextual
 from app.calibration.risk_control import CertifiedThreshold
 from app.inference.model_card import read_model_folder
 from app.storage.artifacts import ArtifactStore
@@ -29,6 +30,7 @@ from tests.factories.service import (
     decoded,
     encoded,
     post,
+    publish_calibrator,
     publish_temperature,
     solid,
     thirds,
@@ -107,6 +109,22 @@ def test_calibration_block_says_what_the_confidence_rests_on(client, shared_fold
         "in_distribution": None,
     }
     assert datetime.fromisoformat(block["fitted_at"]).tzinfo is not None
+
+
+@pytest.mark.parametrize(("threshold", "score"), [(1e9, 1.0), (1e-9, 0.0)])
+def test_calibration_block_holds_the_in_distribution_score(
+    make_client: MakeClient, models_dir: Path, artifacts_dir: Path, threshold, score
+):
+    calibrator = Contextual(3)
+    calibrator.detector.offset.fill_(1.0)  # of the log-odds of every pixel
+    calibrator.score.precision.fill_diagonal_(1.0)
+    calibrator.score.threshold.fill_(threshold)
+    publish_calibrator(artifacts_dir, models_dir / "tiny", calibrator)
+    body = post(make_client(), solid(GREEN)).json()
+
+    assert body["calibration"]["in_distribution"] == score
+    odds = SATURATED / (1 - SATURATED) * math.exp(score)
+    assert body["mean_confidence"] == pytest.approx(odds / (1 + odds), abs=1e-5)
 
 
 def test_calibration_block_without_a_calibrator_claims_nothing(client):

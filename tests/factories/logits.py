@@ -55,5 +55,5 @@ def table(data):
 def shift_of(calibrator, logits):
     """What a calibrator adds to the log-odds on the grid of logits [K,h,w], float32 [h,w]."""
     shift = calibrator.log_odds_shift(logits)
-    combined = torch.from_numpy(shift.combined())
-    return interpolated(combined[None, None], logits.shape[1:], shift.stride)[0, 0]
+    combined = torch.from_numpy(shift.combined()[0])
+    return interpolated(combined[None, None], tuple(logits.shape[1:]), shift.stride)[0, 0]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.api.server import DrainingServer, ProblemProtocol
+from app.calibration.base import Calibrator
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
 from app.calibration.risk_control import CertifiedThreshold
@@ -179,14 +180,31 @@ def publish_temperature(
     reference: Reference | None = None,
 ) -> str:
     """Store a calibrator of a known temperature for a model and give its id."""
-    folder = read_model_folder(model_folder)
-    calibrator = Temperature(folder.num_classes)
+    calibrator = Temperature(read_model_folder(model_folder).num_classes)
     calibrator.beta.copy_(torch.tensor(1 / temperature))
+    return publish_calibrator(
+        artifacts_dir, model_folder, calibrator,
+        activate=activate, sha256=sha256, thresholds=thresholds, reference=reference,
+    )  # fmt: skip
+
+
+def publish_calibrator(
+    artifacts_dir: Path,
+    model_folder: Path,
+    calibrator: Calibrator,
+    *,
+    activate: bool = True,
+    sha256: str | None = None,
+    thresholds: tuple[CertifiedThreshold, ...] = (),
+    reference: Reference | None = None,
+) -> str:
+    """Store a calibrator for a model and return its id."""
+    folder = read_model_folder(model_folder)
     manifest = Manifest(
-        id=new_id("temperature"),
+        id=new_id(calibrator.method),
         model=folder.card.name,
         model_sha256=sha256 or folder.sha256,
-        method="temperature",
+        method=calibrator.method,
         num_classes=folder.num_classes,
         fitted_at="2026-01-02T03:04:05Z",
         images=4,
@@ -196,7 +214,7 @@ def publish_temperature(
         thresholds=thresholds,
     )
     store = ArtifactStore(artifacts_dir)
-    store.publish(manifest, calibrator, {"chosen": "temperature"}, reference)
+    store.publish(manifest, calibrator, {"chosen": calibrator.method}, reference)
     if activate:
         store.activate(folder.card.name, manifest.id, "for a test", by="a test")
     return manifest.id

@@ -330,7 +330,7 @@ def test_shift_of_log_odds_by_hand():
     logits = torch.log(torch.tensor([3.0, 1.0]))[:, None, None].expand(2, 2, 2)
     shift = np.full((2, 2), math.log(2), np.float32)
     mask, confidence = postprocessed(logits, logits, native(4, 4))
-    shift_confidence(confidence, shift, (2, 2), 1, native(4, 4))
+    shift_confidence(confidence, shift, 0.5, (2, 2), 1, native(4, 4))
     assert not mask.any()
     assert confidence.ravel().tolist() == pytest.approx([6 / 7] * 16)
 
@@ -343,15 +343,23 @@ def test_shift_is_interpolated_and_changes_no_label(threads, stride):
     plain_mask, plain_confidence = postprocessed(logits, logits, geometry)
     mask, confidence = postprocessed(logits, logits, geometry, workers=RowWorkers(threads))
     kept = shift[::stride, ::stride].contiguous()
-    shift_confidence(confidence, kept.numpy(), (30, 40), stride, geometry, RowWorkers(threads))
+    shift_confidence(confidence, kept.numpy(), 0.0, (30, 40), stride, geometry, RowWorkers(threads))
     assert np.array_equal(mask, plain_mask)
     fine = upsampled(interpolated(kept[None, None], (30, 40), stride)[0], geometry)[0]
     log_odds = torch.from_numpy(plain_confidence).double().logit() + fine
     assert np.abs(confidence - log_odds.sigmoid().numpy()).max() < 1e-5
 
 
+def test_no_confidence_falls_below_the_floor():
+    logits = torch.tensor([0.5, 0.0, 0.0])[:, None, None].expand(3, 3, 3)
+    _, confidence = postprocessed(logits, logits, native(3, 3))
+    shift = np.full((3, 3), -5, np.float32)
+    shift_confidence(confidence, shift, 1 / 3, (3, 3), 1, native(3, 3))
+    assert confidence.ravel().tolist() == pytest.approx([1 / 3] * 9)
+
+
 def test_confidence_of_1_is_not_shifted():
     logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
     _, confidence = postprocessed(logits, logits, native(3, 3))
-    shift_confidence(confidence, np.full((3, 3), -2, np.float32), (3, 3), 1, native(3, 3))
+    shift_confidence(confidence, np.full((3, 3), -2, np.float32), 0.5, (3, 3), 1, native(3, 3))
     assert (confidence == 1).all()

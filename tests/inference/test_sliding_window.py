@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.calibration.methods.contextual.calibrator import Contextual
-from app.calibration.methods.contextual.image_statistics import compute_statistics, row_statistics
-from app.calibration.methods.contextual.position_prior import BANDS
+from app.calibration.methods.contextual import Contextual
 from app.calibration.registry import build
 from app.errors import ModelError
 from app.inference import sliding_window as sliding
@@ -258,81 +256,38 @@ def test_calibrated_strips_predict_the_same_as_the_whole_grid(tiny, method):
 
 
 def contextual(stride):
-    """Build a calibrator of random detectors, for which all images are in distribution."""
+    """Build a calibrator whose detector has random weights."""
     calibrator = Contextual(3)
-    calibrator.stride = stride
+    calibrator.set_stride(stride)
     rng = torch.Generator().manual_seed(0)
-    for name, tensor in calibrator.state_dict().items():
-        if "selectors." in name and not name.endswith("scale"):
-            tensor.normal_(0, 0.3, generator=rng)
-    calibrator.detector.detector_weight.fill_(0.75)
-    calibrator.robust_detector.detector_weight.fill_(0.75)
+    for parameter in calibrator.detector.parameters():
+        parameter.normal_(0, 0.3, generator=rng)
     return calibrator
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_contextual_strips_equal_the_whole_grid(tiny, stride):
+def test_strips_get_the_shift_and_the_score_of_the_whole_image(tiny, stride):
     calibrator = contextual(stride)
-    image = make_image(120, 488)
-    slide = tiny(mode="slide", crop=[8, 488], window_stride=[8, 488], multiple_of=2)
-    found = list(
-        slide.strips(
-            slide.prepare_windows(image), receptive_radius=calibrator.invariances.receptive_radius
-        )
-    )
-    assert len(found) > 3
-    images, _ = slide.prepare(image)
-    whole = calibrator(slide.logits(images))[0]
-    for (logits,), band in found:
-        own = slice(band.cells.start - band.top, band.cells.stop - band.top)
-        part = calibrator(logits[None])[0, :, own]
-        assert torch.allclose(part, whole[:, band.cells.start : band.cells.stop], atol=1e-5)
-
-
-def means_of(log_odds_shift):
-    """Compute the mean features [1,F] over all cells."""
-    return torch.from_numpy(log_odds_shift.sums.mean(axis=0) / log_odds_shift.change.shape[2])[None]
-
-
-@pytest.mark.parametrize("with_image", [False, True])
-def test_in_distribution_score_is_that_of_the_whole_image(tiny, with_image):
-    calibrator = contextual(2)
-    calibrator.robust = True
-    generator = torch.Generator().manual_seed(1)
-    calibrator.position_prior.copy_(-torch.rand(3, BANDS, generator=generator))
     image = np.concatenate([make_image(64, 60) // 8, 255 - make_image(64, 60) // 8])
     slide = tiny(mode="slide", crop=[8, 60], window_stride=[8, 60], multiple_of=2)
     prepared = slide.prepare_windows(image)
     whole = slide.grid(prepared)[0]
-    means = means_of(calibrator.log_odds_shift(whole))
-    calibrator.robust_detector.known.mean.copy_(means[0])
-    calibrator.robust_detector.known.threshold.fill_(1e-3)
-    calibrator.detector.known.threshold.fill_(
-        1e-3
-    )  # no image is in distribution for the first detector
-    if with_image:  # an image statistics score of 0.5
-        cells = prepared.thumbnail(whole.shape[1:], range(whole.shape[1]))
-        statistics = compute_statistics(row_statistics(cells[:, :: calibrator.stride]))
-        calibrator.image_statistics.mean.copy_(statistics + 1.25)
-        calibrator.image_statistics.threshold.fill_(1.0)
-        calibrator.needs_image = True
-        assert calibrator.image_statistics(statistics[None]).item() == pytest.approx(0.5)
-    found = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
-    assert len(found) > 3
-    for (logits,), band in found:
-        rows = range(band.top, band.top + logits.shape[1])
-        cells = prepared.thumbnail((band.height, logits.shape[2]), rows)
-        means = means_of(calibrator.with_image(cells).log_odds_shift(logits))
-        # Each strip alone is out of distribution.
-        assert calibrator.robust_detector.in_distribution_score(means) == 0
-    (by_strips,) = predict_strips(found, prepared.geometry, [calibrator], prepared.thumbnail)
-    height = whole.shape[1]
-    one_strip = [Strip(whole[None], Band.whole(height))]
-    (at_once,) = predict_strips(one_strip, prepared.geometry, [calibrator], prepared.thumbnail)
-    assert np.array_equal(by_strips.mask, at_once.mask)
-    assert np.abs(by_strips.confidence - at_once.confidence).max() < 1e-5
+    shift = calibrator.log_odds_shift(whole)
+    statistics = torch.from_numpy(shift.sums.sum(0) / shift.shift.size)
+    calibrator.score.mean.copy_(statistics)
+    calibrator.score.mean[0] += 1.5  # half way to a score of 0
+    calibrator.score.precision[0, 0] = 1.0
+    strips = list(slide.strips(prepared, receptive_radius=calibrator.invariances.receptive_radius))
+    assert len(strips) > 3
+    (found,) = predict_strips(strips, prepared.geometry, [calibrator], None)
+    at_once = [Strip(whole[None], Band.whole(whole.shape[1]))]
+    (expected,) = predict_strips(at_once, prepared.geometry, [calibrator], None)
+    assert expected.in_distribution == pytest.approx(0.5, abs=1e-4)
+    assert found.in_distribution == pytest.approx(0.5, abs=1e-4)
+    assert np.array_equal(found.mask, expected.mask)
+    assert np.abs(found.confidence - expected.confidence).max() < 1e-4
     uncalibrated = postprocessed(whole, whole, prepared.geometry)[1]
-    assert np.abs(at_once.confidence - uncalibrated).max() > (0.02 if with_image else 0.05)
+    assert np.abs(expected.confidence - uncalibrated).max() > 0.02
 
 
 FIXED = "fixed (float[1,3,16,16] image) => (float[1,3,16,16] logits) { logits = Neg(image) }"

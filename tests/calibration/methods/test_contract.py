@@ -96,7 +96,7 @@ def test_method_that_does_more_has_no_scale(method, num_classes):
 @every(["contextual"])
 def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
     logits, calibrator = unseen(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
-    calibrator.detector.detector_weight.fill_(0.5)
+    calibrator.detector.offset.add_(0.5)
     own = (calibrator.scale() * logits).softmax(0).amax(0).logit(eps=1e-7)
     expected = (own + shift_of(calibrator, logits)).sigmoid().clamp(1 / num_classes)
     got = calibrator(logits[None])[0].exp().amax(0)

@@ -7,7 +7,7 @@ import torch
 
 from app.calibration.base import FitContext
 from app.calibration.dataset import IGNORE, LabelledImage, labelled_pixels
-from app.calibration.methods.contextual.calibrator import Contextual
+from app.calibration.methods.contextual import Contextual
 from app.calibration.methods.selective import Selective
 from app.calibration.metrics.error_detection import ErrorDetection, predicted_errors
 from app.calibration.registry import build, discover
@@ -53,7 +53,7 @@ def test_selective_predicts_the_errors_that_hard_routing_softens():
 def test_contextual_predicts_errors_below_a_confidence_of_half():
     calibrator = Contextual(4)
     calibrator.fit(synthetic_set(4, images=8), FitContext(seed=1))
-    calibrator.detector.detector_weight.fill_(0.5)
+    calibrator.detector.offset.sub_(1.0)
     logits = synthetic_set(4, images=1, seed=9)[0].logits[None]
     confidence = calibrator(logits).exp().amax(1)
     predicted = calibrator.predict_errors(logits)

@@ -1,98 +1,142 @@
-"""An opinion on whether labels are right: selectors, how far they are trusted, and where from.
+"""The misclassification detector: a small network that predicts whether a label is correct.
 
-`detector_weight` is the least of a few shares that held-out images can't tell from the best one. Of
-images in any weather it is never the whole: what is left of the network's own confidence keeps an
-unfamiliar group from harm. How familiar an image is is told by its features' means.
+    log-odds of a correct label = own log-odds + network(features)
+
+The output layer starts at zero, so that an untrained detector changes nothing.
 """
 
-import numpy as np
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from app.calibration.base import FitContext
-from app.calibration.methods.contextual.combine import DetectorParameters
-from app.calibration.methods.contextual.features import PLACED, Context, feature_count
-from app.calibration.methods.contextual.in_distribution import InDistributionScore
-from app.calibration.methods.contextual.networks import PixelSample, Selectors
-from app.calibration.solvers import Schedule
+from app.calibration.dataset import IGNORE
+from app.calibration.methods.contextual.features import NUM_FEATURES, Features
+from app.calibration.solvers import Schedule, descend
 
-DETECTOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75)  # never the selectors alone
-ROBUST_DETECTOR_WEIGHTS = (*DETECTOR_WEIGHTS, 1.0)  # but of images that are known to be spoiled
+UNITS = 32
+PIXELS_PER_IMAGE = 3000
+BATCH_PIXELS = 2048
+MIN_STEPS = 32  # in a round
+SCHEDULE = Schedule("training the detector", rate=1e-2, rounds=12, patience=12, cooling=True)
+
+
+@dataclass(frozen=True)
+class PixelSample:
+    """Pixels of several images: features [M,F], log-odds [M], classes int64 [M], correct [M]."""
+
+    values: Tensor
+    log_odds: Tensor
+    first: Tensor
+    second: Tensor
+    correct: Tensor  # float32, 1 where the most probable class is the label
+
+    def __len__(self) -> int:
+        return len(self.correct)
+
+    def chosen(self, places: Tensor) -> "PixelSample":
+        """Return the pixels at some places."""
+        return PixelSample(*(column[places] for column in vars(self).values()))
+
+    @staticmethod
+    def joined(parts: list["PixelSample"]) -> "PixelSample":
+        """Concatenate the pixels of several images."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return PixelSample(*(torch.cat(column) for column in columns))
+
+
+def sample_pixels(features: Features, labels: Tensor, generator: torch.Generator) -> PixelSample:
+    """Draw at most 3,000 labelled pixels of one image [1,...]; labels int64 [...]."""
+    places = torch.nonzero((labels != IGNORE).flatten())[:, 0]
+    places = places[torch.randperm(len(places), generator=generator)[:PIXELS_PER_IMAGE]]
+    first = features.first.flatten()[places]
+    return PixelSample(
+        values=features.values[0].flatten(1)[:, places].T.contiguous(),
+        log_odds=features.log_odds.flatten()[places],
+        first=first,
+        second=features.second.flatten()[places],
+        correct=(first == labels.flatten()[places]).float(),
+    )
 
 
 class Detector(nn.Module):
-    """Selectors with what is needed to weigh what they say.
+    """One hidden layer of 32 units on standardised features and the two leading classes."""
 
-    `placed` says whether they look at where on the image a class lies. Fresh from its
-    constructor it is trusted with nothing, and finds all images familiar.
-    """
+    mean: Tensor
+    scale: Tensor
 
-    detector_weight: Tensor
-
-    def __init__(self, num_classes: int, *, placed: bool) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes, self.placed = num_classes, placed
-        features = feature_count(num_classes) + PLACED * placed
-        self.selectors = Selectors(num_classes, features)
-        self.register_buffer("detector_weight", torch.zeros(()))
-        self.known = InDistributionScore(features)
 
-    def forward(self, context: Context) -> Tensor:
-        """Give how far the log-odds of the labels are to move, [N,1,...] of [N,F,...]."""
-        features = context.seen(placed=self.placed).movedim(1, -1).flatten(0, -2)
-        own = context.odds.flatten()
-        odds = self.selectors(features, own, context.first.flatten(), context.second.flatten())
-        change = (odds.mean(dim=1) - own).view_as(context.odds)[:, None]
-        weighted: Tensor = self.detector_weight * change
-        return weighted
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape), requires_grad=False)
 
-    def in_distribution_score(self, means: Tensor) -> Tensor:
-        """Mean features of images [N,F or more] to 1 where they are as the fit's, down to 0."""
-        in_distribution: Tensor = self.known(means[:, : len(self.known.mean)])
-        return in_distribution
+        self.register_buffer("mean", torch.zeros(NUM_FEATURES))
+        self.register_buffer("scale", torch.ones(NUM_FEATURES))
+        self.inward = parameter(NUM_FEATURES, UNITS)
+        self.first = parameter(num_classes, UNITS)
+        self.second = parameter(num_classes, UNITS)
+        self.outward = parameter(UNITS)
+        self.offset = parameter(1)
 
-    def detector_parameters(self) -> DetectorParameters:
-        """Give what weighs the opinion as arrays, for the kernel that serves."""
-        known = self.known.mean, self.known.std, self.known.threshold
-        return DetectorParameters(*(tensor.numpy() for tensor in (self.detector_weight, *known)))
+    @property
+    def trained(self) -> bool:
+        """Whether the detector changes anything."""
+        return bool(self.outward.any() or self.offset.any())
 
-    def forget(self) -> None:
-        """Go back to the beginning."""
-        self.load_state_dict(Detector(self.num_classes, placed=self.placed).state_dict())
+    def forward(self, values: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Compute the shift of the log-odds [M] from features [M,F] and classes int64 [M]."""
+        standardised = (values - self.mean) * self.scale
+        hidden = relu(standardised @ self.inward + self.first[first] + self.second[second])
+        return hidden @ self.outward + self.offset
 
-    def learn(
-        self,
-        trained: PixelSample,
-        held: PixelSample,
-        means: Tensor,
-        context: FitContext,
-        schedule: Schedule,
-    ) -> None:
-        """Train on some images' pixels, and stop and set the trust on others'.
+    def on_image(self, features: Features) -> Tensor:
+        """Compute the shift of the log-odds [N,...] of images."""
+        values = features.values.movedim(1, -1).flatten(0, -2)
+        shift: Tensor = self(values, features.first.flatten(), features.second.flatten())
+        return shift.view_as(features.log_odds)
 
-        `means` [n,F] are the mean features of all these images. Where none of the training pixels
-        is mispredicted, or there is but one, there is nothing to learn.
+    def fit(self, train: PixelSample, held_out: PixelSample, context: FitContext) -> None:
+        """Train by binary cross-entropy of correctness; keep the best round on held-out images.
+
+        A sample without a misprediction leaves the detector untrained.
         """
-        self.forget()
-        self.known.learn(means)
-        if len(trained.odds) > 1 and not trained.correct.all() and len(held.odds):
-            self.selectors.train_on(trained, held, context, schedule)
-            self.detector_weight.fill_(self._least_weight(held))
+        self._initialise(train.values, context.seed)
+        if len(train) < 2 or train.correct.all() or not len(held_out):
+            return
+        generator = torch.Generator().manual_seed(context.seed)
+        batch = min(max(len(train) // MIN_STEPS, 64), BATCH_PIXELS)
 
-    @torch.no_grad()
-    def _least_weight(self, held: PixelSample) -> float:
-        """Find the smallest share whose loss is within a standard error (by image) of the best."""
-        detector = self.selectors(held.features, held.odds, held.first, held.second).mean(dim=1)
-        losses = []
-        weights = ROBUST_DETECTOR_WEIGHTS if self.placed else DETECTOR_WEIGHTS
-        for detector_weight in weights:
-            odds = held.odds + detector_weight * (detector - held.odds)
-            wrongness = binary_cross_entropy_with_logits(odds, held.correct, reduction="none")
-            losses.append(held.by_image(wrongness))
-        best = losses[int(np.argmin([loss.mean() for loss in losses]))]
-        for detector_weight, loss in zip(weights, losses, strict=True):
-            worse = loss - best
-            if worse.mean() <= worse.std() / max(len(worse) - 1, 1) ** 0.5:
-                return detector_weight
-        raise AssertionError("the best share is within a standard error of itself")
+        def loss(pixels: PixelSample) -> Tensor:
+            odds = pixels.log_odds + self(pixels.values, pixels.first, pixels.second)
+            return binary_cross_entropy_with_logits(odds, pixels.correct)
+
+        def batches() -> Iterator[Tensor]:
+            for places in torch.split(torch.randperm(len(train), generator=generator), batch):
+                yield loss(train.chosen(places))
+
+        def held_out_loss() -> float:
+            with torch.no_grad():
+                return loss(held_out).item()
+
+        self.requires_grad_(True)
+        try:
+            descend(self, batches, held_out_loss, context, SCHEDULE)
+        finally:
+            self.requires_grad_(False)
+
+    def _initialise(self, values: Tensor, seed: int) -> None:
+        """Standardise the features and draw the hidden layer's weights; the output stays zero."""
+        generator = torch.Generator().manual_seed(seed)
+        std = values.std(dim=0, correction=0)
+        self.mean.copy_(values.mean(dim=0))
+        self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp_min(1e-6), 0.0))
+        with torch.no_grad():
+            for weights in self.parameters():
+                weights.zero_()
+            self.inward.normal_(0, (2 / NUM_FEATURES) ** 0.5, generator=generator)
+            self.first.normal_(0, 0.1, generator=generator)
+            self.second.normal_(0, 0.1, generator=generator)

@@ -1,224 +1,231 @@
-"""Contextual scaling's networks on the CPU, fused: what `context_selectors` says, at serving time.
+"""The detector on the CPU in three sweeps over rows of the grid, at serving time.
 
-The networks are asked in a third sweep over rows of the grid, behind the two of `context_sweeps`:
-it takes neighbourhoods down the columns, and has its columns innermost as well. Of fine grids they
-are given some rows and columns. `Selectors` in torch is the definition, and tests hold this to it.
+`features.compute_features` and `detector.Detector` in torch are the definition; tests hold the
+kernels to it within 1e-4 of log-odds. Loops run over rows taken out of their arrays first: only
+those are known to be contiguous, without which nothing is vectorised.
 """
 
-import functools
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.calibration.base import FEATURE_FLOOR, MapRows
-from app.calibration.methods.contextual.features import RADII
-from app.calibration.methods.contextual.sweeps import (
-    LANES,
-    Classes,
-    Floats,
-    Planes,
-    accumulate,
-    allocate_planes,
-    pixel_sweep,
-    row_sweep,
-    total_of,
-)
-from app.numerics import compiled
+from app.calibration.methods.contextual.features import NUM_FEATURES, ODDS_LIMIT, RADII, TOP
+from app.numerics import LOG2_E, compiled, logarithm, power_of_two
 
-BLOCK = 128  # columns at a time: the hidden units of all of them stay in the nearest cache
-SPAN = 5 * BLOCK  # columns of several rows, which make whole blocks where a row would not
-_CLIP = np.float32(4)
-_ZERO, _ONE = np.float32(0), np.float32(1)
+Floats = NDArray[np.float32]
+Classes = NDArray[np.int32]
+
+_ZERO, _ONE, _NONE = np.float32(0), np.float32(1), np.float32(-3e38)
+_ODDS_LIMIT, _FLOOR = np.float32(ODDS_LIMIT), np.float32(FEATURE_FLOOR)
+_DEEPEST = np.float32(-80)  # e to it is nothing beside 1
+_SMALLEST = np.float32(1e-30)
+_LOG2_E = np.float32(LOG2_E)
 
 
 class Weights(NamedTuple):
-    """The networks' state as float32 arrays, as `context_selectors.Selectors` names it."""
+    """The detector's state as float32 arrays, named as in `Detector`."""
 
-    mean: Floats
+    mean: Floats  # [F]
     scale: Floats
-    inward: Floats  # [F, members x width]
-    first: Floats  # [K, members x width]
+    inward: Floats  # [F,U]
+    first: Floats  # [K,U]
     second: Floats
-    between: Floats  # [members, width, width]
-    bias: Floats
-    outward: Floats
-    offset: Floats
+    outward: Floats  # [U]
+    offset: Floats  # [1]
 
 
-class Network(NamedTuple):
-    """Networks' state, and log-probabilities of the classes in each row, float32 [h,K].
+class Planes(NamedTuple):
+    """What the first two sweeps compute on the grid [h,w]."""
 
-    The latter are [0,K] for networks that don't look at them.
-    """
+    top: Floats  # [min(K,3),h,w], largest log-probabilities
+    odds: Floats
+    entropy: Floats
+    first: Classes
+    second: Classes
+    along: Floats  # [4,h,w], sums of entropy and label changes over windows of the row
 
-    weights: Weights
-    places: Floats
 
-
-def network_shifts(
-    logits: Floats, gain: float, networks: Sequence[Network], local: float, map_rows: MapRows
+def compute_shift(
+    logits: Floats, beta: float, local: float, weights: Weights, map_rows: MapRows
 ) -> tuple[Floats, Floats]:
-    """Give how each of S networks would change the log-odds of the cells that are looked at.
+    """Compute the detector's shift of the log-odds and the sums of the image statistics.
 
-    Logits float32 [K,h,w], which `gain` above 0 multiplies, to float32 [S,h,w]; and the sums over
-    each row of the features that the last one sees, float32 [h,F].
+    Logits float32 [K,h,w], which `beta` above 0 multiplies; `local` is 1, or 0 to ignore the
+    neighbourhood. Returns float32 [h,w], and sums over each row of entropy, log-odds and predicted
+    classes, float32 [h,2+K].
     """
     classes, height, width = logits.shape
-    planes = allocate_planes(classes, height, width)
-    change = np.empty((len(networks), height, width), np.float32)
-    sums = np.empty((height, len(networks[-1].weights.mean)), np.float32)
-    rows = range(height)
-    seen = logits, np.float32(gain), np.float32(FEATURE_FLOOR), planes
-    map_rows(lambda a, b: pixel_sweep(*seen, a, b), rows, 6 * classes * width)
+    size = height, width
+    planes = Planes(
+        np.empty((min(TOP, classes), *size), np.float32), np.empty(size, np.float32),
+        np.empty(size, np.float32), np.zeros(size, np.int32), np.zeros(size, np.int32),
+        np.empty((2 * len(RADII), *size), np.float32),
+    )  # fmt: skip
+    shift, sums = np.empty(size, np.float32), np.zeros((height, 2 + classes), np.float32)
+    rows, gain = range(height), np.float32(beta)
+    units = NUM_FEATURES * len(weights.outward)
+    map_rows(lambda a, b: pixel_sweep(logits, gain, planes, a, b), rows, 6 * classes * width)
     map_rows(lambda a, b: row_sweep(planes, RADII, a, b), rows, 30 * width)
-    sweep: Callable[..., None] = network_sweep
-    for network, changed in zip(networks, change, strict=True):
-        state = RADII, *network, np.float32(local), changed, sums
-        work = functools.partial(sweep, *seen, *state)
-        map_rows(work, rows, network.weights.between.size * width)
-    return change, sums
+    map_rows(
+        lambda a, b: network_sweep(planes, RADII, np.float32(local), weights, shift, sums, a, b),
+        rows,
+        units * width,
+    )
+    return shift, sums
 
 
-# Loops run over rows taken out of their arrays first: only those are known to lie in one piece,
-# without which nothing is vectorised.
+@compiled
+def pixel_sweep(logits: Floats, gain: np.float32, planes: Planes, start: int, stop: int) -> None:
+    """Compute largest log-probabilities, log-odds, entropy and the two leading classes of rows."""
+    classes, _, width = logits.shape
+    mean, others = np.empty(width, np.float32), np.empty(width, np.float32)
+    carried = np.empty(width, np.float32)
+    for y in range(start, stop):
+        leader, first = planes.top[0, y], planes.first[y]
+        odds, entropy = planes.odds[y], planes.entropy[y]
+        _sort(logits, planes, carried, y)
+        others[:] = 0
+        mean[:] = 0
+        for k in range(classes):
+            row = logits[k, y]
+            for x in range(width):
+                below = max((row[x] - leader[x]) * gain, _DEEPEST)
+                power = power_of_two(below * _LOG2_E)
+                others[x] += power if first[x] != k else _ZERO
+                mean[x] += power * below
+        for x in range(width):
+            total = _ONE + others[x]
+            log = logarithm(total)
+            carried[x] = gain * leader[x] + log  # the partition function
+            entropy[x] = log - mean[x] / total
+            # p / (1 - p) of the leader's p = 1 / (1 + others)
+            odds[x] = min(max(-logarithm(max(others[x], _SMALLEST)), -_ODDS_LIMIT), _ODDS_LIMIT)
+        for place in range(planes.top.shape[0]):
+            largest = planes.top[place, y]
+            for x in range(width):
+                largest[x] = max(gain * largest[x] - carried[x], _FLOOR)
+
+
+@compiled
+def _sort(logits: Floats, planes: Planes, carried: Floats, y: int) -> None:
+    """Find a row's largest logits and two leading classes; the lower class leads on ties."""
+    width = len(carried)
+    first, second = planes.first[y], planes.second[y]
+    leader, next_ = planes.top[0, y], planes.top[1, y]
+    planes.top[:, y] = _NONE
+    for k in range(logits.shape[0]):
+        row = logits[k, y]
+        for x in range(width):
+            second[x] = k if row[x] > next_[x] else second[x]
+            second[x] = first[x] if row[x] > leader[x] else second[x]
+            first[x] = k if row[x] > leader[x] else first[x]
+        carried[:] = row
+        for place in range(planes.top.shape[0]):
+            held = planes.top[place, y]
+            for x in range(width):
+                larger = max(held[x], carried[x])
+                carried[x] = min(held[x], carried[x])
+                held[x] = larger
+
+
+@compiled
+def row_sweep(planes: Planes, radii: tuple[int, int], start: int, stop: int) -> None:
+    """Sum entropy and label changes over windows along each row."""
+    height, width = planes.first.shape
+    changes = np.empty(width, np.float32)
+    for y in range(start, stop):
+        own = planes.first[y]
+        for x in range(width):
+            count = 0
+            if x > 0 and own[x] != own[x - 1]:
+                count += 1
+            if x < width - 1 and own[x] != own[x + 1]:
+                count += 1
+            if y > 0 and own[x] != planes.first[y - 1, x]:
+                count += 1
+            if y < height - 1 and own[x] != planes.first[y + 1, x]:
+                count += 1
+            changes[x] = count
+        for place in range(len(radii)):
+            _window_sums(planes.entropy[y], radii[place], planes.along[2 * place, y])
+            _window_sums(changes, radii[place], planes.along[2 * place + 1, y])
+
+
+@compiled
+def _window_sums(values: Floats, radius: int, sums: Floats) -> None:
+    """Sum over windows of 2 radius + 1 values, the edge repeated."""
+    last = len(values) - 1
+    running = 0.0
+    for x in range(-radius, radius + 1):
+        running += values[min(max(x, 0), last)]
+    for x in range(last + 1):
+        sums[x] = running
+        running += values[min(x + radius + 1, last)] - values[max(x - radius, 0)]
 
 
 @compiled
 def network_sweep(
-    logits: Floats,
-    gain: np.float32,
-    floor: np.float32,
     planes: Planes,
     radii: tuple[int, int],
-    weights: Weights,
-    places: Floats,
     local: np.float32,
-    change: Floats,
+    weights: Weights,
+    shift: Floats,
     sums: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """Sweep 3: rows of the change [h,w] in log-odds that the networks want; sums of features."""
-    classes, width = logits.shape[0], logits.shape[2]
-    kept, units = planes.top.shape[0], weights.inward.shape[1]
-    placed = 2 if len(places) else 0
-    tall = max(SPAN // width, 1)
-    seen = np.zeros((classes + kept + 5 + placed, -(-tall * width // BLOCK) * BLOCK), np.float32)
-    hidden, deeper = np.zeros((units, BLOCK), np.float32), np.empty((2, BLOCK), np.float32)
-    detector, lanes = np.empty(BLOCK, np.float32), np.empty(LANES, np.float32)
-    map_rows = _ONE / np.float32(len(weights.offset))
-    constant = np.float32(0)
-    for member in range(len(weights.offset)):
-        constant += weights.offset[member]
-    for top in range(start, stop, tall):
-        bottom = min(top + tall, stop)
-        for y in range(top, bottom):
-            begin, end = (y - top) * width, (y - top + 1) * width
-            _gather(logits, gain, floor, planes, y, seen, begin)
-            _look_down(planes.along, radii, local, y, seen[classes + kept + 1 :], begin)
-            if placed:
-                place = seen[classes + kept + 5 :]
-                _place(places[y], planes.first[y], planes.second[y], place, begin)
-            for f in range(len(seen)):
-                feature, mean, scale = seen[f, begin:end], weights.mean[f], weights.scale[f]
-                sums[y, f] = total_of(feature, lanes)
+    """Compute the detector's output and the sums of the statistics for some rows."""
+    width, features = shift.shape[1], weights.inward.shape[0]
+    seen, unit = np.empty((features, width), np.float32), np.empty(width, np.float32)
+    for y in range(start, stop):
+        first, second, out = planes.first[y], planes.second[y], shift[y]
+        _gather(planes, radii, local, y, seen, sums[y])
+        for f in range(features):
+            row, mean, scale = seen[f], weights.mean[f], weights.scale[f]
+            for x in range(width):
+                row[x] = (row[x] - mean) * scale
+        out[:] = weights.offset[0]
+        for j in range(weights.inward.shape[1]):
+            of_first, of_second = weights.first[:, j], weights.second[:, j]
+            for x in range(width):
+                unit[x] = of_first[first[x]] + of_second[second[x]]
+            for f in range(features):
+                gain, row = weights.inward[f, j], seen[f]
                 for x in range(width):
-                    feature[x] = min(max((feature[x] - mean) * scale, -_CLIP), _CLIP)
-        first, second = planes.first[top:bottom].ravel(), planes.second[top:bottom].ravel()
-        moved = change[top:bottom].reshape(-1)
-        for left in range(0, len(moved), BLOCK):
-            right = min(left + BLOCK, len(moved))
-            _enter(weights, first[left:right], second[left:right], seen, hidden, left)
-            _leave(weights, hidden, deeper, detector)
-            for x in range(right - left):
-                moved[left + x] = map_rows * (detector[x] + constant)
+                    unit[x] += gain * row[x]
+            outward = weights.outward[j]
+            for x in range(width):
+                out[x] += outward * max(unit[x], _ZERO)
 
 
 @compiled
 def _gather(
-    logits: Floats,
-    gain: np.float32,
-    floor: np.float32,
-    planes: Planes,
-    y: int,
-    seen: Floats,
-    begin: int,
+    planes: Planes, radii: tuple[int, int], local: np.float32, y: int, seen: Floats, sums: Floats
 ) -> None:
-    """Write a row's features but for the neighbourhood, in the order of `context_of`.
-
-    They begin at a column of `seen`, as all of a row's do.
-    """
-    classes, kept, width = logits.shape[0], planes.top.shape[0], logits.shape[2]
-    end = begin + width
-    partition, leader = planes.partition[y], planes.top[0, y]
-    for k in range(classes):
-        row, feature = logits[k, y], seen[k, begin:end]
-        for x in range(width):
-            feature[x] = max(gain * row[x] - partition[x], floor)
-    seen[classes, begin:end] = planes.odds[y]
-    for place in range(1, kept):
-        row, feature = planes.top[place, y], seen[classes + place, begin:end]
-        for x in range(width):
-            feature[x] = row[x] - leader[x]
-    seen[classes + kept, begin:end] = planes.entropy[y]
-
-
-@compiled
-def _place(place: Floats, first: Classes, second: Classes, likely: Floats, begin: int) -> None:
-    """Write the position log-likelihood of the two leading classes of a row."""
-    end = begin + len(first)
-    own, above = likely[0, begin:end], likely[1, begin:end]
+    """Write the features of a row, [F,w], in the order of `compute_features`; sum statistics."""
+    tops, first = planes.top.shape[0], planes.first[y]
+    for place in range(3):
+        seen[place] = planes.top[min(place, tops - 1), y]
+    seen[3], seen[4] = planes.odds[y], planes.entropy[y]
+    for place in range(2 * len(radii)):
+        _window_mean(planes.along[place], radii[place // 2], local, y, seen[5 + place])
     for x in range(len(first)):
-        own[x] = place[first[x]]
-        above[x] = own[x] - place[second[x]]
+        sums[0] += seen[4, x]
+        sums[1] += seen[3, x]
+        sums[2 + first[x]] += _ONE
 
 
 @compiled
-def _look_down(
-    along: Floats, radii: tuple[int, int], local: np.float32, y: int, around: Floats, begin: int
-) -> None:
-    """Means [4,w] over squares around a row, from sums along rows; the border is repeated."""
-    last = along.shape[1] - 1
-    for place in range(4):
-        radius, mean = radii[place // 2], around[place, begin : begin + along.shape[2]]
-        mean[:] = 0
-        for below in range(y - radius, y + radius + 1):
-            source = along[place, min(max(below, 0), last)]
-            for x in range(len(mean)):
-                mean[x] += source[x]
-        map_rows = local / np.float32((2 * radius + 1) ** 2)
+def _window_mean(along: Floats, radius: int, local: np.float32, y: int, mean: Floats) -> None:
+    """Average over square windows around a row, from the sums along rows; the edge is repeated."""
+    last = len(along) - 1
+    mean[:] = 0
+    for below in range(y - radius, y + radius + 1):
+        source = along[min(max(below, 0), last)]
         for x in range(len(mean)):
-            mean[x] *= map_rows
-
-
-@compiled
-def _enter(
-    weights: Weights, first: Classes, second: Classes, seen: Floats, hidden: Floats, left: int
-) -> None:
-    """Take a block into the hidden units [U,BLOCK], which start at what the classes give."""
-    for j in range(len(hidden)):
-        unit, of_first, of_second = hidden[j], weights.first[:, j], weights.second[:, j]
-        for x in range(len(first)):
-            unit[x] = of_first[first[x]] + of_second[second[x]]
-    for j in range(0, len(hidden), 2):
-        accumulate(weights.inward[:, j : j + 2], seen, 0, left, hidden[j : j + 2])
-        for unit in hidden[j : j + 2]:
-            for x in range(BLOCK):
-                unit[x] = max(unit[x], _ZERO)
-
-
-@compiled
-def _leave(weights: Weights, hidden: Floats, deeper: Floats, detector: Floats) -> None:
-    """Take all members through their second layer: the sum of their opinions, [BLOCK]."""
-    members, width = weights.bias.shape
-    detector[:] = 0
-    for member in range(members):
-        for j in range(0, width, 2):
-            one, other = deeper[0], deeper[1]
-            one[:] = weights.bias[member, j]
-            other[:] = weights.bias[member, j + 1]
-            accumulate(weights.between[member, :, j : j + 2], hidden, member * width, 0, deeper)
-            of_one, of_other = weights.outward[member, j], weights.outward[member, j + 1]
-            for x in range(BLOCK):
-                detector[x] += of_one * max(one[x], _ZERO) + of_other * max(other[x], _ZERO)
+            mean[x] += source[x]
+    weight = local / np.float32((2 * radius + 1) ** 2)
+    for x in range(len(mean)):
+        mean[x] *= weight

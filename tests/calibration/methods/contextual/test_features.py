@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from app.calibration.methods.contextual.features import (
+    MAX_STRIDE,
+    MIN_COLUMNS,
+    NUM_FEATURES,
+    RECEPTIVE_RADIUS,
+    compute_features,
+    interpolated,
+    neighbourhood,
+    stride_of,
+    subsampled,
+    top_log_odds,
+)
+
+LOCAL = torch.ones(())
+
+
+def noise(*size, seed=0, scale=3.0):
+    return scale * torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_features_of_one_pixel_by_hand():
+    probabilities = torch.tensor([0.1, 0.6, 0.25, 0.05])
+    found = compute_features(probabilities.log()[None, :, None], LOCAL)
+    top = probabilities.sort(descending=True).values[:3].log().tolist()
+    entropy = -(probabilities * probabilities.log()).sum().item()
+    odds = torch.logit(torch.tensor(0.6)).item()
+    expected = [*top, odds, entropy, 0, 0, 0, 0]
+    assert found.values[0, :, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert (found.first.item(), found.second.item()) == (1, 2)
+    assert found.log_odds.item() == pytest.approx(odds, abs=1e-5)
+    assert found.entropy.item() == pytest.approx(entropy, abs=1e-5)
+
+
+def test_two_classes_repeat_the_second_log_probability():
+    found = compute_features(torch.tensor([0.3, 0.7]).log()[None, :, None], LOCAL)
+    assert found.values[0, 1] == found.values[0, 2]
+
+
+def test_ties_are_led_by_the_lower_class():
+    found = compute_features(torch.zeros(1, 3, 1).log_softmax(1), LOCAL)
+    assert (found.first.item(), found.second.item()) == (0, 1)
+
+
+def test_log_odds_are_exact_where_the_top_probability_is_near_1():
+    logs = torch.tensor([[20.0, 0.0, 0.0]]).log_softmax(1)
+    assert top_log_odds(logs).item() == pytest.approx(20 - torch.tensor(2.0).log().item(), abs=1e-5)
+
+
+def test_neighbourhood_by_hand():
+    labels = torch.zeros(1, 1, 20, 20, dtype=torch.int64)
+    labels[..., 10:] = 1  # one boundary: two columns of cells have one neighbour of another label
+    entropy = torch.full((1, 1, 20, 20), 0.25)
+    near_entropy, near, far_entropy, far = neighbourhood(entropy, labels)[0]
+    assert near_entropy.flatten().tolist() == pytest.approx([0.25] * 400)
+    assert far_entropy[0, 0].item() == pytest.approx(0.25)
+    assert near[5, 9].item() == pytest.approx(2 / 5)
+    assert far[5, 9].item() == pytest.approx(2 / 15)
+    assert near[5, 2].item() == 0
+
+
+def test_local_zero_hides_the_neighbourhood():
+    logs = noise(1, 4, 9, 9).log_softmax(1)
+    assert not compute_features(logs, torch.zeros(())).values[:, NUM_FEATURES - 4 :].any()
+
+
+def test_a_cell_changes_no_features_beyond_the_receptive_radius():
+    logits = noise(1, 3, 41, 41)
+    logits[:, 1] += 20
+    changed = logits.clone()
+    changed[0, 0, 20, 20] += 40  # another label than all around
+    values = (compute_features(z.log_softmax(1), LOCAL).values for z in (changed, logits))
+    rows, columns = torch.ne(*values).any(1)[0].nonzero(as_tuple=True)
+    expected = 20 - RECEPTIVE_RADIUS, 20 + RECEPTIVE_RADIUS
+    assert (int(rows.min()), int(rows.max())) == expected
+    assert (int(columns.min()), int(columns.max())) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "stride"), [(1, 1), (MIN_COLUMNS, 1), (2 * MIN_COLUMNS, 2), (10**4, MAX_STRIDE)]
+)
+def test_fine_grids_are_subsampled(columns, stride):
+    assert stride_of(torch.empty(1, 2, 1, columns)) == stride
+
+
+def test_tables_are_not_subsampled():
+    assert stride_of(torch.empty(1, 2, 10**4)) == 1
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_interpolation_reproduces_the_subsampled_cells(stride):
+    planes = noise(1, 1, 11, 14)
+    fine = interpolated(subsampled(planes, stride), (11, 14), stride)
+    assert fine.shape == planes.shape
+    assert torch.allclose(subsampled(fine, stride), subsampled(planes, stride), atol=1e-5)
