@@ -3,11 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
-<<<<<<< HEAD
-# Where pip finds a CPU build of torch, for those whose default is the CUDA one (docs/run.md).
-=======
 # Package index with a CPU build of torch, where pip's default is a CUDA build (see README).
->>>>>>> wt-p3
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 BENCH ?= --docs docs/benchmarks.md

@@ -1,14 +1,19 @@
-"""Calibrate a model: fit on a validation set, publish the version, and activate it if better."""
+"""Calibrate a model: fit, gate, publish, and switch the active version.
+
+`calibrate` runs the whole flow. `decide_activation` is the gate; `publish_version` publishes the
+version and is the one place of a fit that switches the active one.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.calibration.base import FitContext
 from app.calibration.dataset import Augmentation, ValidationSet
+from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover
 from app.calibration.report import report
 from app.calibration.selection import Outcome, fit
@@ -18,7 +23,7 @@ from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
 
 AUTO_METHOD = "auto"
-PUBLISHING = "publishing"  # the stage from which a fit is carried through
+PUBLISHING = "publishing"  # progress stage from which a fit can no longer be cancelled
 Activate = Literal["if_better", "always", "never"]
 
 
@@ -38,12 +43,11 @@ class FitOptions(BaseModel):
 
 @dataclass(frozen=True)
 class PublishedCalibrator:
-    """A published version and what became of it."""
+    """A published version, its report, and whether it was activated."""
 
     manifest: Manifest
     report: dict[str, object]
     activated: bool
-    why: str
 
 
 def calibrate(
@@ -51,35 +55,34 @@ def calibrate(
     data: ValidationSet,
     store: ArtifactStore,
     context: FitContext,
-    method: str = "auto",
+    method: str = AUTO_METHOD,
     activate: Activate = "if_better",
     note: str = "",
     by: str = "command",
     *,
     allow_label_changes: bool = False,
 ) -> PublishedCalibrator:
-    """Fit, publish, and activate or not; raises ArgumentError, StorageError."""
-    name = folder.card.name
-    active = store.active(name, folder.sha256)
+    """Fit on a validation set, publish the version, and activate it where the gate allows.
+
+    `by` is who or what started the fit, for the store's history. Raises ArgumentError for a set
+    that does not fit the method or the active version, and StorageError.
+    """
+    active = store.active(folder.card.name, folder.sha256)
     if active is not None:
         first = data[0]
         require_comparable(active, images=first.image is not None, maps=first.labels.ndim == 2)
     current = None if active is None else active.calibrator
     outcome = fit(data, candidates(method, allow_label_changes), context, current)
-    activated, why = decide(outcome, activate, active.manifest.id if active else None)
-    manifest = describe(folder, outcome, note)
-    document = report(outcome, activated, why)
+    decision = decide_activation(outcome, activate, active.manifest.id if active else None)
     context.progress(PUBLISHING, 1.0)
-    store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
-    if activated:
-        store.activate(name, manifest.id, why, by)
-    return PublishedCalibrator(manifest, document, activated, why)
+    return publish_version(store, build_manifest(folder, outcome, note), outcome, decision, by)
 
 
 def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
-    """Name the methods to fit.
+    """Return the names of the methods to fit: those of `auto`, or the one method.
 
-    Raises ArgumentError for an unknown one, and for one that changes labels unless that is allowed.
+    Raises ArgumentError for an unknown method, and for one that may change labels unless
+    `allow_label_changes`.
     """
     if method == AUTO_METHOD:
         return auto_methods(allow_label_changes=allow_label_changes)
@@ -94,9 +97,9 @@ def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
 
 
 def require_inputs(method: str, *, augmentation: Augmentation, maps: bool) -> None:
-    """Raise ArgumentError where a fit on logits alone can't do what is asked for.
+    """Raise ArgumentError where a fit on logits without images can't use the options.
 
-    `maps` says whether the logits are maps of images or a table of pixels.
+    `maps` is true for logits [N,K,h,w] and false for a table of pixels.
     """
     if augmentation != "none":
         raise ArgumentError(
@@ -116,46 +119,69 @@ def require_inputs(method: str, *, augmentation: Augmentation, maps: bool) -> No
 
 
 def require_comparable(active: StoredCalibrator, *, images: bool, maps: bool) -> None:
-    """Raise ArgumentError where the active version can't be measured on the data."""
+    """Raise ArgumentError where the active version can't be evaluated on the data.
+
+    `images` is true for data with images, `maps` for data that is no table of pixels.
+    """
     if active.calibrator.needs_image and not images:
-        wanted, came = "images", "logits alone"
+        expected, got = "images", "logits alone"
     elif active.calibrator.needs_maps and not maps:
-        wanted, came = "maps of images", "a table of pixels"
+        expected, got = "maps of images", "a table of pixels"
     else:
         return
     raise ArgumentError(
-        f"expected {wanted}, which the active calibrator {active.manifest.id} looks at, to "
-        f"compare with it, got {came}; activate another version to do without"
+        f"expected {expected}, which the active calibrator {active.manifest.id} looks at, to "
+        f"compare with it, got {got}; activate another version to do without"
     )
 
 
-def decide(outcome: Outcome, activate: Activate, active: str | None) -> tuple[bool, str]:
-    """Decide on activation: by the bootstrap interval, unless the caller already has."""
-    (mean, low, high), aurc = outcome.ece_difference, outcome.aurc_difference
-    independent = outcome.split.independent_test
-    test_images = "held-out images" if independent else "images that also chose the method"
+class Decision(NamedTuple):
+    """The gate's decision on a version, with the reason for its report and the history."""
+
+    activate: bool
+    reason: str
+
+
+def decide_activation(outcome: Outcome, activate: Activate, active_id: str | None) -> Decision:
+    """Decide whether to activate: the gate, unless the caller asks for "always" or "never".
+
+    The gate opens where the chosen calibrator is significantly better than the current one on the
+    test images (`Outcome.better`). `active_id` is the current version; None where there is none.
+    """
+    ece, aurc, split = outcome.ece_difference, outcome.aurc_difference, outcome.split
+    test_images = (
+        "held-out images" if split.independent_test else "images that also chose the method"
+    )
     measured = (
-        f"image-wise ECE changes by {mean:+.4f} ({_interval(low, high)}), "
-        f"AURC by {aurc.mean:+.4f} ({_interval(aurc.low, aurc.high)}) against "
-        f"{active or 'the uncalibrated model'} on {len(outcome.split.test)} "
-        f"{test_images}"
+        f"image-wise ECE changes by {ece.mean:+.4f} ({_format_interval(ece)}), "
+        f"AURC by {aurc.mean:+.4f} ({_format_interval(aurc)}) against "
+        f"{active_id or 'the uncalibrated model'} on {len(split.test)} {test_images}"
     )
     if activate == "always":
-        return True, f"asked to activate always; {measured}"
+        return Decision(True, f"asked to activate always; {measured}")
     if activate == "never":
-        return False, f"asked never to activate; {measured}"
-    return outcome.better, f"{'better' if outcome.better else 'not surely better'}: {measured}"
+        return Decision(False, f"asked never to activate; {measured}")
+    result = "better" if outcome.better else "not surely better"
+    return Decision(outcome.better, f"{result}: {measured}")
 
 
-def _interval(low: float, high: float) -> str:
-    if math.isnan(low):
-        return "too few images for an interval"
-    return f"95% interval {low:+.4f} to {high:+.4f}"
+def publish_version(
+    store: ArtifactStore, manifest: Manifest, outcome: Outcome, decision: Decision, by: str
+) -> PublishedCalibrator:
+    """Publish a fit as a new version, and switch the active version to it if so decided.
+
+    Raises StorageError.
+    """
+    document = report(outcome, decision.activate, decision.reason)
+    store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
+    if decision.activate:
+        store.activate(manifest.model, manifest.id, decision.reason, by)
+    return PublishedCalibrator(manifest, document, decision.activate)
 
 
-def describe(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:
-    """Write a new version's manifest."""
-    after = outcome.chosen.evaluation.result()
+def build_manifest(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:
+    """Build the manifest of a new version, with a new id and the current time."""
+    metrics = outcome.chosen.evaluation.result()
     return Manifest(
         id=new_id(outcome.chosen.method),
         model=folder.card.name,
@@ -164,11 +190,17 @@ def describe(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:
         num_classes=folder.num_classes,
         fitted_at=timestamp(),
         images=outcome.images,
-        pixels=after.pixels,
+        pixels=metrics.pixels,
         ece_before=outcome.uncalibrated.evaluation.result().ece_image,
-        ece_after=after.ece_image,
+        ece_after=metrics.ece_image,
         seed=outcome.seed,
         note=note,
         summary=outcome.chosen.calibrator.summary(),
         thresholds=outcome.certification.thresholds,
     )
+
+
+def _format_interval(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "too few images for an interval"
+    return f"95% interval {interval.low:+.4f} to {interval.high:+.4f}"

@@ -1,14 +1,14 @@
-"""What the tests of the service share: a tiny real model behind a real application.
+"""Fixtures of the service tests: a tiny model in the real application.
 
-`client` is shared and only read from; a test that needs other settings or its own artefacts takes
-`make_client`, one that needs sockets `make_server`.
+`client` is shared between tests and must not be changed; a test that needs other settings or its
+own artefacts uses `make_client`, one that needs sockets `make_server`.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 for _name in [name for name in os.environ if name.startswith("SEGCAL_")]:
-    del os.environ[_name]  # the tests hold whatever the developer's shell says
+    del os.environ[_name]  # tests must not depend on the developer's environment
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import ExitStack  # noqa: E402
@@ -27,7 +27,7 @@ MakeServer = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`models/tiny` with three classes, and its calibrator of temperature 2, active."""
+    """Return a folder with `models/tiny` of three classes and an active temperature of 2."""
     root = tmp_path_factory.mktemp("service")
     model = write_onnx_model(root / "models", "tiny")
     publish_temperature(root / "artifacts", model, temperature=2)
@@ -36,7 +36,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def client(shared_folder: Path) -> Iterator[TestClient]:
-    """The service with the model `tiny` and its active calibrator; shared, so only read from it."""
+    """Open the service with the model `tiny` and its active calibrator, shared by all tests."""
     settings = load_settings(
         models_dir=shared_folder / "models", artifacts_dir=shared_folder / "artifacts", threads=1
     )
@@ -46,20 +46,20 @@ def client(shared_folder: Path) -> Iterator[TestClient]:
 
 @pytest.fixture
 def models_dir(tmp_path: Path) -> Path:
-    """A test's own models: `tiny` and whatever it adds."""
+    """Return a folder of models with `tiny`, for one test."""
     write_onnx_model(tmp_path / "models", "tiny")
     return tmp_path / "models"
 
 
 @pytest.fixture
 def artifacts_dir(tmp_path: Path) -> Path:
-    """A test's own artefacts, none at first."""
+    """Return the path of a folder of artefacts that does not exist yet, for one test."""
     return tmp_path / "artifacts"
 
 
 @pytest.fixture
 def make_settings(models_dir: Path, artifacts_dir: Path) -> Callable[..., Settings]:
-    """Settings over the test's own folders."""
+    """Return a function that builds settings with the test's folders."""
 
     def make(**settings: object) -> Settings:
         folders = {"models_dir": models_dir, "artifacts_dir": artifacts_dir, "threads": 1}
@@ -70,13 +70,13 @@ def make_settings(models_dir: Path, artifacts_dir: Path) -> Callable[..., Settin
 
 @pytest.fixture
 def make_client(make_settings: Callable[..., Settings]) -> Iterator[MakeClient]:
-    """Services over the test's own folders, with the settings it names."""
+    """Return a function that opens a service on the test's folders, with given settings."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(open_client(make_settings(**settings)))
 
 
 @pytest.fixture
 def make_server(make_settings: Callable[..., Settings]) -> Iterator[MakeServer]:
-    """The same behind a real socket; gives the address, `http://127.0.0.1:<port>`."""
+    """Return a function that serves on a socket; it returns `http://127.0.0.1:<port>`."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(open_server(make_settings(**settings)))

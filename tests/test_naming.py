@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("benchmarks", "training")
+PACKAGES = ("app", "benchmarks", "training")
 RETIRED = (
     "opinion", "wary", "scenery", "glimpse", "glance", "familiarity", "standing", "settle",
     "lessons", "lesson", "teach", "promise", "promised", "verdicts", "verdict", "tally", "crowd",

@@ -1,4 +1,4 @@
-"""The fit: parted by image, judged on held-out images, published and activated only if better."""
+"""The calibration flow: split, fit, select, test, gate, publish and activate."""
 
 import math
 from dataclasses import dataclass
@@ -18,36 +18,36 @@ from app.calibration.selection import fit
 from app.calibration.splits import split_images
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
-from app.recalibration import calibrate, candidates, decide
+from app.recalibration import PublishedCalibrator, calibrate, candidates, decide_activation
 from app.storage.artifacts import ArtifactStore
 from tests.factories.models import write_onnx_model
 from tests.factories.service import publish_temperature
 
 METHODS = ("identity", "temperature")
-SEEDED = FitContext(seed=3)
+CONTEXT = FitContext(seed=3)
 
 
 def labelled(temperature: float, images: int = 12, side: int = 24, seed: int = 0) -> InMemory:
-    """Maps of 3 classes whose labels are drawn from softmax(logits / temperature).
+    """Build maps of 3 classes whose labels are drawn from softmax(logits / temperature).
 
-    So the best temperature is known: above 1 the logits are over-confident.
+    The best temperature is known; above 1 the logits are over-confident.
     """
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(images):
-        honest = 2 * torch.randn(3, side, side, generator=generator)
-        rows = honest.softmax(0).flatten(1).T
+        calibrated_logits = 2 * torch.randn(3, side, side, generator=generator)
+        rows = calibrated_logits.softmax(0).flatten(1).T
         labels = rows.multinomial(1, generator=generator)[:, 0].reshape(side, side)
-        made.append(LabelledImage(honest * temperature, labels))
+        made.append(LabelledImage(calibrated_logits * temperature, labels))
     return InMemory(3, made)
 
 
-def changed(data: InMemory, index: int, image: LabelledImage) -> InMemory:
+def replaced(data: InMemory, index: int, image: LabelledImage) -> InMemory:
     return InMemory(3, [image if i == index else old for i, old in enumerate(data.images)])
 
 
-def test_overconfident_logits_get_their_temperature_back():
-    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+def test_fit_recovers_temperature_of_overconfident_logits():
+    outcome = fit(labelled(temperature=3), METHODS, CONTEXT)
 
     assert outcome.chosen.method == "temperature"
     assert outcome.chosen.calibrator.summary()["temperature"] == pytest.approx(3, rel=0.05)
@@ -57,25 +57,25 @@ def test_overconfident_logits_get_their_temperature_back():
     assert outcome.better
 
 
-def test_calibrated_logits_are_not_surely_bettered():
-    outcome = fit(labelled(temperature=1), METHODS, SEEDED)
+def test_calibrated_logits_do_not_improve():
+    outcome = fit(labelled(temperature=1), METHODS, CONTEXT)
     temperature = outcome.candidates[1].calibrator.summary()["temperature"]
 
     assert temperature == pytest.approx(1, rel=0.05)
     assert outcome.ece_difference.mean == pytest.approx(0, abs=0.01)
 
 
-def test_tie_goes_to_the_method_named_first():
+def test_tie_selects_first_method():
     data = labelled(temperature=1)
-    outcome = fit(data, ("identity", "identity"), SEEDED)
+    outcome = fit(data, ("identity", "identity"), CONTEXT)
 
     assert outcome.chosen is outcome.candidates[0]
     assert outcome.ece_difference == (0, 0, 0)
     assert not outcome.better
 
 
-def test_figures_are_of_the_test_images():
-    outcome = fit(labelled(temperature=2, images=15), METHODS, SEEDED)
+def test_metrics_are_of_the_test_images():
+    outcome = fit(labelled(temperature=2, images=15), METHODS, CONTEXT)
     split = outcome.split
 
     assert (len(split.fit), len(split.select), len(split.test)) == (6, 2, 7)
@@ -84,22 +84,22 @@ def test_figures_are_of_the_test_images():
     assert outcome.uncalibrated.evaluation.result().pixels == 7 * 24 * 24
 
 
-def test_choice_does_not_see_the_test_images():
+def test_selection_does_not_use_the_test_images():
     data, worst = labelled(temperature=3, images=20), labelled(temperature=1 / 3, images=20, seed=1)
-    split = split_images(range(20), SEEDED.seed, choosing=True)
+    split = split_images(range(20), CONTEXT.seed, choosing=True)
     mixed = InMemory(3, [(worst if i in split.test else data).images[i] for i in range(20)])
-    outcome = fit(mixed, METHODS, SEEDED)
+    outcome = fit(mixed, METHODS, CONTEXT)
     by_method = {one.method: one for one in outcome.candidates}
     tested = {name: one.evaluation.result().ece_image for name, one in by_method.items()}
 
     assert outcome.chosen.method == "temperature"
     assert by_method["temperature"].ece_select < by_method["identity"].ece_select
     assert tested["temperature"] > tested["identity"]
-    assert not outcome.better  # and so the gate, which does see them, stays shut
+    assert not outcome.better  # by the test images
 
 
-def test_gate_and_choice_share_images_where_there_are_few_and_nothing_is_certified():
-    outcome = fit(labelled(temperature=3, images=9), METHODS, SEEDED)
+def test_few_images_both_select_and_test_and_certify_nothing():
+    outcome = fit(labelled(temperature=3, images=9), METHODS, CONTEXT)
     document = report(outcome, False, "")
 
     assert outcome.split.select == outcome.split.test
@@ -110,7 +110,7 @@ def test_gate_and_choice_share_images_where_there_are_few_and_nothing_is_certifi
 
 
 def test_thresholds_are_certified_on_the_test_images():
-    outcome = fit(labelled(temperature=3, images=120, side=8), METHODS, SEEDED)
+    outcome = fit(labelled(temperature=3, images=120, side=8), METHODS, CONTEXT)
     found, skipped = outcome.certification.thresholds, outcome.certification.uncertified
 
     assert {level.images for level in found} == {54}
@@ -123,7 +123,7 @@ def test_thresholds_are_certified_on_the_test_images():
 def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
     data = labelled(temperature=3, images=30)
     rows = [LabelledImage(image.logits.flatten(1), image.labels.flatten()) for image in data.images]
-    as_map, as_table = fit(data, METHODS, SEEDED), fit(InMemory(3, rows), METHODS, SEEDED)
+    as_map, as_table = fit(data, METHODS, CONTEXT), fit(InMemory(3, rows), METHODS, CONTEXT)
 
     assert as_map.certification == as_table.certification
     assert as_map.reference is not None
@@ -131,22 +131,22 @@ def test_table_and_map_of_the_same_pixels_get_the_same_thresholds():
 
 
 @pytest.mark.parametrize("methods", [("lts",), ("identity", "lts")])
-def test_spatial_method_is_fitted_and_measured_on_whole_images(methods):
-    outcome = fit(labelled(temperature=3, images=10, side=12), methods, SEEDED)
+def test_spatial_method_is_fitted_and_tested_on_whole_images(methods):
+    outcome = fit(labelled(temperature=3, images=10, side=12), methods, CONTEXT)
 
     assert outcome.candidates[-1].method == "lts"
     assert outcome.candidates[-1].evaluation.result().pixels == len(outcome.split.test) * 144
     assert outcome.reference is not None
 
 
-def test_experts_without_enough_pixels_are_left_out_of_several_methods():
+def test_method_with_too_few_pixels_is_skipped():
     small = labelled(temperature=2, images=12, side=1)
-    outcome = fit(small, ("identity", "cmsap"), SEEDED)
+    outcome = fit(small, ("identity", "cmsap"), CONTEXT)
 
     assert "as many pixels as its expert has parameters, 6, got 1" in outcome.skipped["cmsap"]
 
 
-def test_fit_repeats_under_its_seed_and_parts_otherwise_under_another():
+def test_seed_determines_split_and_fit():
     data = labelled(temperature=3)
     first, again = (fit(data, ("temperature",), FitContext(seed=5)) for _ in range(2))
     other = fit(data, ("temperature",), FitContext(seed=6))
@@ -156,27 +156,27 @@ def test_fit_repeats_under_its_seed_and_parts_otherwise_under_another():
     assert first.seed == 5
 
 
-def test_candidate_is_compared_with_what_was_active():
+def test_candidate_is_compared_with_active_calibrator():
     data = labelled(temperature=3)
     active = Temperature(3)
     active.beta.fill_(1 / 3)
-    outcome = fit(data, METHODS, SEEDED, active)
+    outcome = fit(data, METHODS, CONTEXT, active)
 
     assert outcome.current.calibrator is active
     assert outcome.ece_difference.mean == pytest.approx(0, abs=0.01)
     assert outcome.uncalibrated.evaluation.result().ece_image > 0.1
 
 
-def test_void_pixels_take_no_part():
+def test_void_pixels_are_ignored():
     data = labelled(temperature=3)
     image = data.images[0]
     holes = image.labels.clone()
     holes[:12] = IGNORE
     wild = image.logits.clone()
     wild[:, :12] = torch.nan
-    voided = fit(changed(data, 0, LabelledImage(wild, holes)), METHODS, SEEDED)
+    voided = fit(replaced(data, 0, LabelledImage(wild, holes)), METHODS, CONTEXT)
     cut = LabelledImage(image.logits[:, 12:], image.labels[12:])
-    without = fit(changed(data, 0, cut), METHODS, SEEDED)
+    without = fit(replaced(data, 0, cut), METHODS, CONTEXT)
 
     assert voided.chosen.calibrator.summary() == without.chosen.calibrator.summary()
 
@@ -184,13 +184,13 @@ def test_void_pixels_take_no_part():
 def test_table_is_fitted_like_a_map():
     data = labelled(temperature=3)
     rows = [LabelledImage(image.logits.flatten(1), image.labels.flatten()) for image in data.images]
-    as_map, as_table = fit(data, METHODS, SEEDED), fit(InMemory(3, rows), METHODS, SEEDED)
+    as_map, as_table = fit(data, METHODS, CONTEXT), fit(InMemory(3, rows), METHODS, CONTEXT)
 
     assert as_table.chosen.calibrator.summary() == as_map.chosen.calibrator.summary()
 
 
 def test_label_keeping_method_changes_no_label():
-    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+    outcome = fit(labelled(temperature=3), METHODS, CONTEXT)
 
     assert [candidate.labels_changed for candidate in outcome.candidates] == [0.0, 0.0]
     assert {c.evaluation.result().miou for c in outcome.candidates} == {
@@ -198,69 +198,69 @@ def test_label_keeping_method_changes_no_label():
     }
 
 
-def test_one_image_is_too_few():
+def test_one_image_is_rejected():
     with pytest.raises(ArgumentError, match="at least 2 images"):
-        fit(labelled(temperature=2, images=1), METHODS, SEEDED)
+        fit(labelled(temperature=2, images=1), METHODS, CONTEXT)
 
 
-def test_unknown_method_is_refused_by_name():
+def test_unknown_method_is_rejected_by_name():
     with pytest.raises(ArgumentError, match="magic"):
-        fit(labelled(temperature=2), ("magic",), SEEDED)
+        fit(labelled(temperature=2), ("magic",), CONTEXT)
 
 
-def test_set_whose_held_out_images_are_void_is_refused():
+def test_set_without_labelled_held_out_pixels_is_rejected():
     image = labelled(temperature=2, images=1).images[0]
     void = LabelledImage(image.logits, torch.full_like(image.labels, IGNORE))
 
     for images in ([image, void], [void, image], [void, void]):
         with pytest.raises(ArgumentError, match="labelled pixel"):
-            fit(InMemory(3, images), METHODS, SEEDED)
+            fit(InMemory(3, images), METHODS, CONTEXT)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logit_that_is_no_number_is_refused(value):
+def test_logit_that_is_not_finite_is_rejected(value):
     data = labelled(temperature=2)
     broken = data.images[0].logits.clone()
     broken[1, 2, 3] = value
 
     with pytest.raises(ArgumentError, match="finite logits"):
-        fit(changed(data, 0, LabelledImage(broken, data.images[0].labels)), METHODS, SEEDED)
+        fit(replaced(data, 0, LabelledImage(broken, data.images[0].labels)), METHODS, CONTEXT)
 
 
-def test_unknown_method_among_others_is_refused_all_the_same():
+def test_unknown_method_among_others_is_rejected():
     with pytest.raises(ArgumentError, match="magic"):
-        fit(labelled(temperature=2), ("identity", "magic"), SEEDED)  # unknown is not undetermined
-    assert fit(labelled(temperature=2), METHODS, SEEDED).skipped == {}
+        fit(labelled(temperature=2), ("identity", "magic"), CONTEXT)  # unknown is not undetermined
+    assert fit(labelled(temperature=2), METHODS, CONTEXT).skipped == {}
 
 
-def test_fit_tells_its_progress_and_stops_where_that_raises():
-    told: list[tuple[str, float]] = []
-    fit(labelled(temperature=2), METHODS, FitContext(0, lambda *now: told.append(now)))
+def test_fit_reports_progress_and_stops_if_callback_raises():
+    reported: list[tuple[str, float]] = []
+    fit(labelled(temperature=2), METHODS, FitContext(0, lambda *now: reported.append(now)))
 
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in reported]
 
-    assert any("temperature" in stage for stage, _ in told)
+    assert any("temperature" in stage for stage, _ in reported)
     assert fractions == sorted(fractions)
     assert 0 <= fractions[0] < fractions[-1] <= 1
 
-    def cancel(_stage: str, _share: float) -> None:
+    def cancel(_stage: str, _fraction: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fit(labelled(temperature=2), METHODS, FitContext(0, cancel))
 
 
-def test_report_holds_the_figures_of_every_candidate():
-    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+def test_report_lists_metrics_of_every_candidate():
+    outcome = fit(labelled(temperature=3), METHODS, CONTEXT)
     document = report(outcome, activated=True, why="better")
-    figures = {
+    metrics = {
         "method", "images", "pixels", "ece_image", "ece_pooled", "nll", "brier",
         "auroc_misprediction", "aurc", "miou", "accuracy", "labels_changed", "fit_seconds",
     }  # fmt: skip
     rows = [document["uncalibrated"], *document["candidates"]]  # type: ignore[misc]
 
     assert [row["method"] for row in rows] == ["none", "identity", "temperature"]
-    assert all(figures <= row.keys() for row in rows)
+    assert all(metrics <= row.keys() for row in rows)
     assert document["images"] == {
         "fit": 5, "select": 2, "held_out": 5, "test_images_used_for_selection": False,
     }  # fmt: skip
@@ -272,18 +272,18 @@ def test_report_holds_the_figures_of_every_candidate():
     assert document["ece_difference"].keys() == {"mean", "low", "high"}  # type: ignore[attr-defined]
 
 
-def test_report_tells_how_good_the_selector_is():
-    document = report(fit(labelled(temperature=3), ("selective",), SEEDED), True, "")
-    told = document["selector"]
-    assert isinstance(told, dict)
-    assert told.keys() == {"accuracy", "recall", "precision"}
-    assert all(0 <= told[name] <= 1 for name in ("accuracy", "recall"))
-    assert document["candidates"][0]["selector"] == told  # type: ignore[index]
+def test_report_lists_error_detection_metrics():
+    document = report(fit(labelled(temperature=3), ("selective",), CONTEXT), True, "")
+    metrics = document["selector"]
+    assert isinstance(metrics, dict)
+    assert metrics.keys() == {"accuracy", "recall", "precision"}
+    assert all(0 <= metrics[name] <= 1 for name in ("accuracy", "recall"))
+    assert document["candidates"][0]["selector"] == metrics  # type: ignore[index]
     assert document["uncalibrated"]["selector"] is None  # type: ignore[index]
-    assert report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["selector"] is None
+    assert report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["selector"] is None
 
 
-def test_groups_are_never_parted_and_are_what_is_counted():
+def test_groups_are_kept_together_and_are_the_unit_of_intervals():
     whole = labelled(temperature=3, images=60, side=8)
 
     @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def test_groups_are_never_parted_and_are_what_is_counted():
         groups: tuple[int, ...] = ()
 
     groups = tuple(image // 6 for image in range(60))
-    outcome = fit(Groups(3, whole.images, groups), METHODS, SEEDED)
+    outcome = fit(Groups(3, whole.images, groups), METHODS, CONTEXT)
     split = outcome.split
     of_parts = [{groups[i] for i in images} for images in (split.fit, split.select, split.test)]
 
@@ -300,11 +300,11 @@ def test_groups_are_never_parted_and_are_what_is_counted():
     pairs = zip(outcome.chosen.evaluation.images, outcome.current.evaluation.images, strict=True)
     values = [after.ece - before.ece for after, before in pairs]
     means = np.reshape(values, (5, 6)).mean(axis=1)
-    assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), SEEDED.seed))
+    assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), CONTEXT.seed))
 
 
-def test_report_draws_reliability_before_and_after():
-    curves = report(fit(labelled(temperature=3), METHODS, SEEDED), True, "")["reliability"]
+def test_report_holds_reliability_curves_before_and_after():
+    curves = report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["reliability"]
     assert isinstance(curves, dict)
 
     def gap(curve: list[dict[str, float]]) -> float:
@@ -314,8 +314,8 @@ def test_report_draws_reliability_before_and_after():
     assert gap(curves["after"]) < gap(curves["before"]) / 2
 
 
-def test_report_draws_risk_against_coverage():
-    outcome = fit(labelled(temperature=3), METHODS, SEEDED)
+def test_report_holds_risk_coverage_curves():
+    outcome = fit(labelled(temperature=3), METHODS, CONTEXT)
     curves = report(outcome, True, "")["risk_coverage"]
     assert isinstance(curves, dict)
     assert curves.keys() == {"before", "after"}
@@ -327,10 +327,10 @@ def test_report_draws_risk_against_coverage():
         assert curve[-1]["risk"] == pytest.approx(wrong)
 
 
-def test_report_writes_null_where_a_figure_is_undefined():
+def test_report_holds_null_for_undefined_metrics():
     image = labelled(temperature=2, images=1).images[0]
     right = LabelledImage(image.logits, image.logits.argmax(0))  # never wrong: no AUROC
-    document = report(fit(InMemory(3, [right, right]), METHODS, SEEDED), False, "")
+    document = report(fit(InMemory(3, [right, right]), METHODS, CONTEXT), False, "")
 
     assert document["uncalibrated"]["auroc_misprediction"] is None  # type: ignore[index]
     assert document["ece_difference"]["low"] is None  # type: ignore[index]
@@ -346,13 +346,19 @@ def store(tmp_path):
     return ArtifactStore(tmp_path / "artifacts")
 
 
+def reason(published: PublishedCalibrator) -> str:
+    decision = published.report["decision"]
+    assert isinstance(decision, dict)
+    return str(decision["why"])
+
+
 def test_better_calibrator_is_published_and_activated(folder, store):
-    done = calibrate(folder, labelled(3), store, SEEDED, "temperature", note="first")
+    done = calibrate(folder, labelled(3), store, CONTEXT, "temperature", note="first")
     stored = store.load("tiny", done.manifest.id, folder.sha256)
 
     assert done.activated
     assert store.active_id("tiny") == done.manifest.id
-    assert done.why.startswith("better: image-wise ECE changes by -")
+    assert reason(done).startswith("better: image-wise ECE changes by -")
     assert stored.manifest.method == "temperature"
     assert stored.manifest.summary["temperature"] == pytest.approx(3, rel=0.05)
     assert (stored.manifest.images, stored.manifest.note) == (12, "first")
@@ -360,56 +366,56 @@ def test_better_calibrator_is_published_and_activated(folder, store):
     assert store.report("tiny", done.manifest.id) == done.report
 
 
-def test_calibrator_that_is_not_better_is_kept_but_not_activated(folder, store):
-    first = calibrate(folder, labelled(3), store, SEEDED, "temperature")
-    again = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+def test_calibrator_that_is_not_better_is_published_but_not_activated(folder, store):
+    first = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
+    again = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
 
     assert not again.activated
-    assert again.why.startswith("not surely better: ")
-    assert first.manifest.id in again.why
+    assert reason(again).startswith("not surely better: ")
+    assert first.manifest.id in reason(again)
     assert store.active_id("tiny") == first.manifest.id
     assert len(store.versions("tiny")) == 2
 
 
 @pytest.mark.parametrize(("activate", "temperature"), [("always", 1.0), ("never", 3.0)])
-def test_caller_may_decide_on_activation(folder, store, activate, temperature):
-    done = calibrate(folder, labelled(temperature), store, SEEDED, "temperature", activate)
+def test_activate_option_overrides_the_gate(folder, store, activate, temperature):
+    done = calibrate(folder, labelled(temperature), store, CONTEXT, "temperature", activate)
 
     assert done.activated == (activate == "always")
-    assert activate in done.why
+    assert activate in reason(done)
     assert store.active_id("tiny") == (done.manifest.id if activate == "always" else None)
 
 
-def test_replaced_model_is_calibrated_as_if_nothing_were_active(folder, store, tmp_path):
+def test_version_of_replaced_model_is_not_compared_with(folder, store, tmp_path):
     publish_temperature(tmp_path / "artifacts", folder.path.parent, 3, sha256="0" * 64)
-    done = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+    done = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
 
     assert done.activated
-    assert "against the uncalibrated model" in done.why
+    assert "against the uncalibrated model" in reason(done)
 
 
 def test_damaged_active_calibrator_is_replaced_by_a_new_fit(folder, store, tmp_path):
     active = publish_temperature(tmp_path / "artifacts", folder.path.parent, 3)
     (tmp_path / "artifacts" / "tiny" / active / "manifest.json").write_text("damaged")
-    done = calibrate(folder, labelled(3), store, SEEDED, "temperature")
+    done = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
 
     assert store.active_id("tiny") == done.manifest.id
 
 
-def test_auto_leaves_out_what_the_data_can_not_determine():
+def test_method_that_data_does_not_determine_is_skipped():
     one_class = InMemory(
         3, [LabelledImage(i.logits, torch.zeros_like(i.labels)) for i in labelled(3).images]
     )
-    outcome = fit(one_class, ("identity", "vector_ti"), SEEDED)
+    outcome = fit(one_class, ("identity", "vector_ti"), CONTEXT)
 
     assert [candidate.method for candidate in outcome.candidates] == ["identity"]
     assert "at least two classes" in outcome.skipped["vector_ti"]
     assert report(outcome, False, "")["skipped"] == outcome.skipped
     with pytest.raises(ArgumentError, match="at least two classes"):
-        fit(one_class, ("vector_ti",), SEEDED)
+        fit(one_class, ("vector_ti",), CONTEXT)
 
 
-def test_labels_change_only_where_that_is_allowed():
+def test_methods_that_change_labels_need_permission():
     keeping = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective", "contextual")
     assert candidates("auto", False) == keeping
     assert candidates("auto", True) == (*keeping, "vector_ti", "dirichlet")
@@ -421,25 +427,27 @@ def test_labels_change_only_where_that_is_allowed():
 
 
 def test_progress_is_over_all_methods_and_never_falls():
-    told: list[tuple[str, float]] = []
-    context = FitContext(seed=3, progress=lambda stage, fraction: told.append((stage, fraction)))
+    reported: list[tuple[str, float]] = []
+    context = FitContext(
+        seed=3, progress=lambda stage, fraction: reported.append((stage, fraction))
+    )
     fit(labelled(3), ("identity", "temperature", "ets", "isotonic"), context)
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in reported]
 
     assert fractions == sorted(fractions)
     assert 0 <= fractions[0] <= 0.25
     assert 0.9 < fractions[-1] <= 1
-    stages = {stage for stage, _ in told}
+    stages = {stage for stage, _ in reported}
     assert {"reading", "fitting ets", "choosing", "measuring", "certifying"} < stages
 
 
-def test_what_is_said_of_a_decision_holds_no_nan():
+def test_reason_of_a_decision_holds_no_nan():
     alone = Interval(-0.02, math.nan, math.nan)
     outcome = SimpleNamespace(
         ece_difference=alone, aurc_difference=alone, better=False,
         split=SimpleNamespace(test=[0], independent_test=True),
     )  # fmt: skip
-    activated, why = decide(outcome, "if_better", None)  # type: ignore[arg-type]
+    activated, why = decide_activation(outcome, "if_better", None)  # type: ignore[arg-type]
     assert not activated
     assert "changes by -0.0200 (too few images for an interval)" in why
     assert "nan" not in why

@@ -1,4 +1,4 @@
-"""Settings come from the environment; a wrong one stops the start and is named."""
+"""Settings are read from the environment; the error for an invalid one names its variable."""
 
 import traceback
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_variable_sets_its_setting(monkeypatch, name, value, expected):
         ("RESULT_BYTES", "-1"), ("THREADS", "0"), ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
     ],
 )  # fmt: skip
-def test_wrong_value_is_refused_by_name_and_value(monkeypatch, name, value):
+def test_invalid_value_is_rejected_by_name_and_value(monkeypatch, name, value):
     monkeypatch.setenv(f"SEGCAL_{name}", value)
 
     with pytest.raises(SettingsError, match=rf"^SEGCAL_{name}: .*, got '{value}'$"):
@@ -93,7 +93,7 @@ def test_folder_without_models_stops_the_start(tmp_path: Path):
             create_app(load_settings(models_dir=folder))
 
 
-def test_default_model_that_is_not_there_stops_the_start(tmp_path: Path):
+def test_missing_default_model_stops_the_start(tmp_path: Path):
     write_onnx_model(tmp_path, "tiny")
 
     with pytest.raises(SettingsError, match=r"SEGCAL_DEFAULT_MODEL: .*\['tiny'\], got 'street'"):
@@ -101,7 +101,7 @@ def test_default_model_that_is_not_there_stops_the_start(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("ADMIN_TOKEN", "hush"), ("API_TOKENS", ",")])
-def test_wrong_token_is_named_and_not_repeated(monkeypatch, name, value):
+def test_error_for_invalid_token_names_variable_without_value(monkeypatch, name, value):
     monkeypatch.setenv(f"SEGCAL_{name}", value)
     with pytest.raises(SettingsError, match=rf"^SEGCAL_{name}: .*, got a secret$") as refused:
         load_settings()

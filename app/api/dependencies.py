@@ -68,7 +68,7 @@ class Admission:
 
 @dataclass
 class Readiness:
-    """Whether requests can be served, or the reason why not."""
+    """The readiness to serve requests, or the reason why it is missing."""
 
     segmenter: Segmenter | None = None
     reason: str = "models are loading"

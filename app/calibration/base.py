@@ -4,7 +4,7 @@ Logits have the class axis second: [N,K,h,w] for maps, [M,K] for a table of pixe
 act on each pixel independently unless their invariances say that they are spatial.
 
 `Calibrator` is the interface, `Pixelwise` the base of methods that map one row of K logits to one
-row of log-probabilities, and `LogOddsShift` what a misclassification detector adds to the
+row of log-probabilities, and `LogOddsShift` the shift that misclassification detectors add to the
 log-odds of an image's confidence.
 """
 
@@ -21,7 +21,56 @@ from torch import Tensor, nn
 
 from app.calibration.dataset import ValidationSet
 
+LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too
+TEMPERATURE_RANGE = (0.05, 1e4)
+FEATURE_FLOOR = -30.0  # smaller log-probabilities would dominate a fit as outliers
+PART = 256  # pixels whose products are summed in float32
+
 Floats = NDArray[np.float32]
+
+# Calls work(start, stop) for parts of a range of rows, in several threads where there are any. The
+# last number is the cost of one row, in multiply-adds.
+MapRows = Callable[[Callable[[int, int], None], range, int], None]
+
+
+def ignore_progress(_stage: str, _fraction: float) -> None:
+    """Do nothing with the progress of a fit."""
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """Hold the seed of a fit and its progress callback.
+
+    `progress(stage, fraction)` is called often, with a fraction in 0..1; an exception raised from
+    it cancels the fit.
+    """
+
+    seed: int = 0
+    progress: Callable[[str, float], None] = ignore_progress
+
+
+@dataclass(frozen=True)
+class Invariances:
+    """List the properties that hold for every fitted state of a calibrator, as tests verify.
+
+    `receptive_radius` is the largest distance, in rows or columns of the grid, of the neighbours
+    that a pixel's output depends on.
+    """
+
+    translation: bool  # adding a constant to a pixel's logits leaves its probabilities unchanged
+    argmax: bool  # the most probable class is that of the logits
+    order: bool  # the order of the classes is that of the logits
+    receptive_radius: int = 0
+
+    @property
+    def spatial(self) -> bool:
+        """Return whether the output depends on neighbouring pixels."""
+        return self.receptive_radius > 0
+
+
+def map_rows_serially(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
+    """Process all rows in the calling thread."""
+    work(rows.start, rows.stop)
 
 
 @dataclass(frozen=True)
@@ -59,54 +108,6 @@ class LogOddsShift:
         """Return the shift [n,m] of a whole grid times the image's score, and the score."""
         score = self.score(self.sums.sum(axis=0, dtype=np.float64) / self.shift.size)
         return self.shift * np.float32(score), score
-
-
-LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too
-TEMPERATURE_RANGE = (0.05, 1e4)
-
-# Calls work(start, stop) for parts of a range of rows, in several threads where there are any. The
-# last number is the cost of one row, in multiply-adds.
-MapRows = Callable[[Callable[[int, int], None], range, int], None]
-
-
-def map_rows_serially(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
-    """Process all rows in the calling thread."""
-    work(rows.start, rows.stop)
-
-
-@dataclass(frozen=True)
-class Invariances:
-    """List the properties that hold for every fitted state of a calibrator, as tests verify.
-
-    `receptive_radius` is the largest distance, in rows or columns of the grid, of the neighbours
-    that a pixel's output depends on.
-    """
-
-    translation: bool  # adding a constant to a pixel's logits leaves its probabilities unchanged
-    argmax: bool  # the most probable class is that of the logits
-    order: bool  # the order of the classes is that of the logits
-    receptive_radius: int = 0
-
-    @property
-    def spatial(self) -> bool:
-        """Return whether the output depends on neighbouring pixels."""
-        return self.receptive_radius > 0
-
-
-def ignore_progress(_stage: str, _fraction: float) -> None:
-    """Report progress to nobody."""
-
-
-@dataclass(frozen=True)
-class FitContext:
-    """Hold the seed of a fit and its progress callback.
-
-    `progress(stage, fraction)` is called often, with a fraction in 0..1; an exception raised from
-    it cancels the fit.
-    """
-
-    seed: int = 0
-    progress: Callable[[str, float], None] = ignore_progress
 
 
 class Calibrator(nn.Module, ABC):
@@ -203,17 +204,6 @@ class Calibrator(nn.Module, ABC):
         return {}
 
 
-def finite_logits(logits: Tensor) -> Tensor:
-    """Convert logits [N,K,...] to float32 in [-3e4, 3e4]; pixels with a NaN become zero."""
-    logits = logits.float()
-    broken = torch.isnan(logits).any(dim=1, keepdim=True)
-    return torch.where(broken, 0.0, logits).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-
-
-FEATURE_FLOOR = -30.0  # smaller log-probabilities would dominate a fit as outliers
-PART = 256  # pixels whose products are summed in float32
-
-
 class Pixelwise(Calibrator):
     """Map each pixel's row of K logits to a row of K log-probabilities."""
 
@@ -225,6 +215,13 @@ class Pixelwise(Calibrator):
     @abstractmethod
     def calibrate_rows(self, rows: Tensor) -> Tensor:
         """Map finite float32 logits [...,K] to log-probabilities [...,K]."""
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """Convert logits [N,K,...] to float32 in [-3e4, 3e4]; pixels with a NaN become zero."""
+    logits = logits.float()
+    broken = torch.isnan(logits).any(dim=1, keepdim=True)
+    return torch.where(broken, 0.0, logits).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def uniform_where_broken(calibrated: Tensor, logits: Tensor) -> Tensor:

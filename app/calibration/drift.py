@@ -20,9 +20,9 @@ from app.numerics import compiled
 
 CONFIDENCE_BINS = 64
 SAMPLE = 1 << 14  # evenly spaced pixels of an image, enough for its histogram
-MOST_IMAGES = 512  # of a reference, evenly spaced
+MOST_IMAGES = 512  # of a reference
 FEWEST_IMAGES = 8  # with fewer, their variance can't be estimated
-RUN = 8  # consecutive images drawn together
+RUN = 8  # consecutive images that are resampled together
 RESAMPLES = 4000
 QUANTILE = 0.9995  # of each of the two divergences: either is exceeded by chance once in 1,000
 
@@ -38,7 +38,7 @@ class Divergence(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """Histograms float32 [n, 64 + K] of held-out images: confidence and classes, sums 1 each."""
+    """Histograms float32 [n, 64 + K] of held-out images: confidence and classes, each sums to 1."""
 
     images: Tensor
 
@@ -59,10 +59,10 @@ class Reference:
             return None
         rng = np.random.default_rng(0)
         rows = self.images.double().numpy()
-        drawn = _resample(rng, count, window) @ rows
-        against = _resample(rng, count, count) @ rows
-        found = divergences(drawn, against)
-        return Divergence(*(float(np.quantile(part, QUANTILE)) for part in found))
+        windows = _resample(rng, count, window) @ rows
+        references = _resample(rng, count, count) @ rows
+        resampled = divergences(windows, references)
+        return Divergence(*(float(np.quantile(values, QUANTILE)) for values in resampled))
 
 
 def reference_of(rows: list[Tensor]) -> Reference | None:
@@ -87,23 +87,10 @@ def histogram(
     _count(confidence.ravel(), predicted.ravel(), step, counts)
     total = counts[:CONFIDENCE_BINS].sum()
     if counts[CONFIDENCE_BINS:].sum() < total:
-        found = f"{predicted.min()}..{predicted.max()}"
-        raise ArgumentError(f"expected classes in 0..{num_classes - 1}, got {found}")
+        got = f"{predicted.min()}..{predicted.max()}"
+        raise ArgumentError(f"expected classes in 0..{num_classes - 1}, got {got}")
     fractions: Floats = counts / total
     return fractions
-
-
-@compiled
-def _count(
-    confidence: NDArray[np.floating], predicted: NDArray[np.integer], step: int, counts: Floats
-) -> None:
-    """Add every `step`-th pixel to `counts`: 64 bins of confidence, then the classes."""
-    bins, classes = counts[:CONFIDENCE_BINS], counts[CONFIDENCE_BINS:]
-    for x in range(0, len(confidence), step):
-        index = int(confidence[x] * CONFIDENCE_BINS)
-        bins[min(max(index, 0), CONFIDENCE_BINS - 1)] += 1
-        if 0 <= predicted[x] < len(classes):
-            classes[predicted[x]] += 1
 
 
 def divergences(a: Floats, b: Floats) -> tuple[Floats, Floats]:
@@ -118,10 +105,11 @@ def jensen_shannon(a: Floats, b: Floats) -> Floats:
     """Compute the Jensen-Shannon divergence of distributions [..., n] in nats, [...]."""
     middle = (a + b) / 2
     total: Floats = (_relative_entropy(a, middle) + _relative_entropy(b, middle)) / 2
-    return np.maximum(total, 0)
+    return np.maximum(total, 0)  # rounding may give less
 
 
 def _relative_entropy(a: Floats, b: Floats) -> Floats:
+    """Compute the Kullback-Leibler divergence of distributions [..., n] in nats, [...]."""
     ratio = np.divide(a, b, out=np.ones_like(a), where=a > 0)
     total: Floats = (a * np.log(ratio)).sum(axis=-1)
     return total
@@ -136,3 +124,16 @@ def _resample(rng: np.random.Generator, count: int, size: int) -> Floats:
     counts = np.bincount(flat.ravel(), minlength=RESAMPLES * count)
     weights: Floats = counts.reshape(RESAMPLES, count) / size
     return weights
+
+
+@compiled
+def _count(
+    confidence: NDArray[np.floating], predicted: NDArray[np.integer], step: int, counts: Floats
+) -> None:
+    """Add every `step`-th pixel to `counts`: 64 bins of confidence, then the classes."""
+    bins, classes = counts[:CONFIDENCE_BINS], counts[CONFIDENCE_BINS:]
+    for x in range(0, len(confidence), step):
+        index = int(confidence[x] * CONFIDENCE_BINS)
+        bins[min(max(index, 0), CONFIDENCE_BINS - 1)] += 1
+        if 0 <= predicted[x] < len(classes):
+            classes[predicted[x]] += 1

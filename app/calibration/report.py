@@ -1,4 +1,4 @@
-"""A fit's report: every candidate's figures, the reliability curves, and the decision."""
+"""Write the report of a fit: metrics of all candidates, reliability curves, gate decision."""
 
 import math
 from dataclasses import asdict
@@ -9,11 +9,12 @@ from app.calibration.selection import Candidate, Outcome
 
 
 def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
-    """Shape a report for JSON; undefined figures are null.
+    """Build a report as a JSON document; undefined metrics are null.
 
-    All figures are on the test images, which neither fitted nor chose; `ece_image_select` is what
-    the choice went by. `ece_image` is image-wise with 10 bins, `ece_pooled` over all pixels with
-    15.
+    All metrics but `ece_image_select` are of the test images, which take no part in fit and
+    selection. `ece_image_select` is of the selection images: the selection is by it. `ece_image` is
+    image-wise with 10 bins, `ece_pooled` over all pixels with 15. `why` is the reason for
+    `activated`.
     """
     document = {
         "images": {
@@ -29,12 +30,12 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
         "skipped": dict(outcome.skipped),
         "chosen": outcome.chosen.method,
         "parameters": outcome.chosen.calibrator.summary(),
-        "selector": selector(outcome.chosen),
+        "selector": error_detection(outcome.chosen),
         "ece_difference": outcome.ece_difference._asdict(),
         "aurc_difference": outcome.aurc_difference._asdict(),
         "reliability": {
-            "before": curve(outcome.uncalibrated),
-            "after": curve(outcome.chosen),
+            "before": reliability_curve(outcome.uncalibrated),
+            "after": reliability_curve(outcome.chosen),
         },
         "risk_coverage": {
             "before": risk_coverage(outcome.uncalibrated),
@@ -45,50 +46,50 @@ def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
         "decision": {"activated": activated, "why": why},
     }
     cleaned = without_nan(document)
-    assert isinstance(cleaned, dict)  # noqa: S101 - a dict goes in
+    assert isinstance(cleaned, dict)  # noqa: S101 - a dict stays a dict
     return cleaned
 
 
 def candidate_metrics(candidate: Candidate) -> dict[str, object]:
-    """Name a candidate's figures."""
+    """List a candidate's metrics by name."""
     return {
         "method": candidate.method,
         **asdict(candidate.evaluation.result()),
         "labels_changed": candidate.labels_changed,
         "ece_image_select": candidate.ece_select,
         "fit_seconds": round(candidate.fit_seconds, 3),
-        "selector": selector(candidate),
+        "selector": error_detection(candidate),
     }
 
 
-def selector(candidate: Candidate) -> dict[str, float] | None:
-    """Name the figures of a candidate's selector; null for those without one."""
-    return None if candidate.selector is None else candidate.selector._asdict()
+def error_detection(candidate: Candidate) -> dict[str, float] | None:
+    """List a candidate's error-detection metrics by name; None where it predicts no errors."""
+    return None if candidate.error_detection is None else candidate.error_detection._asdict()
 
 
-def certification(found: Certification) -> dict[str, object]:
-    """Say how the thresholds were certified, and why some levels have none."""
+def certification(certified: Certification) -> dict[str, object]:
+    """Describe how the thresholds were certified, and why some levels have none."""
     return {
-        "images": found.images,
-        "resolution": "image" if found.at_image_size else "logits",
+        "images": certified.images,
+        "resolution": "image" if certified.at_image_size else "logits",
         "risk": "share of wrong pixels among accepted ones, images weighing equally",
         "delta": DELTA,
-        "uncertified": {str(level): reason for level, reason in found.uncertified.items()},
+        "uncertified": {str(level): reason for level, reason in certified.uncertified.items()},
     }
 
 
-def curve(candidate: Candidate) -> list[dict[str, float]]:
-    """Give a candidate's reliability curve, empty bins left out."""
+def reliability_curve(candidate: Candidate) -> list[dict[str, float]]:
+    """List the bins of a candidate's reliability curve, without empty ones."""
     return [bin_._asdict() for bin_ in candidate.evaluation.reliability() if bin_.pixels]
 
 
 def risk_coverage(candidate: Candidate) -> list[dict[str, float]]:
-    """Give a candidate's risk-coverage curve, the most confident pixels first."""
+    """List the steps of a candidate's risk-coverage curve by rising coverage."""
     return [step._asdict() for step in candidate.evaluation.confidence_histogram.risk_coverage()]
 
 
 def without_nan(value: object) -> object:
-    """Replace NaN by None all through a document: JSON has no NaN."""
+    """Replace each NaN of a nested document by None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

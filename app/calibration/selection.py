@@ -1,6 +1,7 @@
-"""All candidates measured side by side: each image is read once, whatever their number.
+"""Fit candidates, select one, test it and certify its thresholds.
 
-The fit: candidates on some images, the choice on others, and the last word on the rest.
+The images are split into three sets (see `splits`). Candidates are fitted on the first; the best
+one on the second is selected; metrics, thresholds and the drift reference come from the third.
 """
 
 import math
@@ -9,144 +10,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from app.calibration.base import Calibrator, FitContext
 from app.calibration.certification import Certification, compute_guarantees
-from app.calibration.dataset import (
-    IGNORE,
-    InMemory,
-    LabelledImage,
-    Subset,
-    ValidationSet,
-    groups_of,
-    labelled_pixels,
+from app.calibration.comparison import (
+    TestResult,
+    evaluate_calibrators,
+    metric_difference,
+    select_best,
 )
+from app.calibration.dataset import InMemory, Subset, ValidationSet, groups_of
 from app.calibration.drift import Reference
-from app.calibration.metrics.error_detection import (
-    ErrorDetection,
-    ErrorDetectionMetrics,
-    predicted_errors,
-)
+from app.calibration.metrics.error_detection import ErrorDetectionMetrics
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.intervals import Interval, bootstrap_mean
+from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import UNCALIBRATED, build
 from app.calibration.sampling import gather
 from app.calibration.splits import Split, split_images
 from app.errors import ArgumentError
 
-
-@dataclass(frozen=True)
-class TestResult:
-    """A calibrator's metrics on one set of images."""
-
-    evaluation: Evaluation
-    labels_changed: float  # fraction of labelled pixels, in 0..1
-    selector: ErrorDetectionMetrics | None = None  # of calibrators that predict errors
-
-    @property
-    def image_errors(self) -> list[float]:
-        """ECE of each image with a labelled pixel."""
-        return [image.ece for image in self.evaluation.images if image.pixels]
-
-
-def select_best(results: Sequence[TestResult]) -> int:
-    """Return the index of the least image-wise ECE; of statistical ties, of the least AURC.
-
-    Two results tie where their mean difference is within its standard error by image. The first
-    of several equals is returned.
-    """
-    least = min(results, key=lambda result: float(np.mean(result.image_errors)))
-    tied = [index for index, result in enumerate(results) if _ties(result, least)]
-    return min(tied, key=lambda index: results[index].evaluation.confidence_histogram.aurc())
-
-
-def _ties(result: TestResult, least: TestResult) -> bool:
-    differences = np.subtract(result.image_errors, least.image_errors)
-    standard_error = differences.std() / max(len(differences) - 1, 1) ** 0.5
-    return bool(differences.mean() <= standard_error)
-
-
-@torch.inference_mode()
-def evaluate_calibrators(
-    data: ValidationSet, calibrators: Sequence[Calibrator], context: FitContext
-) -> list[TestResult]:
-    """Evaluate calibrators side by side: each image is read once, whatever their number.
-
-    Labels are those of the service: the uncalibrated argmax unless a calibrator changes decisions.
-    A calibrator listed twice is evaluated once. Raises ArgumentError without a labelled pixel.
-    """
-    distinct = list({id(calibrator): calibrator for calibrator in calibrators}.values())
-    evaluations = {id(calibrator): Evaluation(data.num_classes) for calibrator in distinct}
-    changed, total = dict.fromkeys(evaluations, 0), 0
-    detections: dict[int, ErrorDetection] = {}
-    for index in range(len(data)):
-        context.progress("evaluating", index / len(data))
-        image = data[index]
-        logits, labels = labelled_pixels(image)
-        uncalibrated = logits.argmax(dim=1)
-        total += len(labels)
-        for calibrator in distinct:
-            key = id(calibrator)
-            log_probabilities = calibrated_pixels(calibrator, image, logits)
-            keeps = calibrator.invariances.argmax
-            classes = uncalibrated if keeps else log_probabilities.argmax(dim=1)
-            evaluations[key].add(log_probabilities, labels, classes)
-            changed[key] += int((classes != uncalibrated).sum())
-            predicted = predicted_errors(calibrator, image, logits)
-            if predicted is not None:
-                detection = detections.setdefault(key, ErrorDetection())
-                detection.add(predicted, uncalibrated != labels)
-    if not total:
-        raise ArgumentError("expected labelled pixels on the held-out images, got none")
-    return [
-        TestResult(
-            evaluations[id(one)],
-            changed[id(one)] / total,
-            detections[id(one)].metrics() if id(one) in detections else None,
-        )
-        for one in calibrators
-    ]
-
-
-def calibrated_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor:
-    """Give an image's labelled pixels' log-probabilities [m,K] from their logits [m,K].
-
-    A spatial calibrator reads the whole image instead.
-    """
-    if not calibrator.invariances.spatial:
-        logs: Tensor = calibrator(logits.T[None])[0].T
-        return logs
-    whole: Tensor = calibrator.with_image(image.image)(image.logits[None].float())[0]
-    return whole[:, image.labels != IGNORE].T
-
-
-TIED_ECE = 0.001  # a rise in image-wise ECE up to this may pass for none
-# Shares of the whole time, in the order of the stages.
-READING, FITTING, CHOOSING, TESTING = 0.05, 0.65, 0.1, 0.15
+MAX_ECE_INCREASE = 0.001  # absolute; a larger mean increase fails the gate whatever the AURC
+# Progress, in 0..1, at which the stages begin; the first one, reading, begins at 0.
+FITTING_START, CHOOSING_START, MEASURING_START, CERTIFYING_START = 0.05, 0.7, 0.8, 0.95
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted calibrator with what was measured on the test images."""
+    """A fitted calibrator with its metrics on the test images."""
 
     method: str
     calibrator: Calibrator
     evaluation: Evaluation
-    labels_changed: float  # share of labelled pixels, in 0..1
+    labels_changed: float  # fraction of labelled pixels, in 0..1
+    error_detection: ErrorDetectionMetrics | None = None  # of calibrators that predict errors
     fit_seconds: float = 0.0
-    ece_select: float = math.nan  # image-wise, on the images that chose; NaN without a choice
-    selector: ErrorDetectionMetrics | None = None  # of those that have one
+    ece_select: float = math.nan  # image-wise, on the selection images; NaN without such images
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All candidates, the chosen one, how it stands, and what may be promised of it."""
+    """All candidates, the selected one, its comparison with the current one, its guarantees."""
 
     uncalibrated: Candidate
-    current: Candidate  # what was active before the fit, the uncalibrated model where nothing was
+    current: Candidate  # active before the fit; the uncalibrated model where no version was
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     ece_difference: Interval  # chosen minus current, image-wise, paired by image; below 0 is better
@@ -155,17 +61,18 @@ class Outcome:
     certification: Certification
     reference: Reference | None
     seed: int
-    skipped: Mapping[str, str] = field(default_factory=dict)  # reasons by method, of several
+    skipped: Mapping[str, str] = field(default_factory=dict)  # reason by method
 
     @property
     def better(self) -> bool:
-        """Whether the intervals say that the chosen one is better than the current one.
+        """Return whether the chosen calibrator is significantly better than the current one.
 
-        Either the whole interval of ECE lies below 0; or ECE, not surely higher, can't tell the two
-        apart and the whole interval of AURC lies below 0: wrong pixels are then easier to find.
+        True where the interval of the ECE difference lies below 0. True as well where it reaches
+        down to 0, its mean is below 0.001, and the interval of the AURC difference lies below 0:
+        confidence then separates wrong pixels from right ones better.
         """
         ece, aurc = self.ece_difference, self.aurc_difference
-        return ece.high < 0 or (ece.mean < TIED_ECE and ece.low <= 0 and aurc.high < 0)
+        return ece.high < 0 or (ece.mean < MAX_ECE_INCREASE and ece.low <= 0 and aurc.high < 0)
 
     @property
     def images(self) -> int:
@@ -174,8 +81,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A calibrator after its fit."""
+class FittedMethod:
+    """A fitted calibrator and the duration of its fit."""
 
     method: str
     calibrator: Calibrator
@@ -188,113 +95,97 @@ def fit(
     context: FitContext,
     current: Calibrator | None = None,
 ) -> Outcome:
-    """Fit the methods, choose (see `select_best`), and test the chosen one on untouched images.
+    """Fit the methods, select one (see `select_best`), and test it on images of neither step.
 
-    Images, or groups where the set names them, are parted at random under the seed (see
-    `parting`). Ties go to the method named first.
-    Of several methods, one that the set can't determine is left out, with its reason. Progress is
-    over all methods. Raises ArgumentError for an unknown method or a set that can't be fitted on.
+    Images, or groups where the set has them, are split at random by the seed (see `splits`). The
+    first of several tied methods is selected. Of several methods, one that the set does not
+    determine is skipped, with its reason. `current` is the calibrator to compare with, by default
+    the uncalibrated model. Progress runs over all methods. Raises ArgumentError for an unknown
+    method and for a set without a method that can be fitted.
     """
-    groups = groups_of(data)
-    split = split_images(groups, context.seed, choosing=len(methods) > 1)
-    fit_on, test = Subset(data, split.fit), Subset(data, split.test)
-    pixels = gather(fit_on, stage(context, "reading", 0.0, READING))
-    fitted, skipped = fit_all(methods, fit_on, pixels, context)
+    split = split_images(groups_of(data), context.seed, choosing=len(methods) > 1)
+    fit_images, test_images = Subset(data, split.fit), Subset(data, split.test)
+    fit_pixels = gather(fit_images, stage_progress(context, "reading", 0.0, FITTING_START))
+
+    fitted, skipped = fit_methods(methods, fit_images, fit_pixels, context)
     calibrators = [one.calibrator for one in fitted]
-    # Without a choice to make the images of the fit still tell where confidence lies.
-    known = fit_on if any(one.invariances.spatial for one in calibrators) else pixels
-    tuning = Subset(data, split.select) if split.select else known
-    done = READING + FITTING
-    tuned = evaluate_calibrators(tuning, calibrators, stage(context, "choosing", done, CHOOSING))
-    best = select_best(tuned)
-    # Where the identity is a candidate, the same object is the uncalibrated model: measured once.
-    identities = (one.calibrator for one in fitted if one.method == UNCALIBRATED)
-    uncalibrated = next(identities, build(UNCALIBRATED, data.num_classes))
-    before = uncalibrated if current is None else current
-    told = stage(context, "measuring", done + CHOOSING, TESTING)
-    measured = evaluate_calibrators(test, [uncalibrated, before, *calibrators], told)
-    candidates = tuple(
-        candidate(one.method, one.calibrator, found, one.seconds, selection, split)
-        for one, found, selection in zip(fitted, measured[2:], tuned, strict=True)
+
+    # With one method there are no selection images; then the fit's give the confidence histogram
+    # from which the thresholds to certify are taken.
+    spatial = any(calibrator.invariances.spatial for calibrator in calibrators)
+    fit_set = fit_images if spatial else fit_pixels
+    selection_set = Subset(data, split.select) if split.select else fit_set
+    choosing = stage_progress(context, "choosing", CHOOSING_START, MEASURING_START)
+    selection = evaluate_calibrators(selection_set, calibrators, choosing)
+    best = select_best(selection)
+
+    uncalibrated = _uncalibrated(fitted, data.num_classes)
+    compared = uncalibrated if current is None else current
+    measuring = stage_progress(context, "measuring", MEASURING_START, CERTIFYING_START)
+    uncalibrated_result, current_result, *results = evaluate_calibrators(
+        test_images, [uncalibrated, compared, *calibrators], measuring
     )
-    chosen = candidates[best]
+    candidates = tuple(
+        _candidate(
+            one.method, one.calibrator, result, one.seconds,
+            float(np.mean(selected.image_errors)) if split.select else math.nan,
+        )
+        for one, result, selected in zip(fitted, results, selection, strict=True)
+    )  # fmt: skip
+
     guarantees = compute_guarantees(
-        test,
-        chosen.calibrator,
-        tuned[best].evaluation.confidence_histogram,
-        stage(context, "certifying", done + CHOOSING + TESTING, 1 - done - CHOOSING - TESTING),
+        test_images,
+        calibrators[best],
+        selection[best].evaluation.confidence_histogram,
+        stage_progress(context, "certifying", CERTIFYING_START, 1.0),
         independent_test=split.independent_test,
     )
+    groups, seed = test_images.groups, context.seed
     return Outcome(
-        uncalibrated=candidate("none", uncalibrated, measured[0]),
-        current=candidate("none" if current is None else "current", before, measured[1]),
+        uncalibrated=_candidate("none", uncalibrated, uncalibrated_result),
+        current=_candidate("none" if current is None else "current", compared, current_result),
         candidates=candidates,
-        chosen=chosen,
-        ece_difference=metric_difference("ece", chosen, measured[1], test.groups, context.seed),
-        aurc_difference=metric_difference("aurc", chosen, measured[1], test.groups, context.seed),
+        chosen=candidates[best],
+        ece_difference=metric_difference("ece", results[best], current_result, groups, seed),
+        aurc_difference=metric_difference("aurc", results[best], current_result, groups, seed),
         split=split,
         certification=guarantees.certification,
         reference=guarantees.reference,
-        seed=context.seed,
+        seed=seed,
         skipped=skipped,
     )
 
 
-def metric_difference(
-    metric: str,
-    candidate: Candidate | TestResult,
-    current: Candidate | TestResult,
-    groups: Sequence[int],
-    seed: int,
-) -> Interval:
-    """Interval of a figure's difference between two evaluations, paired by image.
+def fit_methods(
+    methods: Sequence[str], images: ValidationSet, pixels: InMemory, context: FitContext
+) -> tuple[list[FittedMethod], dict[str, str]]:
+    """Fit spatial methods on whole images, and the others on the pixels in memory.
 
-    Groups are resampled, each by its images' mean; images where each is a group by itself.
+    Returns the fitted methods, and the reasons for the skipped ones by method. Raises ArgumentError
+    where no method can be fitted; the only method's own error where there is one method.
     """
-    a, b = (
-        np.array([getattr(image, metric) for image in measured.evaluation.images], np.float64)
-        for measured in (candidate, current)
-    )
-    return bootstrap_mean(by_group(a - b, groups), seed)
-
-
-def by_group(values: NDArray[np.float64], groups: Sequence[int]) -> list[float]:
-    """Mean of each group's images but for NaN; NaN where all are."""
-    names, known = np.asarray(groups), ~np.isnan(values)
-    members = [(names == group) & known for group in np.unique(names)]
-    return [float(values[chosen].mean()) if chosen.any() else math.nan for chosen in members]
-
-
-def fit_all(
-    methods: Sequence[str], fit_on: ValidationSet, pixels: InMemory, context: FitContext
-) -> tuple[list[Fitted], dict[str, str]]:
-    """Fit all methods, spatial ones on whole images, the others on their pixels in memory.
-
-    Gives those that could be fitted, and reasons by method for the others. Raises ArgumentError
-    where that is none, or the only one asked for.
-    """
-    fitted: list[Fitted] = []
+    fitted: list[FittedMethod] = []
     skipped: dict[str, str] = {}
-    for done, method in enumerate(methods):
+    for index, method in enumerate(methods):
         calibrator = build(method, pixels.num_classes)
-        source = fit_on if calibrator.invariances.spatial else pixels
-        started = time.perf_counter()
+        source = images if calibrator.invariances.spatial else pixels
+        start = time.perf_counter()
         try:
             if len(methods) > 1:
-                require_enough(calibrator, pixels)
-            calibrator.fit(source, method_progress(context, method, done, len(methods)))
+                require_enough_pixels(calibrator, pixels)
+            calibrator.fit(source, method_progress(context, method, index, len(methods)))
         except ArgumentError as error:
             if len(methods) == 1:
                 raise
             skipped[method] = str(error)
             continue
-        fitted.append(Fitted(method, calibrator.eval(), time.perf_counter() - started))
+        fitted.append(FittedMethod(method, calibrator.eval(), time.perf_counter() - start))
     if not fitted:
         raise ArgumentError(f"expected data that one of the methods can be fitted on: {skipped}")
     return fitted, skipped
 
 
-def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
+def require_enough_pixels(calibrator: Calibrator, pixels: InMemory) -> None:
     """Raise ArgumentError for fewer labelled pixels than `Calibrator.required_pixels`.
 
     Such a fit would take minutes at 150 classes for parameters that the pixels do not determine.
@@ -310,34 +201,20 @@ def require_enough(calibrator: Calibrator, pixels: InMemory) -> None:
         )
 
 
-def candidate(
-    method: str,
-    calibrator: Calibrator,
-    measured: TestResult,
-    seconds: float = 0.0,
-    selection: TestResult | None = None,
-    split: Split | None = None,
-) -> Candidate:
-    """Put together what is known of a candidate."""
-    chosen_on = selection is not None and split is not None and split.select
-    ece = float(np.mean(selection.image_errors)) if selection and chosen_on else math.nan
-    return Candidate(
-        method, calibrator, measured.evaluation, measured.labels_changed, seconds, ece,
-        measured.selector,
-    )  # fmt: skip
+def stage_progress(context: FitContext, name: str, start: float, end: float) -> FitContext:
+    """Return a context that reports a stage's progress 0..1 as `start`..`end`, under `name`."""
+
+    def progress(_stage: str, fraction: float) -> None:
+        context.progress(name, start + (end - start) * fraction)
+
+    return replace(context, progress=progress)
 
 
-def stage(context: FitContext, name: str, start: float, fraction: float) -> FitContext:
-    """Take a stage's progress as a share of the whole, under a name of ours."""
-    return replace(
-        context, progress=lambda _stage, done: context.progress(name, start + fraction * done)
-    )
+def method_progress(context: FitContext, method: str, index: int, count: int) -> FitContext:
+    """Return a context for the fit of method `index` of `count`.
 
-
-def method_progress(context: FitContext, method: str, done: int, methods: int) -> FitContext:
-    """Take one method's progress as a part of the whole.
-
-    A method has stages it does not announce, so each new one takes half of what is left.
+    Each method takes an equal fraction of the fitting stage. How many stages of its own it reports
+    is unknown, so each one takes half of the fraction that remains.
     """
     stages: list[str] = []
 
@@ -345,7 +222,29 @@ def method_progress(context: FitContext, method: str, done: int, methods: int) -
         if stage not in stages[-1:]:
             stages.append(stage)
         left = 0.5 ** (len(stages) - 1)
-        fitted = 1 - left + left / 2 * fraction
-        context.progress(f"fitting {method}", READING + FITTING * (done + fitted) / methods)
+        done = (index + 1 - left + left / 2 * fraction) / count
+        context.progress(
+            f"fitting {method}", FITTING_START + (CHOOSING_START - FITTING_START) * done
+        )
 
     return replace(context, progress=progress)
+
+
+def _uncalibrated(fitted: Sequence[FittedMethod], num_classes: int) -> Calibrator:
+    """Return the identity among the fitted methods, so that it is evaluated once, or a new one."""
+    identities = (one.calibrator for one in fitted if one.method == UNCALIBRATED)
+    return next(identities, None) or build(UNCALIBRATED, num_classes)
+
+
+def _candidate(
+    method: str,
+    calibrator: Calibrator,
+    result: TestResult,
+    fit_seconds: float = 0.0,
+    ece_select: float = math.nan,
+) -> Candidate:
+    """Combine a calibrator with its metrics on the test images."""
+    return Candidate(
+        method, calibrator, result.evaluation, result.labels_changed, result.error_detection,
+        fit_seconds, ece_select,
+    )  # fmt: skip

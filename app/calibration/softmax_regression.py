@@ -95,10 +95,10 @@ class Regression:
     def evaluate(self, point: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Mean negative log-likelihoods with penalties [E], and their gradients [E,R*D]."""
         theta = point.view(self.shape)
-        weights, wanted = theta.float(), active.tolist()
+        weights, evaluated = theta.float(), active.tolist()
         value, gradient = point.new_zeros(len(point)), torch.zeros_like(theta)
         for group in self.by_expert():
-            if wanted[group.expert]:
+            if evaluated[group.expert]:
                 logs = self._log_probabilities(group, weights)
                 value[group.expert] -= logs.gather(1, group.targets[:, None]).double().sum()
                 slopes = logs.exp_().scatter_add_(

@@ -1,1 +1,1 @@
-"""Anything labelled as a validation dataset."""
+"""Open folders of images, arrays and uploads as validation sets."""

@@ -84,8 +84,8 @@ def open_npy(path: Path, name: str) -> ArrayFile:
     return _checked(ArrayFile(name, path, dtype, shape, offset, fortran))
 
 
-def open_safetensors(path: Path, wanted: Sequence[str]) -> dict[str, ArrayFile]:
-    """Read a .safetensors header and return the wanted arrays that the file contains.
+def open_safetensors(path: Path, names: Sequence[str]) -> dict[str, ArrayFile]:
+    """Read a .safetensors header and return those of the named arrays that the file contains.
 
     Raises UndecodableError for a damaged file and ArgumentError for a dtype unknown to numpy.
     """
@@ -104,7 +104,7 @@ def open_safetensors(path: Path, wanted: Sequence[str]) -> dict[str, ArrayFile]:
             f"{path.stem}: expected a whole .safetensors file, got: {error}"
         ) from error
     found = {}
-    for name in wanted:
+    for name in names:
         if name not in header:
             continue
         entry = header[name]

@@ -1,4 +1,4 @@
-"""Folders of images with labels, turned into a validation set by running the model over them."""
+"""Read folders of images with label maps, and compute their logits as a validation set."""
 
 import shutil
 import tempfile
@@ -29,7 +29,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image's file and its label map's."""
+    """The files of an image and of its label map."""
 
     image: Path
     labels: Path
@@ -48,12 +48,29 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
     return [Pair(image_files[stem], label_files[stem]) for stem in sorted(image_files)]
 
 
-class CachedLogits:
-    """A validation set whose logits, once computed, lie in files until asked for.
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """List a folder's images by stem, sorted; raises ArgumentError where two have one stem."""
+    if not folder.is_dir():
+        raise ArgumentError(f"expected a folder, got {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in ENDINGS:
+            continue
+        if path.stem in found:
+            raise ArgumentError(
+                f"expected one file for each stem, got {found[path.stem].name} and {path.name}"
+            )
+        found[path.stem] = path
+    return found
 
-    Labels at the images' size and the images on the logits' grid lie there too. With
-    `augmentation="corruptions"` it also has copies of its images, for those calibrators that learn
-    from them.
+
+class CachedLogits:
+    """Validation set whose logits are computed on construction and cached in temporary files.
+
+    The files also hold labels at the images' size and the images resized to the logits' grid. With
+    `augmentation="corruptions"`, `augmented` returns corrupted copies, for calibrators that train
+    on them. Progress is reported in 0..1, as the stage "logits". Raises InputError for files that
+    can't be read and ArgumentError for labels that do not match their image.
     """
 
     def __init__(
@@ -85,8 +102,8 @@ class CachedLogits:
             np.save(self._path("image", index), prepared.thumbnail(grid, range(grid[0])).numpy())
             self._labels.append(to_grid(labels, prepared.geometry, grid))
             self._geometries.append(prepared.geometry)
-            narrow = np.min_scalar_type(-self.num_classes)
-            np.save(self._path("labels", index), labels.astype(narrow))
+            narrowest = np.min_scalar_type(-self.num_classes)  # signed, as IGNORE is -1
+            np.save(self._path("labels", index), labels.astype(narrowest))
         progress("logits", 1.0)
 
     def __len__(self) -> int:
@@ -94,33 +111,37 @@ class CachedLogits:
 
     def __getitem__(self, index: int) -> LabelledImage:
         labels = torch.from_numpy(self._labels[index]).long()
-        return LabelledImage(self._stored("logits", index), labels, self._stored("image", index))
+        return LabelledImage(self._load("logits", index), labels, self._load("image", index))
 
     def augmented(self, index: int) -> Sequence[LabelledImage]:
-        """Run the model over one image's copies, one of each kind of corruption."""
+        """Compute the logits of one image's corrupted copies, one of each kind of corruption.
+
+        Strengths alternate between images, so that all of them occur for each kind.
+        """
         if self._augmentation == "none":
             return ()
         image = read_image(self._pairs[index].image, self._max_pixels)
         labels = self[index].labels
-        made = []
+        copies = []
         for number, kind in enumerate(KINDS):
             strength = STRENGTHS[(2 * index + number) % len(STRENGTHS)]
-            laid = self._predictor.prepare_windows(corrupt(image, kind, strength, index))
-            logits = self._predictor.grid(laid)[0]
-            seen = laid.thumbnail((logits.shape[1], logits.shape[2]), range(logits.shape[1]))
-            made.append(LabelledImage(logits, labels, seen))
-        return made
+            prepared = self._predictor.prepare_windows(corrupt(image, kind, strength, index))
+            logits = self._predictor.grid(prepared)[0]
+            height, width = logits.shape[1], logits.shape[2]
+            thumbnail = prepared.thumbnail((height, width), range(height))
+            copies.append(LabelledImage(logits, labels, thumbnail))
+        return copies
 
     def predict(self, index: int, calibrator: Calibrator) -> tuple[Prediction, Tensor]:
         """Predict one image at its own size; see `PredictsAtImageSize`."""
         labels = np.load(self._path("labels", index), allow_pickle=False)
         (prediction,) = predict_logits(
-            self._stored("logits", index), self._geometries[index], [calibrator],
-            self._stored("image", index),
+            self._load("logits", index), self._geometries[index], [calibrator],
+            self._load("image", index),
         )  # fmt: skip
         return prediction, torch.from_numpy(labels.astype(np.int64))
 
-    def _stored(self, kind: str, index: int) -> Tensor:
+    def _load(self, kind: str, index: int) -> Tensor:
         return torch.from_numpy(np.load(self._path(kind, index), allow_pickle=False))
 
     def _path(self, kind: str, index: int) -> Path:
@@ -142,7 +163,7 @@ def cache_logits(strips: Iterable[Strip], path: Path) -> Size:
 
 
 def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode an image to uint8 RGB [H,W,3]; a refusal names the file."""
+    """Decode an image file to uint8 RGB [H,W,3]; raises InputError that names the file."""
     try:
         return decode_image(path.read_bytes(), max_pixels)
     except InputError as error:
@@ -152,9 +173,9 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
 def read_labels_for(
     pair: Pair, size: tuple[int, int], num_classes: int, ignore_index: int, max_pixels: int
 ) -> NDArray[np.int32]:
-    """Read an image's label map [H,W] with IGNORE for void.
+    """Read the label map int32 [H,W] of an image, with IGNORE for void.
 
-    Raises ArgumentError where it is not of the image's size (H, W) or holds other labels.
+    Raises ArgumentError for another size than the image's (H, W) and for labels out of range.
     """
     labels = read_labels(pair.labels, max_pixels)
     if labels.shape != size:
@@ -165,7 +186,10 @@ def read_labels_for(
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
-    """Read a label map [H,W]: an indexed or grey image, value = class id."""
+    """Read a label map int32 [H,W] from an indexed or grey image, whose values are class ids.
+
+    Raises ArgumentError for other files and TooLargeError above `max_pixels`.
+    """
     try:
         with Image.open(path) as image:
             check_size(image.size, max_pixels)
@@ -173,19 +197,14 @@ def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
             return np.asarray(image).astype(np.int32)
     except InputError:
         raise
-    except Exception as error:  # Pillow's decoders answer damaged files with many kinds
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ArgumentError(f"{path.name}: expected a label map, got: {error}") from error
-
-
-def _check_grey(mode: str, name: str) -> None:
-    if mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
-        raise ArgumentError(f"{name}: expected an indexed or grey label map, got mode {mode}")
 
 
 def checked(
     labels: NDArray[np.int32], num_classes: int, ignore_index: int, name: str
 ) -> NDArray[np.int32]:
-    """Turn the source's void value into IGNORE; raises ArgumentError for labels out of range."""
+    """Replace the void value of labels by IGNORE; raises ArgumentError for labels out of range."""
     labels = np.where(labels == ignore_index, IGNORE, labels)
     if labels.min() < IGNORE or labels.max() >= num_classes:
         raise ArgumentError(
@@ -198,7 +217,7 @@ def checked(
 def to_grid(
     labels: NDArray[np.int32], geometry: Geometry, grid: tuple[int, int]
 ) -> NDArray[np.int32]:
-    """Take labels [H,W] to the logits' grid [h,w]: at each cell's centre, IGNORE in the padding."""
+    """Sample labels [H,W] at the cell centres of the logits' grid [h,w]; IGNORE in the padding."""
     rows, columns = (
         (np.arange(grid[axis]) + 0.5)
         / grid[axis] * geometry.padded[axis]
@@ -211,17 +230,6 @@ def to_grid(
     return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
 
 
-def images_by_stem(folder: Path) -> dict[str, Path]:
-    """Find a folder's images, sorted; raises ArgumentError where two have one stem."""
-    if not folder.is_dir():
-        raise ArgumentError(f"expected a folder, got {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in ENDINGS:
-            continue
-        if path.stem in found:
-            raise ArgumentError(
-                f"expected one file for each stem, got {found[path.stem].name} and {path.name}"
-            )
-        found[path.stem] = path
-    return found
+def _check_grey(mode: str, name: str) -> None:
+    if mode not in ("P", "L", "1", "I", "I;16", "I;16B"):
+        raise ArgumentError(f"{name}: expected an indexed or grey label map, got mode {mode}")

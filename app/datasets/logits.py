@@ -1,10 +1,7 @@
-"""What must hold of uploaded arrays before a fit may read them.
+"""Open validation sets of uploaded logits, which stay in their files and are read by image.
 
-A validation set of maps whose logits stay in their file.
-
-A validation set of a table of pixels whose logits stay in their file.
-
-Arrays that came become the validation set they describe: dense maps, or a table of pixels.
+`open_logits` returns maps or a table of pixels, by the arrays' shapes. Every error is raised
+before a fit starts: shapes on opening, values by `check`.
 """
 
 import tempfile
@@ -24,104 +21,26 @@ from app.errors import ArgumentError
 from app.inference.preprocess import Geometry
 from app.serving.pipeline import predict_logits
 
-MAX_STRETCH = 1.5  # by which the two axes' strides may differ
-PROBED = 4096  # pixels that are looked at to tell probabilities from logits
-SUM_TOLERANCE = 4e-3  # within which probabilities in float16 add up to 1
+MAX_STRIDE_RATIO = 1.5  # between the strides of the two axes
+PROBED_PIXELS = 4096  # pixels whose sums distinguish probabilities from logits
+SUM_TOLERANCE = 4e-3  # of the sum of K probabilities in float16
+CHUNK_BYTES = 8 << 20  # of a table's rows that are checked at a time
+ROW_CHECK_BYTES = 32  # memory for the check of one row beside its logits
 
 
 class Contents(NamedTuple):
-    """What a set holds that a fit can use."""
+    """Counts of images with labelled pixels and of labelled pixels."""
 
     images: int
     pixels: int
-    maps: bool  # or a table of pixels
-
-
-def check_classes(logits: ArrayFile, num_classes: int) -> None:
-    """Raise ArgumentError unless the logits are of the model's classes."""
-    if logits.shape[1] != num_classes:
-        raise ArgumentError(f"expected logits of the model's {num_classes} classes, got {logits}")
-
-
-def check_integers(array: ArrayFile) -> None:
-    """Raise ArgumentError for any other type."""
-    if array.dtype.kind not in "iu":
-        raise ArgumentError(f"expected {array.name} of integers, got {array}")
-
-
-def check_grids(logits: ArrayFile, labels: ArrayFile) -> None:
-    """Refuse labels coarser than the logits, or of another form, transposed ones above all."""
-    strides = [
-        pixels / cells for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
-    ]
-    if min(strides) < 1 or max(strides) > MAX_STRETCH * min(strides):
-        raise ArgumentError(
-            f"expected labels on the logits' grid or at the images' size, got {logits}, {labels}"
-        )
-
-
-def require_images(count: int) -> None:
-    """Raise ArgumentError unless there are images for both parts of a fit."""
-    if count < 2:
-        raise ArgumentError(
-            f"expected at least 2 images with labels, to fit on some and hold some out, got {count}"
-        )
-
-
-def checked_labels(
-    labels: NDArray[Any], num_classes: int, ignore_index: int, where: str
-) -> NDArray[np.int64]:
-    """Copy labels of any integer type, the void value turned into IGNORE."""
-    void = labels == ignore_index
-    wrong = ((labels < 0) | (labels >= num_classes)) & ~void
-    if wrong.any():
-        raise ArgumentError(
-            f"expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
-            f"got {labels[wrong].flat[0]} in {where}"
-        )
-    return np.where(void, IGNORE, labels.astype(np.int64))
-
-
-def check_logits(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
-    """Raise ArgumentError unless [K,*grid] are logits wherever the grid is labelled."""
-    _check_finite(logits, labelled, where)
-    _refuse_probabilities(logits, labelled, where)
-
-
-def _check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
-    """Refuse logits [K,*grid] that are NaN or infinite at a labelled place of the grid."""
-    wrong = ~np.isfinite(logits).all(axis=0) & labelled
-    if wrong.any():
-        raise ArgumentError(
-            f"expected finite logits at every labelled pixel, got NaN or infinity at "
-            f"{int(wrong.sum())} in {where}"
-        )
-
-
-def _refuse_probabilities(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
-    """Refuse what is softmax's answer rather than its question: [K,*grid], finite where labelled.
-
-    A fit would take it for a network that is hardly sure of anything.
-    """
-    places = np.flatnonzero(labelled)[:PROBED]
-    seen = logits.reshape(len(logits), -1)[:, places].astype(np.float32)
-    strictly_between = ((seen > 0) & (seen < 1)).any() and (seen >= 0).all()
-    if strictly_between and (abs(seen.sum(axis=0) - 1) < SUM_TOLERANCE).all():
-        raise ArgumentError(
-            f"expected logits, got probabilities, which add up to 1 at each pixel of {where}; "
-            f"their logarithms will do"
-        )
-
-
-def copied(values: NDArray[Any]) -> NDArray[Any]:
-    """Copy out of a file, into this machine's byte order."""
-    return np.array(values, values.dtype.newbyteorder("="), order="C")
+    maps: bool  # false for a table of pixels
 
 
 class DenseLogits:
-    """Maps: logits [N,K,h,w] with labels [N,H,W], taken to the grid at its cells' centres.
+    """Logit maps [N,K,h,w] with label maps [N,H,W], sampled at the centres of the grid's cells.
 
-    The logits' grid must cover the labelled image and nothing beyond it.
+    The grid must cover exactly the labelled image, without padding. `group_index` [N] is the group
+    of each image. Raises ArgumentError for shapes that do not match.
     """
 
     def __init__(
@@ -144,7 +63,7 @@ class DenseLogits:
             self.groups = group_index.map().tolist()
         self.num_classes = num_classes
         self._logits, self._labels, self._ignore = logits, labels, ignore_index
-        # nearest-exact: the pixel below the cell's centre
+        # The pixel that contains the cell's centre, as in torch's mode "nearest-exact".
         self._rows, self._columns = (
             ((np.arange(cells) + 0.5) * pixels / cells).astype(np.int64)
             for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
@@ -167,7 +86,7 @@ class DenseLogits:
         return prediction, torch.from_numpy(labels)
 
     def check(self) -> Contents:
-        """Read everything once; raises ArgumentError for labels or logits that can't be used."""
+        """Read the whole set once; raises ArgumentError for invalid labels or logits."""
         images = pixels = 0
         for index in range(len(self)):
             image = self[index]
@@ -188,17 +107,13 @@ class DenseLogits:
         return checked_labels(self._labels.map()[index], self.num_classes, self._ignore, where)
 
 
-CHUNK_BYTES = 8 << 20  # of a table, read at a time
-CHECK_BYTES = 32  # that checking a row takes beside its logits
-
-
 class TableLogits:
-    """A table: logits [M,K], labels [M], and image_index [M], which image each row came from.
+    """Table of pixels: logits [M,K], labels [M] and the image of each row, `image_index` [M].
 
-    group_index [M], if any, says which group that image came from.
-
-    The rows may be in any order. Where they are not sorted by image, their order is worked out
-    when first needed and kept in a file, which takes 16 bytes a row of memory while it is made.
+    `group_index` [M], if given, is the group of that image. Rows may be in any order: where they
+    are not sorted by image, the first access sorts their indices into a temporary file, which
+    takes 16 bytes of memory per row. Raises ArgumentError for shapes that do not match and for an
+    image of several groups.
     """
 
     def __init__(
@@ -233,8 +148,8 @@ class TableLogits:
 
     def __getitem__(self, index: int) -> LabelledImage:
         if self._starts is None:
-            self._arrange()
-        assert self._starts is not None  # noqa: S101 - just arranged
+            self._sort_rows()
+        assert self._starts is not None  # noqa: S101 - set by _sort_rows
         bounds = slice(*self._starts[index : index + 2].tolist())
         rows = bounds if self._order is None else self._order[bounds]
         logits = copied(self._logits.map()[rows])
@@ -242,7 +157,7 @@ class TableLogits:
         return LabelledImage(torch.from_numpy(logits).T, torch.from_numpy(labels))
 
     def check(self) -> Contents:
-        """Read everything once; raises ArgumentError for labels or logits that can't be used."""
+        """Read the whole set once; raises ArgumentError for invalid labels or logits."""
         images: set[int] = set()
         pixels = 0
         for rows in self._chunks():
@@ -256,14 +171,15 @@ class TableLogits:
         return Contents(len(images), pixels, maps=False)
 
     def _chunks(self) -> Iterator[slice]:
+        """Iterate over slices of rows that take at most 8 MiB to check."""
         total = self._logits.shape[0]
-        row = self.num_classes * self._logits.dtype.itemsize + CHECK_BYTES
+        row = self.num_classes * self._logits.dtype.itemsize + ROW_CHECK_BYTES
         size = max(CHUNK_BYTES // row, 1)
         for start in range(0, total, size):
             yield slice(start, min(start + size, total))
 
     def _count_images(self) -> tuple[bool, set[int]]:
-        """Tell whether the rows are sorted by image, and which images there are."""
+        """Return whether the rows are sorted by image, and the set of image ids."""
         check_integers(self._image_index)
         images: set[int] = set()
         ordered, last = True, None
@@ -276,7 +192,7 @@ class TableLogits:
         return ordered, images
 
     def _find_groups(self, group_index: ArrayFile) -> list[int]:
-        """Find each image's group; raises ArgumentError for an image of several."""
+        """Return the group of each image; raises ArgumentError for an image of several groups."""
         groups: dict[int, int] = {}
         for rows in self._chunks():
             pairs = np.stack([self._image_index.map()[rows], group_index.map()[rows]], axis=1)
@@ -288,13 +204,13 @@ class TableLogits:
                     )
         return [groups[int(image)] for image in self._ids]
 
-    def _arrange(self) -> None:
-        """Find each image's rows."""
+    def _sort_rows(self) -> None:
+        """Compute the first row of each image and, for unsorted rows, their order by image."""
         ids = self._image_index.map()
         if not self._sorted:
             order = np.argsort(ids, kind="stable")
             ids = ids[order]
-            # A deleted file of its own: it goes with this process, however that ends.
+            # An unlinked file, which the system removes with the process, even after a kill.
             with tempfile.TemporaryFile() as file:
                 order.tofile(file)
                 file.flush()
@@ -305,7 +221,10 @@ class TableLogits:
 def open_logits(
     arrays: Mapping[str, ArrayFile], num_classes: int, ignore_index: int
 ) -> DenseLogits | TableLogits:
-    """Make a validation set of the arrays that came; raises ArgumentError unless they fit."""
+    """Open the arrays `logits`, `labels`, `image_index` and `group_index` as a validation set.
+
+    Raises ArgumentError for missing arrays and for dtypes or shapes that do not match.
+    """
     missing = sorted({"logits", "labels"} - set(arrays))
     if missing:
         raise ArgumentError(f"expected logits and labels, got no {' and no '.join(missing)}")
@@ -326,6 +245,94 @@ def open_logits(
         raise ArgumentError(f"expected logits [N,K,h,w] or [M,K], got {logits}")
     if "image_index" not in arrays:
         raise ArgumentError(
-            f"expected image_index [M] with a table, to part it by image, got only {logits}"
+            f"expected image_index [M] with a table, to split it by image, got only {logits}"
         )
     return TableLogits(logits, labels, arrays["image_index"], groups, num_classes, ignore_index)
+
+
+def check_classes(logits: ArrayFile, num_classes: int) -> None:
+    """Raise ArgumentError unless the logits [N,K,...] have K = `num_classes`."""
+    if logits.shape[1] != num_classes:
+        raise ArgumentError(f"expected logits of the model's {num_classes} classes, got {logits}")
+
+
+def check_integers(array: ArrayFile) -> None:
+    """Raise ArgumentError for an array of another type than integers."""
+    if array.dtype.kind not in "iu":
+        raise ArgumentError(f"expected {array.name} of integers, got {array}")
+
+
+def check_grids(logits: ArrayFile, labels: ArrayFile) -> None:
+    """Raise ArgumentError for labels coarser than the logits or of another aspect ratio.
+
+    The latter are mostly transposed.
+    """
+    strides = [
+        pixels / cells for cells, pixels in zip(logits.shape[2:], labels.shape[1:], strict=True)
+    ]
+    if min(strides) < 1 or max(strides) > MAX_STRIDE_RATIO * min(strides):
+        raise ArgumentError(
+            f"expected labels on the logits' grid or at the images' size, got {logits}, {labels}"
+        )
+
+
+def require_images(count: int) -> None:
+    """Raise ArgumentError for fewer images than fit and test need."""
+    if count < 2:
+        raise ArgumentError(
+            f"expected at least 2 images with labels, to fit on some and hold some out, got {count}"
+        )
+
+
+def checked_labels(
+    labels: NDArray[Any], num_classes: int, ignore_index: int, where: str
+) -> NDArray[np.int64]:
+    """Copy labels of any integer type and shape to int64, with IGNORE for void.
+
+    Raises ArgumentError, which names the place `where`, for labels out of range.
+    """
+    void = labels == ignore_index
+    wrong = ((labels < 0) | (labels >= num_classes)) & ~void
+    if wrong.any():
+        raise ArgumentError(
+            f"expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
+            f"got {labels[wrong].flat[0]} in {where}"
+        )
+    return np.where(void, IGNORE, labels.astype(np.int64))
+
+
+def check_logits(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Raise ArgumentError unless [K,*grid] are logits at each labelled pixel [*grid]."""
+    _check_finite(logits, labelled, where)
+    _reject_probabilities(logits, labelled, where)
+
+
+def _check_finite(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Raise ArgumentError for logits [K,*grid] that are NaN or infinite at a labelled pixel."""
+    wrong = ~np.isfinite(logits).all(axis=0) & labelled
+    if wrong.any():
+        raise ArgumentError(
+            f"expected finite logits at every labelled pixel, got NaN or infinity at "
+            f"{int(wrong.sum())} in {where}"
+        )
+
+
+def _reject_probabilities(logits: NDArray[Any], labelled: NDArray[np.bool_], where: str) -> None:
+    """Raise ArgumentError for probabilities [K,*grid]: none below 0, with a sum of 1 by pixel.
+
+    Taken as logits, they would be fitted like the output of a network of low confidence. One-hot
+    values are accepted.
+    """
+    pixels = np.flatnonzero(labelled)[:PROBED_PIXELS]
+    probed = logits.reshape(len(logits), -1)[:, pixels].astype(np.float32)
+    fractional = ((probed > 0) & (probed < 1)).any() and (probed >= 0).all()
+    if fractional and (abs(probed.sum(axis=0) - 1) < SUM_TOLERANCE).all():
+        raise ArgumentError(
+            f"expected logits, got probabilities, which add up to 1 at each pixel of {where}; "
+            f"their logarithms will do"
+        )
+
+
+def copied(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array of a file to memory, in the machine's byte order."""
+    return np.array(values, values.dtype.newbyteorder("="), order="C")

@@ -1,15 +1,12 @@
-"""Uploaded archives of images and label maps, unpacked under numbers of our own.
+"""Unpack, validate and open an upload of validation data.
 
-image_files/<n>.png label_files/<n>.png image_names.json      <n> stands for a client's stem
+An upload is a folder with the fields of a request as files: `logits`, `labels`, `image_index` and
+`group_index` (.npy, .npz or .safetensors), or `images` and `labels` (zip archives) and
+`group_index` (.npy). `unpack` converts it, once, to files under names of the service:
 
-A folder of uploaded validation data becomes a validation set.
-
-What comes in, under our own names: `logits`, `labels`, `image_index`, `group_index` (.npy, .npz or
-.safetensors), or `images`, `labels` (zip archives) and `group_index` (.npy). `unpack` turns that,
-once, into what fits read:
-
-    <name>.npy | <name>.safetensors                       arrays
-    image_files/<n>.png label_files/<n>.png image_names.json      images; <n> stands for a stem
+    <name>.npy | <name>.safetensors                     arrays
+    image_files/<n>.png  label_files/<n>.png            images; <n> is the position of the stem
+    image_names.json                                    the client's stems, sorted
 """
 
 import json
@@ -35,16 +32,80 @@ T = TypeVar("T")
 
 IMAGE_FILES, LABEL_FILES, NAMES = "image_files", "label_files", "image_names.json"
 GROUP_INDEX = "group_index"
+ARRAYS = ("logits", "labels", "image_index", GROUP_INDEX)
+FIELDS = (*ARRAYS, "images")
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may hold: bytes once unpacked, and bytes and pixels of one image."""
+    """Limits of an upload: bytes once unpacked, and bytes and pixels of one image."""
 
     unpacked_bytes: int
     image_bytes: int
     image_pixels: int
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether an unpacked folder holds images instead of arrays."""
+    return (folder / IMAGE_FILES).is_dir()
+
+
+def unpack(folder: Path, limits: Limits) -> None:
+    """Unpack a folder in place, within the limits, and remove the packed files.
+
+    Raises UndecodableError, ArgumentError, TooLargeError and StorageError.
+    """
+    with storage("what was unpacked"):
+        if (folder / "images").exists():
+            _unpack_images(folder, limits)
+            if (folder / GROUP_INDEX).exists():
+                _unpack_array(folder, GROUP_INDEX)
+        else:
+            _unpack_arrays(folder, ByteBudget(limits.unpacked_bytes))
+
+
+def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
+    """Validate an unpacked folder in one pass over its labels and logits, and count its contents.
+
+    Of images only the headers are read. Raises ArgumentError, TooLargeError and UndecodableError.
+    """
+    if has_images(folder):
+        return _with_names(folder, lambda: _check_images(folder, num_classes, ignore_index, limits))
+    return open_logits(_arrays(folder), num_classes, ignore_index).check()
+
+
+def open_upload(
+    folder: Path,
+    num_classes: int,
+    ignore_index: int,
+    max_pixels: int,
+    predictor: Callable[[], Predictor],
+    progress: Callable[[str, float], None],
+    *,
+    augmentation: Augmentation = "none",
+) -> ValidationSet:
+    """Open an unpacked folder as a validation set.
+
+    Only for images, `predictor` is called and their logits are computed, with `progress` in 0..1,
+    and `augmentation` applies (see `images.CachedLogits`). Raises InputError.
+    """
+    if not has_images(folder):
+        return open_logits(_arrays(folder), num_classes, ignore_index)
+    pairs = find_pairs(folder / IMAGE_FILES, folder / LABEL_FILES)
+    groups = image_groups(folder / f"{GROUP_INDEX}.npy", len(pairs))
+    return _with_names(
+        folder,
+        lambda: CachedLogits(
+            predictor(),
+            pairs,
+            ignore_index,
+            max_pixels,
+            progress,
+            groups,
+            augmentation=augmentation,
+        ),
+    )
 
 
 def image_groups(path: Path | None, count: int) -> Sequence[int]:
@@ -63,8 +124,11 @@ def image_groups(path: Path | None, count: int) -> Sequence[int]:
     return groups
 
 
-def unpack_images(folder: Path, limits: Limits) -> None:
-    """Unpack two archives into numbered files; the same number goes to the same stem."""
+def _unpack_images(folder: Path, limits: Limits) -> None:
+    """Unpack the archives of images and label maps into files numbered by stem.
+
+    Raises ArgumentError unless both archives hold the same stems, at least two.
+    """
     if not (folder / "labels").exists() or (folder / "logits").exists():
         raise ArgumentError("expected images with labels and nothing else, as two zip archives")
     for name in ("images", "labels"):
@@ -95,7 +159,10 @@ def unpack_images(folder: Path, limits: Limits) -> None:
 
 
 def _images_in(archive: ZipFile, name: str) -> dict[str, ZipInfo]:
-    """Find an archive's images by stem, whatever folder they are in."""
+    """List an archive's images by stem, from all of its folders.
+
+    Raises ArgumentError where two have one stem.
+    """
     found: dict[str, ZipInfo] = {}
     for entry in files_in(archive, name):
         if not _is_image(entry.filename):
@@ -108,13 +175,14 @@ def _images_in(archive: ZipFile, name: str) -> dict[str, ZipInfo]:
 
 
 def _is_image(filename: str) -> bool:
-    """Tell images from what systems add to archives."""
+    """Return whether a file is an image and none that an operating system adds to archives."""
     path = PurePosixPath(filename)
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
     return not hidden and path.suffix.lower() in ENDINGS
 
 
 def _common_stems(images: Mapping[str, ZipInfo], maps: Mapping[str, ZipInfo]) -> list[str]:
+    """Return the sorted stems; raises ArgumentError unless both have the same, at least two."""
     unmatched = sorted(set(images) ^ set(maps))
     if unmatched or len(maps) < 2:
         raise ArgumentError(
@@ -126,12 +194,13 @@ def _common_stems(images: Mapping[str, ZipInfo], maps: Mapping[str, ZipInfo]) ->
 
 
 def _check_bytes(size: int, name: str, limits: Limits) -> None:
+    """Raise TooLargeError for an image file of more bytes than the limit."""
     if size > limits.image_bytes:
         raise TooLargeError(f"{name}: expected at most {limits.image_bytes} bytes, got {size}")
 
 
-def check_images(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
-    """Read all label maps, and the headers of the images."""
+def _check_images(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
+    """Validate all label maps, the headers of the images and the groups; count the contents."""
     images = pixels = 0
     pairs = find_pairs(folder / IMAGE_FILES, folder / LABEL_FILES)
     image_groups(folder / f"{GROUP_INDEX}.npy", len(pairs))
@@ -151,7 +220,10 @@ def check_images(folder: Path, num_classes: int, ignore_index: int, limits: Limi
 
 
 def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
-    """Read an image's height and width as decoded, without decoding it."""
+    """Read an image's height and width after EXIF rotation from its header.
+
+    Raises TooLargeError above the limit and UndecodableError for other files.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             check_size(image.size, limits.image_pixels)
@@ -159,13 +231,13 @@ def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
             sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     except InputError:
         raise
-    except Exception as error:  # Pillow's decoders answer hostile bytes with many kinds
+    except Exception as error:  # Pillow's decoders raise many types for hostile bytes
         raise UndecodableError(f"{path.name}: expected an image, got: {error}") from error
     return (width, height) if sideways else (height, width)
 
 
-def with_names(folder: Path, work: Callable[[], T]) -> T:
-    """Do work on numbered images; a refusal that begins with a number names the file instead."""
+def _with_names(folder: Path, work: Callable[[], T]) -> T:
+    """Call `work`; in an InputError that starts with a file's number, put the client's stem."""
     try:
         return work()
     except InputError as error:
@@ -176,86 +248,20 @@ def with_names(folder: Path, work: Callable[[], T]) -> T:
         raise type(error)(f"{names[int(number)][:80]}.{rest}") from error
 
 
-ARRAYS = ("logits", "labels", "image_index", GROUP_INDEX)
-FIELDS = (*ARRAYS, "images")
-
-
-def has_images(folder: Path) -> bool:
-    """Tell whether an unpacked folder holds images, not arrays."""
-    return (folder / IMAGE_FILES).is_dir()
-
-
-def unpack(folder: Path, limits: Limits) -> None:
-    """Unpack what came into the same folder, within limits; what was packed is removed.
-
-    Raises UndecodableError, ArgumentError, TooLargeError and StorageError.
-    """
-    with storage("what was unpacked"):
-        if (folder / "images").exists():
-            unpack_images(folder, limits)
-            if (folder / GROUP_INDEX).exists():
-                _unpack_array(folder, GROUP_INDEX)
-        else:
-            _unpack_arrays(folder, ByteBudget(limits.unpacked_bytes))
-
-
-def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
-    """Check an unpacked folder, labels and logits included, in one pass over it.
-
-    Images are only checked by their headers. Raises ArgumentError, TooLargeError and
-    UndecodableError.
-    """
-    if has_images(folder):
-        return with_names(folder, lambda: check_images(folder, num_classes, ignore_index, limits))
-    return open_logits(_arrays(folder), num_classes, ignore_index).check()
-
-
-def open_upload(
-    folder: Path,
-    num_classes: int,
-    ignore_index: int,
-    max_pixels: int,
-    predictor: Callable[[], Predictor],
-    progress: Callable[[str, float], None],
-    *,
-    augmentation: Augmentation = "none",
-) -> ValidationSet:
-    """Open an unpacked folder; only images need the predictor, which runs over them here.
-
-    Only images can be augmented (see `images.CachedLogits`).
-    """
-    if not has_images(folder):
-        return open_logits(_arrays(folder), num_classes, ignore_index)
-    pairs = find_pairs(folder / IMAGE_FILES, folder / LABEL_FILES)
-    groups = image_groups(folder / f"{GROUP_INDEX}.npy", len(pairs))
-    return with_names(
-        folder,
-        lambda: CachedLogits(
-            predictor(),
-            pairs,
-            ignore_index,
-            max_pixels,
-            progress,
-            groups,
-            augmentation=augmentation,
-        ),
-    )
-
-
 def _unpack_arrays(folder: Path, budget: ByteBudget) -> None:
+    """Unpack the arrays of a folder, within the budget of bytes."""
     for name in ARRAYS:
         packed = folder / name
         if not packed.exists():
             continue
-        kind = kind_of(packed, name)
-        if kind == "zip":
+        if kind_of(packed, name) == "zip":
             _unpack_npz(packed, name, budget)
         else:
             _unpack_array(folder, name)
 
 
 def _unpack_array(folder: Path, name: str) -> None:
-    """Give an array's file the name of its kind."""
+    """Add the ending of its kind to an array's file; raises ArgumentError if that file exists."""
     kind = kind_of(folder / name, name)
     target = folder / f"{name}.{kind}"
     if target.exists():
@@ -264,16 +270,19 @@ def _unpack_array(folder: Path, name: str) -> None:
 
 
 def _unpack_npz(packed: Path, name: str, budget: ByteBudget) -> None:
-    """Unpack the arrays that a fit needs from an .npz, next to it, and remove it."""
+    """Unpack the known arrays of an .npz into its folder, and remove it.
+
+    Raises ArgumentError for an archive without a known array and for an array given twice.
+    """
     with open_archive(packed, name) as archive:
         entries = {entry.filename: entry for entry in files_in(archive, name)}
-        wanted = [array for array in ARRAYS if f"{array}.npy" in entries]
-        if not wanted:
+        known = [array for array in ARRAYS if f"{array}.npy" in entries]
+        if not known:
             raise ArgumentError(
                 f"{name}: expected arrays named {' or '.join(ARRAYS)} inside, "
                 f"got {sorted(entries)[:5]}"
             )
-        for array in wanted:
+        for array in known:
             target = packed.parent / f"{array}.npy"
             if target.exists():
                 raise ArgumentError(f"expected {array} once, got it in two files")
@@ -282,7 +291,7 @@ def _unpack_npz(packed: Path, name: str, budget: ByteBudget) -> None:
 
 
 def _arrays(folder: Path) -> dict[str, ArrayFile]:
-    """Find the arrays of an unpacked folder by name."""
+    """Open an unpacked folder's arrays by name; raises ArgumentError for one in two files."""
     found: dict[str, ArrayFile] = {}
     for name in ARRAYS:
         path = folder / f"{name}.npy"

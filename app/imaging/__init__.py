@@ -1,1 +1,1 @@
-"""Bytes to arrays and back: decoding with limits, masks, heatmaps, overlays, run lengths."""
+"""Decode images within limits; encode masks, confidence, heatmaps and overlays."""

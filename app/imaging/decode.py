@@ -64,7 +64,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_still(image: Image.Image) -> None:
-    """Raise UndecodableError for animations and multi-page files, as the answer is one mask."""
+    """Raise UndecodableError for animations and multi-page files, as a response holds one mask."""
     if image.format == "MPO":  # a phone's JPEG with its preview inside
         return
     if isinstance(image, TiffImageFile):

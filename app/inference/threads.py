@@ -24,7 +24,7 @@ class ActiveRequests:
 
     @property
     def several(self) -> bool:
-        """Whether more than one request is active."""
+        """True where more than one request is active."""
         return self._count > 1
 
     @contextmanager

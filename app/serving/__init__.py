@@ -1,1 +1,1 @@
-"""From a decoded image to its mask and confidence, with what the service keeps about it."""
+"""Segment images with calibrated confidence; cache results and monitor drift."""

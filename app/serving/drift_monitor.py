@@ -1,9 +1,9 @@
-"""The drift monitor: whether live answers still look like those a calibrator was measured on.
+"""Monitor drift: compare served predictions with those of the images a calibrator was tested on.
 
-For each model it keeps the histograms of the last answers that the active calibrator gave, and
-compares their mean with the reference of the fit. A calibrator is stale once the divergence has
-stayed above its limit for as many answers as `patience` says, and fresh again once it has stayed
-below 80% of the limit for as many. Each process watches what it answers itself.
+For each model, the histograms of the last predictions by the active calibrator are kept, and their
+mean is compared with the reference of the fit. A calibrator becomes stale after `patience`
+consecutive predictions with a divergence above the limit, and recovers after as many below 80% of
+it. Each server process monitors its own predictions.
 """
 
 import threading
@@ -15,12 +15,13 @@ from app.calibration.drift import Divergence, Floats, divergences, histogram
 from app.calibration.predictions import Prediction
 from app.storage.manifest import StoredCalibrator
 
-RETURN = 0.8  # of the limit, below which a stale calibrator recovers
+RECOVERY_RATIO = 0.8  # of the limit; a stale calibrator recovers below it
+UNKNOWN = Divergence(np.nan, np.nan)
 
 
 @dataclass(frozen=True)
 class DriftPolicy:
-    """How many answers make a window, and how many must agree before `stale` turns."""
+    """Sizes, in predictions, of the window and of the run that changes `stale`."""
 
     window: int
     patience: int
@@ -28,7 +29,10 @@ class DriftPolicy:
 
 @dataclass(frozen=True)
 class DriftState:
-    """What is known of a model's drift; NaN until a window is full, or without a reference."""
+    """The drift of a model; divergences in nats, NaN until a window is full or without reference.
+
+    `calibrator` is the version id that the state is about.
+    """
 
     calibrator: str
     divergence: Divergence
@@ -36,28 +40,25 @@ class DriftState:
     stale: bool = False
 
 
-UNKNOWN = Divergence(np.nan, np.nan)
-
-
 @dataclass
 class Window:
-    """The last answers under one calibrator: a ring of histograms and their running sum."""
+    """The last predictions by one calibrator: a ring buffer of histograms and their running sum."""
 
     stored: StoredCalibrator
     limit: Divergence | None
-    mean: Floats
-    rows: Floats
-    total: Floats
+    reference_mean: Floats  # [64 + K]
+    histograms: Floats  # [window, 64 + K]
+    total: Floats  # [64 + K]
     count: int = 0
-    beyond: int = 0  # answers in a row that speak for turning
+    consecutive: int = 0  # latest predictions in a row that favour a change of `stale`
     state: DriftState = field(init=False)
 
     def __post_init__(self) -> None:
         self.state = DriftState(self.stored.manifest.id, UNKNOWN, self.limit or UNKNOWN)
 
     @classmethod
-    def of(cls, stored: StoredCalibrator, policy: DriftPolicy) -> "Window":
-        """Open an empty window; resampling the reference for the limit takes some 50 ms."""
+    def for_calibrator(cls, stored: StoredCalibrator, policy: DriftPolicy) -> "Window":
+        """Build an empty window; resampling the reference for the limit takes some 50 ms."""
         reference = stored.reference
         width = 0 if reference is None else reference.images.shape[1]
         return cls(
@@ -68,35 +69,36 @@ class Window:
             np.zeros(width),
         )
 
-    def add(self, row: Floats, patience: int) -> DriftState:
-        """Take one answer's histograms [64 + K]."""
-        place = self.count % len(self.rows)
-        self.total += row - self.rows[place]
-        self.rows[place] = row
+    def add(self, histograms: Floats, patience: int) -> DriftState:
+        """Add one prediction's histograms [64 + K] and return the new state."""
+        position = self.count % len(self.histograms)
+        self.total += histograms - self.histograms[position]
+        self.histograms[position] = histograms
         self.count += 1
-        if place == 0:  # once a round, so that roundings do not add up
-            self.total = self.rows.sum(axis=0)
-        if self.limit is not None and self.count >= len(self.rows):
-            self.state = self._judged(self.limit, patience)
+        if position == 0:  # once per window, so that rounding errors do not add up
+            self.total = self.histograms.sum(axis=0)
+        if self.limit is not None and self.count >= len(self.histograms):
+            self.state = self._updated_state(self.limit, patience)
         return self.state
 
-    def _judged(self, limit: Divergence, patience: int) -> DriftState:
-        found = divergences(self.total / len(self.rows), self.mean)
-        divergence = Divergence(float(found[0]), float(found[1]))
+    def _updated_state(self, limit: Divergence, patience: int) -> DriftState:
+        """Compute the divergence of a full window, and whether `stale` changes."""
+        confidence, classes = divergences(self.total / len(self.histograms), self.reference_mean)
+        divergence = Divergence(float(confidence), float(classes))
         ratio = max(
             divergence.confidence / max(limit.confidence, 1e-12),
             divergence.classes / max(limit.classes, 1e-12),
         )
         stale = self.state.stale
-        turning = ratio < RETURN if stale else ratio > 1
-        self.beyond = self.beyond + 1 if turning else 0
-        if self.beyond >= patience:
-            stale, self.beyond = not stale, 0
+        favours_change = ratio < RECOVERY_RATIO if stale else ratio > 1
+        self.consecutive = self.consecutive + 1 if favours_change else 0
+        if self.consecutive >= patience:
+            stale, self.consecutive = not stale, 0
         return DriftState(self.state.calibrator, divergence, limit, stale)
 
 
 class DriftMonitor:
-    """Watches all models; constant memory for each, safe for threads."""
+    """Monitor the drift of all models, in constant memory for each; safe for threads."""
 
     def __init__(self, policy: DriftPolicy) -> None:
         self._policy = policy
@@ -109,26 +111,26 @@ class DriftMonitor:
         stored: StoredCalibrator,
         prediction: Prediction,
     ) -> DriftState:
-        """Take an answer of the active calibrator: [H,W], before any pixel was abstained from.
+        """Record a prediction [H,W] of the active calibrator, before abstention; return the state.
 
-        Another version than before starts anew.
+        The first prediction by another version starts a new window.
         """
-        row = np.zeros(0)
+        histograms = np.zeros(0)
         if stored.reference is not None:
             classes = stored.manifest.num_classes
-            row = histogram(prediction.confidence, prediction.mask, classes)
+            histograms = histogram(prediction.confidence, prediction.mask, classes)
         with self._lock:
             window = self._windows.get(model)
             if window is None or window.stored.manifest.id != stored.manifest.id:
-                window = self._windows[model] = Window.of(stored, self._policy)
-            return window.add(row, self._policy.patience)
+                window = self._windows[model] = Window.for_calibrator(stored, self._policy)
+            return window.add(histograms, self._policy.patience)
 
     def states(self) -> dict[str, DriftState]:
-        """Tell each watched model's state."""
+        """Return the state of each model with a recorded prediction."""
         with self._lock:
             return {model: window.state for model, window in self._windows.items()}
 
     def is_stale(self, model: str, calibrator: str) -> bool:
-        """Tell whether a version is the one that is watched, and stale."""
+        """Return whether a version is the one that is monitored, and stale."""
         state = self.states().get(model)
         return state is not None and state.calibrator == calibrator and state.stale

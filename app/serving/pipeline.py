@@ -1,9 +1,9 @@
-"""From a decoded image, or stored logits, to predictions: the one loop over an image.
+"""Predict an image, or its stored logits, strip by strip.
 
-    image -> windows -> logits, strip by strip -> calibrator -> upsample, label, confidence
+    image -> windows -> strips of logits -> calibrator -> upsample, label, confidence
 
-Requests, evaluation, quantisation reports and fits all predict by this loop, so that what is
-measured is what is served.
+Requests, evaluation, quantisation reports and fits predict by this one loop, so that metrics hold
+for the served predictions.
 """
 
 import time
@@ -44,7 +44,7 @@ Thumbnail = Callable[[Size, range], Tensor]
 
 @dataclass
 class StageTimer:
-    """Milliseconds by stage, in the order in which the stages ran."""
+    """Measure milliseconds by stage, in the order in which the stages started."""
 
     stages: dict[str, float] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class CalibratedStrip:
     """Calibrated rows of the grid; logits float32 [K,n,w].
 
     `label_logits` decide the class; softmax(`scale` * `confidence_logits`) is its confidence, whose
-    log-odds are then moved by `shift`, which is combined once the whole image is known.
+    log-odds are then changed by `shift`, which is combined from the strips of the whole image.
     """
 
     label_logits: Tensor
@@ -93,8 +93,8 @@ def calibrate_strip(
 ) -> CalibratedStrip:
     """Calibrate rows of logits [K,n,w] that begin at the band's `top`.
 
-    One tensor serves for labels and confidence where both come from the same logits. `thumbnail`
-    serves calibrators that need the image; `map_rows` runs their kernels on several threads.
+    Without a calibrator, labels and confidence come from the logits. `thumbnail` is for calibrators
+    that need the image; `map_rows` runs their kernels on several threads.
     """
     if calibrator is None:
         return CalibratedStrip(logits, logits)
@@ -110,7 +110,7 @@ def calibrate_strip(
 
 
 class PredictionBuilder:
-    """Builds an image's prediction from calibrated strips of its grid."""
+    """Build an image's prediction from calibrated strips of its grid."""
 
     def __init__(self, geometry: Geometry, num_classes: int, workers: RowWorkers) -> None:
         self._geometry, self._num_classes, self._workers = geometry, num_classes, workers
@@ -119,7 +119,7 @@ class PredictionBuilder:
         self._prediction = allocate_prediction(geometry, num_classes)
 
     def add(self, strip: CalibratedStrip, band: Band) -> None:
-        """Write the image rows of a band, and keep its shift of the log-odds."""
+        """Write the image rows of a band, and collect its shift of the log-odds."""
         postprocess_strip(
             strip.label_logits, strip.confidence_logits, self._geometry, band, self._prediction,
             scale=strip.scale, workers=self._workers,
@@ -129,7 +129,7 @@ class PredictionBuilder:
             self._grid = band.height, strip.label_logits.shape[2]
 
     def finish(self) -> Prediction:
-        """Apply the shifts of all strips, which depend on the whole image; return the result."""
+        """Apply the log-odds shift, which depends on the whole image, and return the prediction."""
         if self._shifts:
             joined = LogOddsShift.joined(self._shifts)
             shift, score = joined.combined()
@@ -171,15 +171,20 @@ def predict_logits(
     logits: Tensor,
     geometry: Geometry,
     calibrators: Sequence[Calibrator | None],
-    cells: Tensor | None = None,
+    thumbnail: Tensor | None = None,
 ) -> list[Prediction]:
-    """Predict from the logits [K,h,w] of a whole image, once for every calibrator.
+    """Predict from the logits [K,h,w] of a whole image, once for each calibrator.
 
-    `cells` is the image as mean colours on the logits' grid, uint8 [3,h,w].
+    `thumbnail` is the image resized to the logits' grid, uint8 RGB [3,h,w]. None among the
+    calibrators stands for uncalibrated confidence.
     """
     whole = Strip(finite_logits(logits[None]), Band.whole(logits.shape[1]))
-    thumbnail = None if cells is None else (lambda _grid, _rows: cells)
-    return predict_strips([whole], geometry, calibrators, thumbnail)
+    return predict_strips(
+        [whole],
+        geometry,
+        calibrators,
+        None if thumbnail is None else lambda _grid, _rows: thumbnail,
+    )
 
 
 def predict_strips(
@@ -190,7 +195,10 @@ def predict_strips(
     workers: RowWorkers = SERIAL,
     timer: StageTimer | None = None,
 ) -> list[Prediction]:
-    """Calibrate and postprocess an image's strips of logits, once for every calibrator."""
+    """Calibrate and postprocess an image's strips of logits, once for each calibrator.
+
+    The timer records the stages inference, calibration and encode.
+    """
     timer = timer or StageTimer()
     builders: list[PredictionBuilder] = []
     for logits, band in timer.each("inference", strips):

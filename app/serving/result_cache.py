@@ -1,4 +1,4 @@
-"""Earlier answers, kept for a while and within a byte budget."""
+"""Cache results for a limited time and within a byte budget."""
 
 import secrets
 import threading
@@ -13,7 +13,7 @@ from app.errors import NotFoundError
 
 @dataclass(frozen=True)
 class Result:
-    """What is kept of one answer; the upload stays encoded until an overlay is asked for."""
+    """The cached data of one response; `upload` is the encoded image, for overlays."""
 
     model: str
     upload: bytes
@@ -22,12 +22,15 @@ class Result:
 
     @property
     def nbytes(self) -> int:
-        """Count the bytes this result holds on to."""
+        """Count the bytes of the upload, the mask and the confidence."""
         return len(self.upload) + self.prediction.mask.nbytes + self.prediction.confidence.nbytes
 
 
 class ResultCache:
-    """Results by id; the oldest go first when the budget is full. Safe for threads."""
+    """Cache results by id; a full budget evicts the oldest first. Safe for threads.
+
+    `clock` returns seconds.
+    """
 
     def __init__(
         self, ttl_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
@@ -38,23 +41,23 @@ class ResultCache:
         self._lock = threading.Lock()
 
     def put(self, result: Result) -> str:
-        """Keep a result and name it; one beyond the whole budget is named but not kept."""
-        name = secrets.token_hex(12)
+        """Store a result and return its id; a result above the whole budget is not stored."""
+        result_id = secrets.token_hex(12)
         with self._lock:
             self._drop_expired()
             while self._entries and self._bytes + result.nbytes > self._max_bytes:
                 self._drop_oldest()
             if result.nbytes <= self._max_bytes:
-                self._entries[name] = (self._clock() + self._ttl_s, result)
+                self._entries[result_id] = (self._clock() + self._ttl_s, result)
                 self._bytes += result.nbytes
-        return name
+        return result_id
 
-    def get(self, name: str) -> Result:
-        """Find a result; raises NotFoundError when it was never there or is gone."""
+    def get(self, result_id: str) -> Result:
+        """Return a result; raises NotFoundError for an id that is unknown or expired."""
         with self._lock:
             self._drop_expired()
-            if name in self._entries:
-                return self._entries[name][1]
+            if result_id in self._entries:
+                return self._entries[result_id][1]
         raise NotFoundError(
             "expected the id of a recent answer, got one that is unknown or expired"
         )

@@ -1,4 +1,4 @@
-"""Segment uploads: choose model, calibrator and threshold, predict, and watch for drift.
+"""Segment uploads: choose model, calibrator and threshold, predict, and monitor drift.
 
 bytes -> image -> prediction (`pipeline`) -> abstention below the threshold -> class statistics
 """
@@ -28,7 +28,11 @@ ACTIVE = "active"
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """What a caller asks of one segmentation."""
+    """Options of one segmentation; without a model name, the default model segments.
+
+    `calibrator` is a version id, "active" or "none". `min_confidence` is the threshold of
+    abstention; `max_error` selects a certified one. Both are in 0..1.
+    """
 
     model: str | None = None
     calibrator: str = ACTIVE
@@ -41,9 +45,9 @@ class SegmentOptions:
 class Segmentation:
     """The result of one request.
 
-    `prediction` has abstained pixels at the mask's highest value; `threshold` is the smallest
-    confidence that was kept, if any. `stale` is true where live predictions have drifted away from
-    those that the calibrator was evaluated on.
+    `prediction` has abstained pixels at the mask's highest value; `threshold` is the abstention
+    threshold, None without one. `stale` is true where the divergence of served predictions from
+    the calibrator's reference exceeds its limit (see `drift_monitor`).
     """
 
     predictor: Predictor
@@ -55,12 +59,12 @@ class Segmentation:
 
     @property
     def mean_confidence(self) -> float:
-        """Mean over all pixels, in 0..1."""
+        """Return the mean confidence of all pixels, in 0..1."""
         return self.class_statistics.mean_confidence
 
 
 class Segmenter:
-    """All models that serve, and the calibrators they serve with. Safe for threads."""
+    """Segment with any of the served models and its calibrators. Safe for threads."""
 
     def __init__(
         self,
@@ -80,7 +84,11 @@ class Segmenter:
         self._workers = workers or RowWorkers(1)
 
     def segment(self, upload: bytes, options: SegmentOptions, timer: StageTimer) -> Segmentation:
-        """Segment one encoded image."""
+        """Segment one encoded image.
+
+        Raises InputError for an image that can't be decoded, NotFoundError for an unknown model or
+        calibrator, and ConflictError without a certified threshold (see `confidence_threshold`).
+        """
         predictor = self.predictor(options.model)
         stored = self.calibrator(predictor, options.calibrator)
         threshold = confidence_threshold(options, stored)
@@ -109,8 +117,8 @@ class Segmenter:
     ) -> bool:
         """Record a prediction for drift, and return whether the calibrator is stale.
 
-        Only predictions of the active calibrator count, without test-time augmentation, as the
-        fit's reference was made.
+        Only predictions of the active calibrator without test-time augmentation are recorded, since
+        the reference was computed so.
         """
         if self._drift is None or stored is None:
             return False
@@ -120,13 +128,13 @@ class Segmenter:
         return self._drift.is_stale(model, stored.manifest.id)
 
     def warm_up(self) -> None:
-        """Calibrate and encode something once, so that no request waits for the kernels."""
+        """Compile all kernels, so that no request waits for it (see `warmup`)."""
         for predictor in self.predictors.values():
             stored = self.calibrator(predictor, ACTIVE)
             warm_up(predictor.folder.num_classes, stored.calibrator if stored else None)
 
     def predictor(self, name: str | None) -> Predictor:
-        """Find a model; without a name, the default one."""
+        """Return a model's predictor, by default the default model's; raises NotFoundError."""
         chosen = name or self.default_model
         if chosen is None or chosen not in self.predictors:
             raise NotFoundError(
@@ -134,9 +142,9 @@ class Segmenter:
             )
         return self.predictors[chosen]
 
-    def calibrator(self, predictor: Predictor, wanted: str) -> StoredCalibrator | None:
-        """Find the calibrator to use: a version, the active one if there is any, or none."""
-        return find_calibrator(self.artifacts, predictor.folder, wanted)
+    def calibrator(self, predictor: Predictor, name: str) -> StoredCalibrator | None:
+        """Load a calibrator by version id, "active" or "none" (see `find_calibrator`)."""
+        return find_calibrator(self.artifacts, predictor.folder, name)
 
 
 def abstain(prediction: Prediction, threshold: float) -> None:
@@ -146,21 +154,25 @@ def abstain(prediction: Prediction, threshold: float) -> None:
 
 
 def find_calibrator(
-    store: ArtifactStore, folder: ModelFolder, wanted: str
+    store: ArtifactStore, folder: ModelFolder, name: str
 ) -> StoredCalibrator | None:
-    """Find a version, the active one if there is any, or none; NotFoundError, ConflictError."""
-    if wanted == NO_CALIBRATOR:
+    """Load a model's calibrator by version id, or the active one; None for "none".
+
+    None as well for "active" where no version is. Raises NotFoundError for an unknown version and
+    ConflictError for one of another model.
+    """
+    if name == NO_CALIBRATOR:
         return None
-    if wanted == ACTIVE:
+    if name == ACTIVE:
         return store.active(folder.card.name, folder.sha256)
-    return store.load(folder.card.name, wanted, folder.sha256)
+    return store.load(folder.card.name, name, folder.sha256)
 
 
 def confidence_threshold(options: SegmentOptions, stored: StoredCalibrator | None) -> float | None:
-    """Turn a wish into the least confidence that is kept.
+    """Return the abstention threshold in 0..1; None to keep all pixels.
 
-    `max_error` takes the largest certified level up to it. Raises ConflictError where there is
-    none, and with test-time augmentation, for which nothing is certified.
+    `max_error` selects the threshold of the largest certified level up to it. Raises ConflictError
+    where there is none, and with test-time augmentation, for which no threshold is certified.
     """
     if options.max_error is None:
         return options.min_confidence
@@ -181,7 +193,10 @@ def confidence_threshold(options: SegmentOptions, stored: StoredCalibrator | Non
 
 
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
-    """Count and rate the classes that are present, abstained pixels aside."""
+    """List pixel count, fraction and mean confidence of each predicted class, by class id.
+
+    Abstained pixels are not counted, but fractions are of all pixels.
+    """
     classes = segmentation.predictor.folder.card.output.classes
     pixels, sums = segmentation.class_statistics.pixels, segmentation.class_statistics.confidence
     return [
@@ -199,5 +214,5 @@ def class_table(segmentation: Segmentation) -> list[dict[str, object]]:
 
 
 def abstained_fraction(segmentation: Segmentation) -> float:
-    """Give the share of pixels that were not labelled, in 0..1."""
+    """Return the fraction of abstained pixels, in 0..1."""
     return segmentation.class_statistics.abstained_fraction

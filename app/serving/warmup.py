@@ -1,7 +1,7 @@
-"""Compile all kernels before the first request, by one small image.
+"""Compile all kernels before the first request, by segmenting one small image.
 
-The service does it at its start. `python -m app.serving.warmup` does it while a Docker image is
-built, so that the machine code is part of the image.
+The service does so when it starts. `python -m app.serving.warmup` does so while a Docker image is
+built, so that the image contains the machine code.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from app.inference.preprocess import Geometry, thumbnail
 from app.serving.pipeline import predict_logits
 
 SIDE = 8
-MASKS = (2, 256)  # numbers of classes: one for uint8 masks, one for uint16
+CLASS_COUNTS = (2, 256)  # one for uint8 masks, one for uint16
 
 
 def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
@@ -29,7 +29,7 @@ def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
     same = Geometry(size, size, size)
     grey = torch.from_numpy(thumbnail(np.full((*size, 3), 128, np.uint8), same, size, range(SIDE)))
     compiled = [method.for_warm_up(num_classes) for method in discover().values()]
-    calibrators = [*(one for one in compiled if one is not None), calibrator]
+    calibrators = [*(other for other in compiled if other is not None), calibrator]
     prediction = predict_logits(torch.zeros(num_classes, *size), same, calibrators, grey)[-1]
     class_statistics(prediction)
     confidence = prediction.confidence
@@ -39,5 +39,5 @@ def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
 
 
 if __name__ == "__main__":
-    for count in MASKS:
+    for count in CLASS_COUNTS:
         warm_up(count)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.calibration.base import Calibrator, FitContext
+from app.calibration.comparison import evaluate_calibrators
 from app.calibration.methods.identity import Identity
 from app.calibration.methods.selective import Selective
 from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.registry import build
-from app.calibration.selection import evaluate_calibrators
 from app.imaging.corruptions import KINDS, STRENGTHS
 from benchmarks.paper.data import RENDERED_CONDITIONS, StoredSet
 

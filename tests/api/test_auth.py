@@ -1,4 +1,4 @@
-"""`API_TOKENS`: who may segment."""
+"""Requests to segment need one of `API_TOKENS` where these are set."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def guarded(make_client: MakeClient):
+def protected(make_client: MakeClient):
     return make_client(api_tokens="alpha, beta")
 
 
@@ -33,9 +33,9 @@ def test_service_without_tokens_is_open(client):
         {"Authorization": "Bearer \xe4lpha"},
     ],
 )  # fmt: skip
-def test_caller_without_a_token_of_ours_is_refused(guarded, headers):
+def test_request_without_a_known_token_is_rejected(protected, headers):
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
-    response = guarded.post("/segment", content=b"", headers={"Content-Type": "image/png"} | raw)
+    response = protected.post("/segment", content=b"", headers={"Content-Type": "image/png"} | raw)
 
     assert_problem(response, 401, "bearer token")
     assert response.headers["www-authenticate"] == "Bearer"
@@ -44,23 +44,23 @@ def test_caller_without_a_token_of_ours_is_refused(guarded, headers):
 
 
 @pytest.mark.parametrize("header", ["Bearer alpha", "Bearer beta", "bearer alpha"])
-def test_caller_with_a_token_is_served(guarded, header):
-    assert post(guarded, thirds(), {"Authorization": header}).status_code == 200
+def test_request_with_a_known_token_is_served(protected, header):
+    assert post(protected, thirds(), {"Authorization": header}).status_code == 200
 
 
-def test_results_are_guarded_like_the_answers_they_keep(guarded):
-    link = post(guarded, thirds(), bearer("alpha")).json()["links"]["mask"]
+def test_results_require_a_token(protected):
+    link = post(protected, thirds(), bearer("alpha")).json()["links"]["mask"]
 
-    assert_problem(guarded.get(link), 401)
-    assert guarded.get(link, headers=bearer("beta")).status_code == 200
+    assert_problem(protected.get(link), 401)
+    assert protected.get(link, headers=bearer("beta")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/models", "/models/tiny", "/docs"])
-def test_what_tells_about_the_service_stays_open(guarded, path):
-    assert guarded.get(path).status_code == 200
+def test_service_information_needs_no_token(protected, path):
+    assert protected.get(path).status_code == 200
 
 
-def test_openapi_tells_which_calls_carry_a_token(client):
+def test_openapi_marks_operations_that_need_a_token(client):
     paths = client.get("/openapi.json").json()["paths"]
 
     assert paths["/segment"]["post"]["security"] == [{"api_token": []}]
@@ -68,5 +68,5 @@ def test_openapi_tells_which_calls_carry_a_token(client):
     assert "security" not in paths["/calibrate"]["get"]
 
 
-def test_token_is_asked_for_before_the_arguments_are_judged(guarded):
-    assert_problem(post(guarded, thirds(), min_confidence=7), 401)
+def test_token_is_checked_before_arguments(protected):
+    assert_problem(post(protected, thirds(), min_confidence=7), 401)

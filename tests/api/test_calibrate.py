@@ -1,4 +1,4 @@
-"""`/calibrate` over HTTP: uploads in, a better calibrator out, and every way it may go wrong."""
+"""`/calibrate` over HTTP: uploads, jobs, activation, and every kind of failure."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[TestClient]:
-    """A service whose jobs the module shares; it takes at most half a megabyte."""
+    """Open a service for the tests of this module, with a limit of half a megabyte."""
     settings = load_settings(
         models_dir=folder / "models",
         artifacts_dir=folder / "artifacts",
@@ -73,13 +73,13 @@ def service(folder: Path) -> Iterator[TestClient]:
 def send(
     client: TestClient | httpx2.Client, files: dict[str, bytes] = UPLOAD, **fields: str
 ) -> httpx2.Response:
-    """Upload with a client's file names, which must not matter."""
+    """Upload files under a client's names, which the service ignores."""
     named = {field: ("../../etc/passwd", data) for field, data in files.items()}
     return client.post("/calibrate", files=named, data=fields, headers=ADMIN)
 
 
 def events(client: TestClient | httpx2.Client, location: str) -> list[dict[str, object]]:
-    """Follow a job to its end."""
+    """Read a job's events until it ends."""
     with client.stream("GET", f"{location}/events", timeout=None) as stream:
         assert stream.status_code == 200
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -87,7 +87,7 @@ def events(client: TestClient | httpx2.Client, location: str) -> list[dict[str, 
 
 
 def jobs_folder(artifacts_dir: Path) -> list[str]:
-    """What lies in the folder of jobs, the locks aside."""
+    """List the folder of jobs without lock files."""
     names = (path.name for path in (artifacts_dir / ".jobs").iterdir())
     return sorted(n for n in names if not n.startswith((".owner-", ".lock", ".fitting")))
 
@@ -98,7 +98,7 @@ def assert_problem(answer: httpx2.Response, status: int, detail: str) -> None:
     assert re.search(detail, answer.json()["detail"]), answer.text
 
 
-# Who may
+# Authentication
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_unknown_job_can_not_be_changed(service):
     assert_problem(service.post(f"{NOWHERE}/retry", headers=ADMIN), 404, "the id of a calibration")
 
 
-# What is refused, with nothing left behind
+# Rejected uploads, which leave no file
 
 
 @pytest.mark.parametrize(
-    ("method", "wanted", "came"),
+    ("method", "expected", "got"),
     [("lts", "maps of images", "a table"), ("lts_image", "images", "logits alone")],
 )
-def test_what_the_active_version_must_see_is_asked_for_at_once(
-    make_client: MakeClient, models_dir, artifacts_dir, method, wanted, came
+def test_upload_not_comparable_with_active_version_is_rejected(
+    make_client: MakeClient, models_dir, artifacts_dir, method, expected, got
 ):
     publish_temperature(artifacts_dir, models_dir / "tiny", 2.0)
     store = ArtifactStore(artifacts_dir)
@@ -143,12 +143,12 @@ def test_what_the_active_version_must_see_is_asked_for_at_once(
     client = make_client(admin_token=TOKEN)
     answer = send(client, TABLE, method="temperature", activate="never")
 
-    assert_problem(answer, 422, f"expected {wanted}, .* {described.id} .* got {came}")
+    assert_problem(answer, 422, f"expected {expected}, .* {described.id} .* got {got}")
     assert client.get("/calibrate").json()["jobs"] == []
 
 
 @pytest.fixture
-def nothing_left(service: TestClient, folder: Path) -> Iterator[None]:
+def no_new_jobs(service: TestClient, folder: Path) -> Iterator[None]:
     before = jobs_folder(folder / "artifacts")
     yield
     assert jobs_folder(folder / "artifacts") == before
@@ -188,8 +188,8 @@ def nothing_left(service: TestClient, folder: Path) -> Iterator[None]:
         ({"logits": b"x" * 600_000}, {}, 413, "a body of at most"),
     ],
 )  # fmt: skip
-@pytest.mark.usefixtures("nothing_left")
-def test_wrong_upload_is_refused(service, files, fields, status, detail):
+@pytest.mark.usefixtures("no_new_jobs")
+def test_invalid_upload_is_rejected(service, files, fields, status, detail):
     if not files:
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
         answer = service.post("/calibrate", content=b"--x\r\n", headers=ADMIN | kind)
@@ -199,7 +199,7 @@ def test_wrong_upload_is_refused(service, files, fields, status, detail):
     assert_problem(answer, status, detail)
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("no_new_jobs")
 @pytest.mark.parametrize(
     ("kind", "body", "status", "detail"),
     [
@@ -229,7 +229,7 @@ def test_wrong_upload_is_refused(service, files, fields, status, detail):
         ),
     ],
 )
-def test_what_is_no_form_is_refused(service, kind, body, status, detail):
+def test_body_that_is_no_form_is_rejected(service, kind, body, status, detail):
     answer = service.post("/calibrate", content=body, headers=ADMIN | {"Content-Type": kind})
 
     assert_problem(answer, status, detail)
@@ -237,7 +237,7 @@ def test_what_is_no_form_is_refused(service, kind, body, status, detail):
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as a disk without room would."""
+    """Limit the size of files in bytes during the block, as a full disk would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -246,7 +246,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.usefixtures("no_new_jobs")
 def test_full_disk_is_a_507(service):
     with files_up_to(10_000):
         assert_problem(send(service), 507, "no space left")
@@ -255,7 +255,7 @@ def test_full_disk_is_a_507(service):
         assert_problem(send(service, {"logits": packed}), 507, "no space left")
 
 
-# The whole way
+# From upload to activation
 
 
 def test_upload_becomes_the_active_calibrator(service, folder):
@@ -266,12 +266,12 @@ def test_upload_becomes_the_active_calibrator(service, folder):
     assert answer.status_code == 202, answer.text
     assert answer.headers["location"] == f"/calibrate/{answer.json()['id']}"
     assert answer.json()["state"] in ("queued", "running")
-    told = events(service, answer.headers["location"])
-    last = told[-1]
+    reported = events(service, answer.headers["location"])
+    last = reported[-1]
     after = post(service, solid(RED))
 
     assert last["state"] == "succeeded", last
-    assert [job["progress"] for job in told] == sorted(job["progress"] for job in told)  # type: ignore[type-var]
+    assert [job["progress"] for job in reported] == sorted(job["progress"] for job in reported)  # type: ignore[type-var]
     assert last == service.get(answer.headers["location"]).json()
     assert last in service.get("/calibrate").json()["jobs"]
     assert (last["progress"], last["activated"], last["error"]) == (1, True, None)
@@ -288,14 +288,14 @@ def test_upload_becomes_the_active_calibrator(service, folder):
     assert diagram.content == reliability_diagram(reliability_curves(report))
     history = (folder / "artifacts" / "tiny" / "history.jsonl").read_text().splitlines()
     assert f"job {last['id']}" in history[-1]
-    # What has ended well can neither be stopped nor run again, and needs its upload no more.
+    # A succeeded job can be neither cancelled nor retried, and its upload is deleted.
     location = answer.headers["location"]
     assert_problem(service.delete(location, headers=ADMIN), 409, "not ended, got one succeeded")
     assert_problem(service.post(f"{location}/retry", headers=ADMIN), 409, "got one succeeded")
     assert not (folder / "artifacts" / ".jobs" / str(last["id"]) / "upload").exists()
 
 
-def test_images_are_fitted_on_and_left_inactive(service, folder):
+def test_fit_on_images_with_activate_never_is_not_activated(service, folder):
     truth = np.zeros((8, 12), np.uint8)
     truth[:, 8:] = 1
     images = {f"{i}.png": encoded(solid(RED)) for i in range(4)}
@@ -332,7 +332,7 @@ def test_full_queue_is_a_429_until_a_job_is_cancelled(make_client: MakeClient, a
     assert send(client).status_code == 202
 
 
-def test_upload_that_breaks_off_leaves_nothing(make_server: MakeServer, artifacts_dir):
+def test_interrupted_upload_is_removed(make_server: MakeServer, artifacts_dir):
     url = make_server(admin_token=TOKEN)
     host, port = url.removeprefix("http://").split(":")
     head = (
@@ -347,13 +347,13 @@ def test_upload_that_breaks_off_leaves_nothing(make_server: MakeServer, artifact
 
 
 def resident_bytes() -> int:
-    """This process's memory now."""
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Peak:
-    """Samples this process's memory while a block runs."""
+    """Sample this process's resident memory while a block runs."""
 
     def __enter__(self) -> "Peak":
         self.start = self.most = resident_bytes()
@@ -401,7 +401,7 @@ def test_memory_does_not_grow_with_the_upload(make_server: MakeServer, tmp_path)
     with httpx2.Client(base_url=url, timeout=120) as client, Peak() as peak:
         answer = client.post("/calibrate", content=body(), headers=headers)
 
-    # Refused for the very last image, so all has arrived and been read.
+    # Rejected for the last image, so the whole upload was received and read.
     assert_problem(answer, 422, "got 7 in image 99")
     assert images * (len(logits) + labels.nbytes) > 200_000_000
     assert peak.most - peak.start < 60_000_000
@@ -409,7 +409,7 @@ def test_memory_does_not_grow_with_the_upload(make_server: MakeServer, tmp_path)
 
 @contextmanager
 def server_process(models_dir: Path, artifacts_dir: Path) -> Iterator[tuple[str, int]]:
-    """`segcal serve` in a process of its own; gives its address and process id."""
+    """Run `segcal serve` in a separate process; yields its address and process id."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environment = os.environ | {
@@ -423,19 +423,19 @@ def server_process(models_dir: Path, artifacts_dir: Path) -> Iterator[tuple[str,
         server = stack.enter_context(subprocess.Popen(command, env=environment))
         stack.callback(server.kill)
         url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: answers(url), "the server")
+        wait_for(lambda: responds(url), "the server")
         with httpx2.Client(base_url=url) as client:
             wait_until_ready(client)
         yield url, server.pid
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     with suppress(httpx2.TransportError):
         return httpx2.get(f"{url}/healthz").status_code == 200
     return False
 
 
-def test_server_killed_in_the_middle_of_a_fit_comes_back_whole(
+def test_server_killed_during_a_fit_recovers_its_jobs(
     models_dir: Path, artifacts_dir: Path, make_client: Callable[..., TestClient]
 ):
     active = publish_temperature(artifacts_dir, models_dir / "tiny", 2)

@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: alive is not ready."""
+"""`/healthz` and `/readyz`: liveness and readiness."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_service_whose_models_are_loading_is_alive_but_not_ready(make_settings):
     assert_problem(post(client, thirds()), 503, "loading")
 
 
-def test_draining_service_is_alive_but_takes_no_more(make_client: MakeClient):
+def test_draining_service_is_alive_but_not_ready(make_client: MakeClient):
     client = make_client()
     answered = post(client, thirds()).json()
     client.app.state.segcal.readiness.draining.set()  # type: ignore[attr-defined]
@@ -37,7 +37,7 @@ def test_draining_service_is_alive_but_takes_no_more(make_client: MakeClient):
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/models"])
-def test_service_without_a_model_that_loads_says_why(make_settings, tmp_path: Path, path):
+def test_readiness_gives_the_reason_where_no_model_loads(make_settings, tmp_path: Path, path):
     models = tmp_path / "broken"
     (write_onnx_model(models, "garbage") / "model.onnx").write_bytes(b"no network")
     with TestClient(create_app(make_settings(models_dir=models))) as client:

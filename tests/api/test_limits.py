@@ -1,4 +1,4 @@
-"""Bounded everything: bytes, pixels and the queue; full is a fast refusal."""
+"""Bytes, pixels and the queue are bounded; above a limit, requests are rejected at once."""
 
 import asyncio
 import socket
@@ -33,9 +33,9 @@ LIMIT = 1000
 
 @contextmanager
 def unfinished(url: str, length: int) -> Iterator[tuple[socket.socket, bytes]]:
-    """An upload that has begun and stands still, with the server's first words to it.
+    """Open an upload that sends no body; yields its socket and the server's first response.
 
-    Those are `100 Continue` once it holds a place in the queue and its body is waited for.
+    That is `100 Continue` once the request has a slot in the queue and its body is awaited.
     """
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
@@ -48,7 +48,7 @@ def unfinished(url: str, length: int) -> Iterator[tuple[socket.socket, bytes]]:
 
 
 def padded(image: np.ndarray, size: int) -> bytes:
-    """Encode an image in just so many bytes; what follows a PNG's end is ignored."""
+    """Encode an image as PNG, padded to `size` bytes; decoders ignore bytes after its end."""
     data = encoded(image)
     return data + bytes(size - len(data))
 
@@ -68,7 +68,7 @@ def test_body_of_the_limit_is_served_and_one_byte_more_is_not(make_client: MakeC
     assert_serves(client)
 
 
-def test_declared_length_beyond_the_limit_is_refused_before_a_byte_of_it(make_server: MakeServer):
+def test_declared_length_above_the_limit_is_rejected_before_the_body(make_server: MakeServer):
     url = make_server(max_upload_bytes=LIMIT)
     with unfinished(url, 10**9) as (_, answer):
         pass
@@ -80,7 +80,7 @@ def test_declared_length_beyond_the_limit_is_refused_before_a_byte_of_it(make_se
 
 
 @pytest.mark.parametrize("way", ["raw", "multipart"])
-def test_stream_beyond_the_limit_is_cut_off_as_it_comes(make_server: MakeServer, way):
+def test_stream_above_the_limit_is_rejected_while_received(make_server: MakeServer, way):
     sent = 0
 
     def stream() -> Iterator[bytes]:
@@ -119,7 +119,7 @@ def test_pixels_of_the_limit_are_served_and_one_row_more_is_not(make_client: Mak
     assert_problem(post(client, solid(RED, 9, 12)), 413, "96", "12x9")
 
 
-def test_full_queue_is_refused_at_once_and_recovers(make_server: MakeServer):
+def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer):
     url = make_server(queue_limit=1)
     data = encoded(thirds())
     with httpx2.Client(base_url=url) as client, ExitStack() as stack:
@@ -135,7 +135,7 @@ def test_full_queue_is_refused_at_once_and_recovers(make_server: MakeServer):
         assert_serves(client)
 
 
-def test_caller_that_goes_away_gives_its_place_back(make_server: MakeServer):
+def test_disconnected_client_frees_its_slot(make_server: MakeServer):
     url = make_server(queue_limit=1)
     with httpx2.Client(base_url=url) as client:
         for _ in range(3 * (WORKERS + 1)):
@@ -147,7 +147,7 @@ def test_caller_that_goes_away_gives_its_place_back(make_server: MakeServer):
         assert_serves(client)
 
 
-def test_sixteen_at_once_each_get_their_own_answer(make_server: MakeServer):
+def test_sixteen_concurrent_requests_get_their_own_results(make_server: MakeServer):
     url = make_server()
     colors = [RED, GREEN, BLUE]
 
@@ -164,7 +164,7 @@ def test_sixteen_at_once_each_get_their_own_answer(make_server: MakeServer):
     assert answers == [(200, (10, 8 + 2 * i), {i % 3}) for i in range(16)]
 
 
-def test_work_that_stops_an_iteration_fails_and_gives_its_place_back():
+def test_stop_iteration_is_an_error_and_frees_its_slot():
     async def twice():
         admission = Admission(workers=1, queue_limit=0)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""`GET /models`: what serves."""
+"""`GET /models` lists the served models."""
 
 import hashlib
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_one_model_is_described_as_in_the_list(client):
     assert client.get("/models/tiny").json() == client.get("/models").json()["models"][0]
 
 
-def test_metrics_on_record_come_from_the_card(make_client: MakeClient, models_dir: Path):
+def test_metrics_are_those_of_the_model_card(make_client: MakeClient, models_dir: Path):
     write_onnx_model(models_dir, "rated", metrics={"miou_val": 0.66, "parameters": 9})
 
     assert make_client().get("/models/rated").json()["metrics"] == {
@@ -64,7 +64,7 @@ def test_active_calibrator_follows_activation(
     assert client.get("/models/tiny").json()["active_calibrator"] == activated
 
 
-def test_bad_folder_is_refused_by_name_and_reason_and_the_others_serve(
+def test_invalid_model_folder_is_listed_with_reason_and_others_serve(
     make_client: MakeClient, models_dir: Path
 ):
     (models_dir / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Which kind of answer a caller gets."""
+"""The media type of a response follows `Accept` and `output`."""
 
 import pytest
 
@@ -40,19 +40,19 @@ def test_answer_follows_accept_and_output(client, accept, output, kind):
     assert response.headers["content-type"] == kind
 
 
-def test_nothing_asked_for_is_anything():
+def test_missing_accept_header_accepts_anything():
     assert choose_media_type("", None) == JSON
     assert choose_media_type("", "mask") == PNG
 
 
-def test_weight_that_is_no_number_counts_as_1():
+def test_invalid_weight_counts_as_1():
     assert choose_media_type("image/png;q=much, application/json;q=0.9", None) == PNG
 
 
 @pytest.mark.parametrize(
     "accept", ["text/html", "image/jpeg", "*/*;q=0", "nonsense", "image/gif,text/*"]
 )
-def test_answer_nobody_offers_is_refused(client, accept):
+def test_unsupported_media_type_is_rejected(client, accept):
     assert_problem(post(client, thirds(), {"Accept": accept}), 406, accept, JSON, PNG, NPZ)
 
 
@@ -65,5 +65,5 @@ def test_several_accept_headers_count_as_one(client):
     assert_problem(response, 406, "text/html, text/plain")
 
 
-def test_problem_stays_a_problem_whatever_is_accepted(client):
+def test_problem_ignores_accept_header(client):
     assert_problem(post(client, b"no image", {"Accept": "image/png"}), 400)

@@ -1,4 +1,4 @@
-"""Every failure is a problem, and after each of them the next good request is served."""
+"""Every failure is an RFC 9457 problem, and the next valid request is served."""
 
 import io
 import struct
@@ -34,7 +34,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def bomb() -> bytes:
-    """A PNG of a few hundred bytes that claims 30000 x 30000 pixels."""
+    """Encode a PNG of a few hundred bytes with a header of 30000 x 30000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -50,13 +50,13 @@ def bomb() -> bytes:
 
 
 def animated(kind: str) -> bytes:
-    """Three frames."""
+    """Encode an animation of three frames."""
     frames = [Image.fromarray(solid((0, 0, shade))) for shade in (10, 100, 200)]
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
 
 
 def in_float() -> bytes:
-    """A TIFF of floating-point pixels, whose range nothing says."""
+    """Encode a TIFF of floating-point pixels, which have no defined range."""
     return encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
 
 
@@ -81,7 +81,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[], bytes], int, str]] = {
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("way", ["raw", "multipart"])
-def test_bad_image_is_a_problem_and_harms_nothing(client, name, way):
+def test_invalid_image_is_a_problem_and_service_continues(client, name, way):
     make, status, words = BAD_IMAGES[name]
     if way == "raw":
         response = post(client, make())
@@ -124,7 +124,7 @@ def test_grey_image_of_any_kind_is_served(client, mode):
     grey = Image.fromarray(np.full((8, 8), 255, np.uint8)).convert(mode)
     body = post(client, encoded(grey), calibrator="none").json()
 
-    assert body["mean_confidence"] == pytest.approx(1 / 3)  # white knows no strongest channel
+    assert body["mean_confidence"] == pytest.approx(1 / 3)  # all channels of white are equal
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped(client):
@@ -137,7 +137,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(client):
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/json", "video/mp4", "x", None])
-def test_wrong_content_type_is_refused(client, kind):
+def test_wrong_content_type_is_rejected(client, kind):
     headers = {"Content-Type": kind} if kind else {}
     response = client.post("/segment", content=encoded(thirds()), headers=headers)
 
@@ -145,14 +145,14 @@ def test_wrong_content_type_is_refused(client, kind):
     assert_serves(client)
 
 
-def test_form_without_the_field_is_refused(client):
+def test_form_without_the_field_is_rejected(client):
     response = client.post("/segment", files={"photo": ("a.png", encoded(thirds()))})
 
     assert_problem(response, 422, "image", "photo")
     assert_serves(client)
 
 
-def test_form_whose_field_is_no_file_is_refused(client):
+def test_form_whose_field_is_no_file_is_rejected(client):
     form = {"image": (None, "street.png")}
 
     assert_problem(client.post("/segment", files=form), 422, "file", "image")
@@ -171,7 +171,7 @@ def test_form_whose_field_is_no_file_is_refused(client):
         ("multipart/form-data; boundary=x", b""),
     ],
 )
-def test_malformed_form_is_refused(client, kind, body):
+def test_malformed_form_is_rejected(client, kind, body):
     response = client.post("/segment", content=body, headers={"Content-Type": kind})
 
     assert response.status_code in (400, 422)
@@ -179,7 +179,7 @@ def test_malformed_form_is_refused(client, kind, body):
     assert_serves(client)
 
 
-def test_form_of_two_images_is_refused(client):
+def test_form_of_two_images_is_rejected(client):
     files = [("image", ("a.png", encoded(thirds()))), ("image", ("b.png", encoded(thirds())))]
     response = client.post("/segment", files=files)
 
@@ -201,7 +201,7 @@ def test_unknown_path_is_a_problem(client, path):
         ("POST", "/static/page.js", "GET, HEAD"),
     ],
 )  # fmt: skip
-def test_wrong_method_is_a_problem_that_names_the_right_one(client, method, path, allowed):
+def test_wrong_method_is_a_problem_that_names_the_allowed_ones(client, method, path, allowed):
     response = client.request(method, path)
 
     if method != "HEAD":
@@ -219,7 +219,7 @@ def test_head_is_get_without_the_body(client, path):
     assert [head.headers[name] for name in same] == [whole.headers[name] for name in same]
 
 
-def test_methods_that_callers_make_up_begin_no_series(make_client):
+def test_unknown_http_methods_create_no_metric_series(make_client):
     client = make_client()
     for method in ("BREW", "WHEN", "GET", "HEAD"):
         client.request(method, "/healthz")
@@ -231,11 +231,11 @@ def test_methods_that_callers_make_up_begin_no_series(make_client):
     assert "BREW" not in counted
 
 
-def test_unknown_argument_is_refused_rather_than_ignored(client):
+def test_unknown_argument_is_rejected(client):
     assert_problem(post(client, thirds(), min_confidense=0.9), 422, "min_confidense")
 
 
-def test_option_in_the_form_is_refused_rather_than_ignored(client):
+def test_option_in_the_form_is_rejected(client):
     image = {"image": ("street.png", encoded(thirds()), "image/png")}
     response = client.post("/segment", files=image, data={"min_confidence": "0.9"})
 
@@ -243,7 +243,7 @@ def test_option_in_the_form_is_refused_rather_than_ignored(client):
 
 
 def crashing(app: FastAPI) -> FastAPI:
-    """Add a route with a fault, and one that fails in a way we name ourselves."""
+    """Add a route that raises an unexpected error, and one that raises an `ArtifactError`."""
 
     def crash() -> None:
         raise RuntimeError("the secret is 42")
@@ -256,7 +256,7 @@ def crashing(app: FastAPI) -> FastAPI:
     return app
 
 
-def test_fault_of_ours_is_logged_but_not_told(make_settings, caplog):
+def test_internal_error_is_logged_but_not_disclosed(make_settings, caplog):
     app = crashing(create_app(make_settings()))
     with TestClient(app, raise_server_exceptions=False) as client:
         wait_until_ready(client)
@@ -269,9 +269,7 @@ def test_fault_of_ours_is_logged_but_not_told(make_settings, caplog):
         assert_serves(client)
 
 
-def test_model_that_fails_on_a_image_is_a_problem_and_harms_nothing(
-    make_client: MakeClient, models_dir
-):
+def test_model_failure_is_a_problem_and_service_continues(make_client: MakeClient, models_dir):
     # Warms up at 256 x 320, and reshapes to just that: any other size fails inside the runtime.
     (models_dir / "rigid").mkdir()
     shape = helper.make_tensor("shape", TensorProto.INT64, [4], [1, 3, 256, 320])
@@ -292,7 +290,7 @@ def test_model_that_fails_on_a_image_is_a_problem_and_harms_nothing(
     assert_serves(client)
 
 
-def test_damaged_calibrator_asked_for_by_id_is_a_problem_and_harms_nothing(
+def test_damaged_calibrator_by_id_is_a_problem_and_service_continues(
     make_client: MakeClient, models_dir, artifacts_dir
 ):
     damaged = publish_temperature(artifacts_dir, models_dir / "tiny", 2, activate=False)
@@ -307,7 +305,7 @@ def every_error(root: type[errors.SegcalError]) -> list[type[errors.SegcalError]
     return [root, *(deeper for kind in root.__subclasses__() for deeper in every_error(kind))]
 
 
-def test_every_error_of_the_tree_has_a_status():
+def test_every_error_class_has_a_status():
     assert {kind.__name__: status_of(kind("x")) for kind in every_error(errors.SegcalError)} == {
         "SegcalError": 500,
         "InputError": 400,
@@ -335,7 +333,7 @@ def test_openapi_names_the_paths(client):
     assert document["openapi"].startswith("3.")
     for operations in document["paths"].values():
         for operation in operations.values():
-            assert "422" not in operation["responses"]  # FastAPI's own form, which is not ours
+            assert "422" not in operation["responses"]  # FastAPI's own form instead of a problem
             assert set(operation["responses"]["4XX"]["content"]) == {"application/problem+json"}
     assert {
         "/segment", "/models", "/models/{model}", "/healthz", "/readyz",
@@ -349,13 +347,13 @@ def test_openapi_names_the_paths(client):
     }  # fmt: skip
 
 
-def test_form_that_can_not_be_taken_apart_is_a_sentence(client):
+def test_unparsable_form_gives_an_error_message(client):
     kind = {"Content-Type": "multipart/form-data; boundary=zzz"}
     answer = client.post("/segment", content=b"hello", headers=kind)
     assert_problem(answer, 400, "expected a well-formed request, got one that is not: ")
 
 
-def test_docs_page_is_there(client):
+def test_docs_page_is_served(client):
     response = client.get("/docs")
 
     assert response.status_code == 200

@@ -1,4 +1,4 @@
-"""`GET /results/{id}/…`: an earlier answer, for a while."""
+"""`GET /results/{id}/…` returns the arrays and images of an earlier response."""
 
 import io
 
@@ -24,7 +24,7 @@ def result_of(client: TestClient, image: ImageArray, **query: str | float) -> st
     return post(client, image, **query).headers["x-result-id"]
 
 
-def test_mask_is_the_one_that_was_answered(client):
+def test_mask_equals_that_of_the_response(client):
     answered = post(client, thirds(), {"Accept": "image/png"})
     kept = client.get(f"/results/{answered.headers['x-result-id']}/mask.png")
 
@@ -32,7 +32,7 @@ def test_mask_is_the_one_that_was_answered(client):
     assert kept.content == answered.content
 
 
-def test_mask_keeps_what_was_abstained_from(client):
+def test_mask_keeps_abstained_pixels(client):
     name = result_of(client, thirds(), min_confidence=1)
     kept = decoded(client.get(f"/results/{name}/mask.png").content)
 
@@ -57,7 +57,7 @@ def test_confidence_has_sixteen_bits_on_demand(client):
 
 
 @pytest.mark.parametrize("depth", ["7", "0", "sixteen", ""])
-def test_confidence_of_another_depth_is_refused(client, depth):
+def test_confidence_of_another_depth_is_rejected(client, depth):
     name = result_of(client, thirds())
     response = client.get(f"/results/{name}/confidence.png", params={"depth": depth})
 
@@ -96,7 +96,7 @@ def test_unknown_artefact_of_a_result_is_not_found(client, file):
 
 
 @pytest.mark.parametrize("settings", [{"result_ttl_s": 0}, {"result_bytes": 0}])
-def test_result_beyond_time_or_budget_is_gone_but_was_answered(make_client: MakeClient, settings):
+def test_result_beyond_time_or_budget_is_not_found(make_client: MakeClient, settings):
     client = make_client(**settings)
     response = post(client, thirds())
 
@@ -105,7 +105,7 @@ def test_result_beyond_time_or_budget_is_gone_but_was_answered(make_client: Make
         assert_problem(client.get(link), 404, "expired")
 
 
-def test_oldest_result_goes_first_when_the_budget_is_full(make_client: MakeClient):
+def test_oldest_result_is_evicted_first(make_client: MakeClient):
     client = make_client(result_bytes=60_000)  # five bytes a pixel and the upload: two fit
     first, second, third = (result_of(client, solid((255, 0, 0), 64, 80)) for _ in range(3))
 

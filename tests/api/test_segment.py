@@ -1,4 +1,4 @@
-"""`POST /segment`: what an image is answered with."""
+"""`POST /segment`: masks, confidence, calibration block, thresholds and headers."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ HALVES = np.concatenate([solid(RED, 4), solid((128, 0, 0), 4)])
 
 
 def arrays(client: TestClient, image: NDArray[np.uint8] | bytes, **query: str | float):
-    """Mask [H,W] and confidence [H,W] of an image, from the npz answer."""
+    """Return mask [H,W] and confidence [H,W] of an image, from the npz response."""
     response = post(client, image, NPZ, **query)
     assert response.status_code == 200, response.text
     with np.load(io.BytesIO(response.content), allow_pickle=False) as data:
@@ -93,7 +93,7 @@ def test_json_leaves_out_classes_that_are_absent(client):
     assert body["mean_confidence"] == pytest.approx(SATURATED, abs=1e-6)
 
 
-def test_calibration_block_says_what_the_confidence_rests_on(client, shared_folder: Path):
+def test_calibration_block_describes_the_calibrator(client, shared_folder: Path):
     active = ArtifactStore(shared_folder / "artifacts").active_id("tiny")
     block = post(client, thirds()).json()["calibration"]
 
@@ -127,7 +127,7 @@ def test_calibration_block_holds_the_in_distribution_score(
     assert body["mean_confidence"] == pytest.approx(odds / (1 + odds), abs=1e-5)
 
 
-def test_calibration_block_without_a_calibrator_claims_nothing(client):
+def test_calibration_block_without_a_calibrator_is_empty(client):
     block = post(client, thirds(), calibrator="none").json()["calibration"]
 
     assert block["calibrator"] == "none"
@@ -137,7 +137,7 @@ def test_calibration_block_without_a_calibrator_claims_nothing(client):
 
 
 @pytest.mark.parametrize("part", ["mask", "confidence", "heatmap", "overlay", "data"])
-def test_link_resolves_to_what_was_answered(client, part):
+def test_link_resolves_to_the_result(client, part):
     link = post(client, thirds()).json()["links"][part]
     answer = client.get(link)
 
@@ -249,11 +249,11 @@ def test_result_id_is_the_id_in_the_body(client):
     assert response.json()["links"]["mask"] == f"/results/{response.json()['id']}/mask.png"
 
 
-def test_header_names_no_calibrator_where_there_is_none(client):
+def test_header_is_none_without_a_calibrator(client):
     assert post(client, thirds(), calibrator="none").headers["x-calibrator"] == "none"
 
 
-def test_multipart_and_raw_bodies_get_the_same_answer(client):
+def test_multipart_and_raw_bodies_give_the_same_result(client):
     data = encoded(thirds())
     form = client.post("/segment", files={"image": ("street.png", data, "image/png")}, headers=NPZ)
     raw = client.post("/segment", content=data, headers={"Content-Type": "image/jpeg", **NPZ})
@@ -292,14 +292,14 @@ def test_exif_orientation_gives_an_upright_mask(client, orientation):
     assert (mask == upright).all()
 
 
-def test_odd_sizes_keep_their_size(client):
+def test_mask_has_the_size_of_the_image(client):
     mask, confidence = arrays(client, solid(GREEN, 7, 5))
 
     assert mask.shape == confidence.shape == (7, 5)
     assert (mask == 1).all()
 
 
-def test_one_pixel_is_a_image_like_any_other(client):
+def test_image_of_one_pixel_is_served(client):
     mask, _ = arrays(client, solid(BLUE, 1, 1))
 
     assert mask.tolist() == [[2]]
@@ -327,7 +327,7 @@ def test_calibrator_active_divides_by_the_temperature_and_keeps_labels(client):
     assert confidence == pytest.approx(np.full((8, 12), SATURATED_AT_2), abs=1e-3)
 
 
-def test_calibrator_by_its_id_is_used_though_another_is_active(
+def test_calibrator_by_id_is_used_although_another_is_active(
     make_client: MakeClient, models_dir: Path, artifacts_dir: Path
 ):
     publish_temperature(artifacts_dir, models_dir / "tiny", 2)
@@ -339,7 +339,7 @@ def test_calibrator_by_its_id_is_used_though_another_is_active(
     assert response.json()["mean_confidence"] == pytest.approx(e / (e + 2), abs=1e-6)
 
 
-def test_no_calibrator_is_used_where_none_was_ever_activated(make_client: MakeClient):
+def test_no_calibrator_is_used_without_active_version(make_client: MakeClient):
     response = post(make_client(), solid(RED))
 
     assert response.headers["x-calibrator"] == "none"
@@ -348,7 +348,7 @@ def test_no_calibrator_is_used_where_none_was_ever_activated(make_client: MakeCl
 
 
 @pytest.mark.parametrize("sha256", [None, "0" * 64], ids=["damaged", "of another model file"])
-def test_active_calibrator_that_can_not_be_used_is_said_to_be_none(
+def test_unusable_active_calibrator_is_reported_as_none(
     make_client: MakeClient, models_dir: Path, artifacts_dir: Path, sha256
 ):
     active = publish_temperature(artifacts_dir, models_dir / "tiny", 2, sha256=sha256)
@@ -374,7 +374,7 @@ def test_activation_takes_effect_between_two_requests(
     assert after.json()["mean_confidence"] == pytest.approx(SATURATED_AT_2, abs=1e-6)
 
 
-def test_min_confidence_abstains_below_it_and_nowhere_else(client):
+def test_min_confidence_abstains_exactly_below_it(client):
     body = post(client, HALVES, calibrator="none", min_confidence=0.9).json()
     mask, confidence = arrays(client, HALVES, calibrator="none", min_confidence=0.9)
 
@@ -388,13 +388,13 @@ def test_min_confidence_abstains_below_it_and_nowhere_else(client):
     assert body["classes"][0]["fraction"] == 0.5
 
 
-def test_min_confidence_judges_the_calibrated_confidence(client):
+def test_min_confidence_applies_to_calibrated_confidence(client):
     # 0.9647 before, 0.7870 after the temperature of 2.
     assert post(client, solid(RED), min_confidence=0.9).json()["abstained_fraction"] == 1.0
     assert post(client, solid(RED), min_confidence=0.7).json()["abstained_fraction"] == 0.0
 
 
-def test_min_confidence_leaves_the_confidence_as_it_is(client):
+def test_min_confidence_does_not_change_confidence(client):
     _, plain = arrays(client, HALVES)
     _, asked = arrays(client, HALVES, min_confidence=0.75)
 
@@ -428,7 +428,7 @@ LEVELS = (
 
 @pytest.fixture
 def certified(make_client: MakeClient, models_dir: Path, artifacts_dir: Path) -> TestClient:
-    """Temperature 2, under which a saturated pixel has 0.787, with two levels certified."""
+    """Open a service with two certified levels at temperature 2 (saturated pixels: 0.787)."""
     publish_temperature(artifacts_dir, models_dir / "tiny", 2, thresholds=LEVELS)
     return make_client()
 
@@ -436,7 +436,7 @@ def certified(make_client: MakeClient, models_dir: Path, artifacts_dir: Path) ->
 @pytest.mark.parametrize(
     ("max_error", "threshold"), [(0.05, 0.78), (0.19, 0.78), (0.2, 0.3), (0.9, 0.3)]
 )
-def test_max_error_takes_the_largest_certified_level_up_to_it(certified, max_error, threshold):
+def test_max_error_selects_the_largest_certified_level_up_to_it(certified, max_error, threshold):
     body = post(certified, HALVES, max_error=max_error, include="mask").json()
     asked = post(certified, HALVES, min_confidence=threshold, include="mask").json()
 
@@ -454,7 +454,7 @@ def test_max_error_without_a_calibrator_is_a_conflict_even_where_one_is_active(c
 
 
 @pytest.mark.parametrize("tta", ["flip", "multiscale"])
-def test_max_error_is_not_promised_of_augmented_answers(certified, tta):
+def test_max_error_with_augmentation_is_a_conflict(certified, tta):
     assert_problem(post(certified, thirds(), max_error=0.2, tta=tta), 409, "tta=none", tta)
 
 
@@ -469,7 +469,7 @@ def test_thresholds_are_listed_with_a_calibrator(certified):
     assert second["max_error"] == 0.2
 
 
-def test_both_thresholds_at_once_are_refused(client):
+def test_both_thresholds_at_once_are_rejected(client):
     assert_problem(
         post(client, thirds(), min_confidence=0.5, max_error=0.05), 422, "at most one of"
     )
@@ -484,7 +484,7 @@ def test_both_thresholds_at_once_are_refused(client):
         ("output", "rle"), ("confidence", "0.5"),
     ],
 )  # fmt: skip
-def test_argument_out_of_range_is_refused_by_name(client, name, value):
+def test_argument_out_of_range_is_rejected_by_name(client, name, value):
     body = assert_problem(post(client, thirds(), **{name: value}), 422, name)
 
     assert isinstance(body["errors"], list)
@@ -535,7 +535,7 @@ def test_calibrator_of_another_model_is_a_conflict(
 
 
 @pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
-def test_augmentation_changes_nothing_on_one_colour(client, tta):
+def test_augmentation_changes_nothing_on_a_uniform_image(client, tta):
     mask, confidence = arrays(client, solid(GREEN, 16, 24), tta=tta, calibrator="none")
 
     assert (mask == 1).all()
@@ -543,7 +543,7 @@ def test_augmentation_changes_nothing_on_one_colour(client, tta):
 
 
 @pytest.mark.parametrize("tta", ["flip", "multiscale"])
-def test_augmentation_keeps_things_where_they_are(client, tta):
+def test_augmentation_keeps_positions(client, tta):
     image = np.repeat(np.repeat(thirds(), 8, axis=0), 8, axis=1)  # [64,96,3]
     mask, _ = arrays(client, image, tta=tta)
     expected = np.repeat(np.repeat(THIRDS_MASK, 8, axis=0), 8, axis=1)
@@ -551,7 +551,7 @@ def test_augmentation_keeps_things_where_they_are(client, tta):
     assert (mask == expected).mean() > 0.98
 
 
-def test_two_models_need_a_name(make_client: MakeClient, models_dir: Path):
+def test_two_models_without_default_require_a_name(make_client: MakeClient, models_dir: Path):
     write_onnx_model(models_dir, "wide", num_classes=5)
     client = make_client()
 
@@ -559,7 +559,7 @@ def test_two_models_need_a_name(make_client: MakeClient, models_dir: Path):
     assert post(client, thirds(), model="wide").headers["x-model"] == "wide"
 
 
-def test_two_models_with_a_default_need_none(make_client: MakeClient, models_dir: Path):
+def test_default_model_is_used_without_a_name(make_client: MakeClient, models_dir: Path):
     write_onnx_model(models_dir, "wide", num_classes=5)
     client = make_client(default_model="wide")
 

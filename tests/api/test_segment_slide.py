@@ -1,4 +1,4 @@
-"""`POST /segment` of a model in mode slide: the same contract, in windows."""
+"""`POST /segment` with a model in mode slide, which predicts in windows."""
 
 import io
 from typing import Any
@@ -16,7 +16,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (75, 53, 3), dtype=np.uint8)
 
 @pytest.fixture
 def client(models_dir, artifacts_dir, make_client: MakeClient):
-    """The models `tiny` (whole) and `windows` (slide), one network, each at temperature 2."""
+    """Open a service with one network as `tiny` (whole) and `windows` (slide), temperature 2."""
     card: dict[str, Any] = {"mode": "slide", "crop": [16, 24], "window_stride": [8, 12]}
     slide = write_onnx_model(models_dir, "windows", **card)
     for model in (slide, models_dir / "tiny"):
@@ -32,7 +32,7 @@ def arrays(client, model: str, **query: str | float) -> tuple[NDArray[Any], NDAr
 
 
 @pytest.mark.parametrize("query", [{}, {"calibrator": "none"}, {"tta": "flip"}])
-def test_slide_answers_what_whole_does(client, query):
+def test_slide_equals_whole(client, query):
     mask, confidence = arrays(client, "windows", **query)
     expected_mask, expected = arrays(client, "tiny", **query)
     assert mask.shape == IMAGE.shape[:2]
@@ -40,17 +40,17 @@ def test_slide_answers_what_whole_does(client, query):
     assert np.abs(confidence - expected).max() < 1e-3
 
 
-def test_multiscale_is_served_in_windows(client):
+def test_multiscale_works_in_windows(client):
     mask, confidence = arrays(client, "windows", tta="multiscale")
     assert mask.max() <= 2
     assert (confidence > 1 / 3 - 1e-3).all()
 
 
-def test_abstaining_works_in_windows(client):
+def test_abstention_works_in_windows(client):
     mask, confidence = arrays(client, "windows", min_confidence=0.4)
     abstained = mask == 255
     assert 0 < np.mean(abstained) < 1
-    assert confidence[abstained].max() < 0.4005  # as float16 tells it
+    assert confidence[abstained].max() < 0.4005  # in float16
     assert confidence[~abstained].min() > 0.3995
 
 
@@ -60,11 +60,11 @@ def test_all_stages_are_timed(client):
     assert stages == ["decode", "preprocess", "inference", "calibration", "encode", "total"]
 
 
-def test_card_of_windows_is_told(client):
+def test_model_description_lists_windows(client):
     policy = client.get("/models/windows").json()["input"]
     assert (policy["mode"], policy["crop"], policy["stride"]) == ("slide", [16, 24], [8, 12])
 
 
-def test_image_above_the_limit_is_refused_before_any_window(client):
+def test_image_above_the_limit_is_rejected_before_any_window(client):
     taller = np.concatenate([IMAGE, IMAGE[:1]])
     assert post(client, encoded(taller), model="windows").status_code == 413

@@ -1,4 +1,4 @@
-"""`segcal serve` as a process of its own, over loopback: start, work, drain, die, come back."""
+"""`segcal serve` as a separate process: start, requests, shutdown, kill and restart."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from tests.factories.service import (
 )
 
 SEGCAL = Path(sys.executable).with_name("segcal")
-START_S = 240  # on a machine that trains beside
+START_S = 240  # enough on a loaded machine
 
 
 def environment(folder: Path, **settings: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 class Served:
-    """A process that serves, and a client to it."""
+    """A server process and a client to it."""
 
     def __init__(self, folder: Path, port: int | None = None, **settings: str) -> None:
         self.port = port or free_port()
@@ -66,7 +66,7 @@ class Served:
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=START_S)
 
     def first_answer(self, path: str) -> httpx2.Response:
-        """Ask until the port answers at all."""
+        """Send a request until the port accepts it; return the response."""
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -104,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
-    """One server for the tests that leave it whole."""
+    """Start one server for the tests that do not stop it."""
     with serving(folder) as started:
         started.first_answer("/healthz")
         wait_until_ready(started.client)
@@ -112,14 +112,14 @@ def served(folder: Path) -> Iterator[Served]:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Read until the other side closes."""
+    """Read until the server closes the connection."""
     parts = []
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
 
 
-def test_start_is_alive_at_once_ready_once_loaded_and_stops_well(folder: Path):
+def test_server_is_alive_then_ready_and_stops_after_requests(folder: Path):
     with serving(folder) as server:
         assert server.first_answer("/healthz").json() == {"status": "alive"}
         ready = server.client.get("/readyz")
@@ -128,7 +128,7 @@ def test_start_is_alive_at_once_ready_once_loaded_and_stops_well(folder: Path):
         wait_until_ready(server.client)
         assert_serves(server.client)
 
-        # A request is on its way when the signal comes: it is finished before the end.
+        # A request that is running at the signal is finished before the exit.
         data = encoded(thirds())
         with server.connection() as connection:
             head = (
@@ -164,9 +164,9 @@ def test_raw_and_multipart_bodies_are_served(served: Served):
     assert "server" not in raw.headers
 
 
-def test_curl_gets_the_image_it_names(served: Served, tmp_path: Path):
+def test_curl_gets_the_requested_image(served: Served, tmp_path: Path):
     (tmp_path / "street.png").write_bytes(encoded(thirds()))
-    # curl's own headers: it accepts anything, and waits a moment before a long body.
+    # With curl's own headers, `Accept: */*` and `Expect: 100-continue`.
     with httpx2.Client(headers={"Accept": "*/*", "User-Agent": "curl/8"}) as curl:
         url = f"http://127.0.0.1:{served.port}/segment"
         files = {"image": ("street.png", (tmp_path / "street.png").read_bytes())}
@@ -182,7 +182,7 @@ def test_curl_gets_the_image_it_names(served: Served, tmp_path: Path):
     [b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nHost x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\xfc\x03"],
     ids=["no request", "bad header", "TLS"],
 )
-def test_what_is_no_http_gets_a_problem_too(served: Served, request_: bytes):
+def test_malformed_http_gets_a_problem(served: Served, request_: bytes):
     with served.connection() as connection:
         connection.sendall(request_ + b"\r\n\r\n")
         answer = read_all(connection)
@@ -194,9 +194,9 @@ def test_what_is_no_http_gets_a_problem_too(served: Served, request_: bytes):
     assert_serves(served.client)
 
 
-def test_caller_that_slams_the_door_harms_nothing(served: Served):
+def test_connection_reset_by_client_does_not_affect_others(served: Served):
     data = encoded(np.zeros((600, 800, 3), np.uint8))
-    for cut in (len(data) // 2, len(data)):  # in the middle of its body; and before its answer
+    for cut in (len(data) // 2, len(data)):  # during the body, and before the response
         for _ in range(3):
             with served.connection() as connection:
                 # Closing with this set sends a reset, so that the server's next write fails.
@@ -213,14 +213,14 @@ def test_caller_that_slams_the_door_harms_nothing(served: Served):
     assert "Traceback" not in served.log.read_text()
 
 
-def test_body_that_is_far_too_long_is_answered_not_cut(served: Served):
+def test_body_far_above_the_limit_gets_a_response(served: Served):
     response = post(served.client, bytes(40 << 20))
 
     assert_problem(response, 413)
     assert_serves(served.client)
 
 
-def test_sixteen_at_once_are_all_answered(served: Served):
+def test_sixteen_concurrent_requests_are_served(served: Served):
     def ask(_: int) -> bool:
         with httpx2.Client(base_url=served.client.base_url, timeout=START_S) as client:
             assert_serves(client)
@@ -230,7 +230,7 @@ def test_sixteen_at_once_are_all_answered(served: Served):
         assert all(pool.map(ask, range(16)))
 
 
-def test_activation_by_another_process_is_picked_up(served: Served, folder: Path):
+def test_activation_by_another_process_takes_effect(served: Served, folder: Path):
     store = ArtifactStore(folder / "artifacts")
     first = store.active_id("tiny")
     assert first
@@ -241,7 +241,7 @@ def test_activation_by_another_process_is_picked_up(served: Served, folder: Path
     assert post(served.client, thirds()).headers["x-calibrator"] == first
 
 
-def test_kill_in_the_middle_of_work_does_not_hinder_the_next_start(folder: Path):
+def test_server_starts_again_after_kill_during_requests(folder: Path):
     image = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
     data = encoded(image, "BMP")
     with serving(folder) as server:
@@ -270,7 +270,7 @@ def test_kill_in_the_middle_of_work_does_not_hinder_the_next_start(folder: Path)
         assert again.process.wait(START_S) == 0
 
 
-def test_wrong_setting_stops_the_start_with_a_sentence_that_names_it(folder: Path):
+def test_invalid_setting_stops_the_start_and_is_named(folder: Path):
     done = subprocess.run(
         [SEGCAL, "serve", "--port", "0"],
         env=environment(folder, QUEUE_LIMIT="many"),
@@ -285,14 +285,14 @@ def test_wrong_setting_stops_the_start_with_a_sentence_that_names_it(folder: Pat
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_port_that_is_taken_stops_the_start(served: Served, folder: Path):
+def test_occupied_port_stops_the_start(served: Served, folder: Path):
     with serving(folder, served.port) as second:
         assert second.process.wait(START_S) > 0
         assert "address already in use" in second.log.read_text()
     assert_serves(served.client)
 
 
-def test_refusal_reaches_a_caller_that_is_still_sending(make_server):
+def test_error_response_reaches_a_client_that_is_sending(make_server):
     url = make_server(admin_token="a token for tests")
     host, _, port = url.removeprefix("http://").partition(":")
     body = b"x" * (2 << 20)

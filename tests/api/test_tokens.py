@@ -1,4 +1,4 @@
-"""The admin's token: kept whole or not at all, for its owner alone, and one for all processes."""
+"""The admin token is stored atomically, readable by its owner only, one for all processes."""
 
 import signal
 import subprocess
@@ -18,7 +18,7 @@ os.fsync = killed
 tokens.admin_token(None, Path(sys.argv[1]))
 """
 
-TELL = """
+PRINT_TOKEN = """
 import sys
 from pathlib import Path
 from app.api.auth import admin_token
@@ -26,26 +26,26 @@ print(admin_token(None, Path(sys.argv[1])))
 """
 
 
-def test_it_is_made_once_and_read_by_its_owner_alone(tmp_path):
+def test_token_is_created_once_and_readable_by_its_owner_only(tmp_path):
     made = admin_token(None, tmp_path / "new")
     assert admin_token(None, tmp_path / "new") == made
     assert (tmp_path / "new" / FILE).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "new").iterdir() if path.suffix == ".tmp"] == []
 
 
-def test_a_configured_one_is_not_kept(tmp_path):
+def test_configured_token_is_not_stored(tmp_path):
     assert admin_token("configured", tmp_path) == "configured"
     assert not (tmp_path / FILE).exists()
 
 
-def test_an_empty_file_is_filled(tmp_path):
+def test_empty_token_file_is_filled(tmp_path):
     (tmp_path / FILE).touch(mode=0o644)
     made = admin_token(None, tmp_path)
     assert (tmp_path / FILE).read_text() == f"{made}\n"
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_kill_while_it_is_written_leaves_none(tmp_path):
+def test_kill_during_write_leaves_no_token_file(tmp_path):
     command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)]
     done = subprocess.run(command, check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
@@ -54,16 +54,16 @@ def test_a_kill_while_it_is_written_leaves_none(tmp_path):
     assert (tmp_path / FILE).read_text().strip() == made
 
 
-def test_several_processes_agree(tmp_path):
-    command = [sys.executable, "-c", TELL, str(tmp_path)]
+def test_concurrent_processes_use_one_token(tmp_path):
+    command = [sys.executable, "-c", PRINT_TOKEN, str(tmp_path)]
     started = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    told = {process.communicate()[0].splitlines()[-1] for process in started}
-    assert told == {(tmp_path / FILE).read_text().strip()}
+    tokens_used = {process.communicate()[0].splitlines()[-1] for process in started}
+    assert tokens_used == {(tmp_path / FILE).read_text().strip()}
 
 
-def test_where_nothing_can_be_written_it_lives_as_long_as_the_process(tmp_path, capsys):
+def test_token_is_not_stored_in_a_read_only_folder(tmp_path, capsys):
     (tmp_path / "file").touch()
     made = admin_token(None, tmp_path / "file" / "inside")
     assert f"not stored: it changes with every start): {made}" in capsys.readouterr().out

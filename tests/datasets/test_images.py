@@ -42,10 +42,10 @@ def saved(values: Image.Image | NDArray[Any], path: Path) -> Path:
     return path
 
 
-# Which image goes with which label map
+# Pairs of image and label map
 
 
-def test_pairs_match_by_stem_whatever_the_ending(folders):
+def test_pairs_match_by_stem_with_any_ending(folders):
     images, labels = folders
     for path in (images / "b.PNG", images / "a.jpg", labels / "a.png", labels / "b.tif"):
         path.touch()
@@ -129,16 +129,16 @@ def test_damaged_labels_are_rejected(tmp_path, keep):
         read_labels(path, LIMIT)
 
 
-def test_ignored_labels_become_ignore():
+def test_void_labels_become_ignore():
     labels = checked(LABELS.astype(np.int32), 3, 255, "a.png")
     assert labels.tolist() == [[0, 1, 2, IGNORE], [2, 1, 0, 0]]
 
 
-def test_ignored_label_may_be_any_value_even_a_class():
+def test_ignore_index_may_be_a_class_id():
     assert checked(np.array([[0, 1]], np.int32), 2, 0, "a.png").tolist() == [[IGNORE, 1]]
 
 
-def test_label_beyond_the_classes_is_rejected():
+def test_label_out_of_range_is_rejected():
     with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..1 or 255 .*-1..2$"):
         checked(LABELS.astype(np.int32), 2, 255, "a.png")
 
@@ -146,7 +146,7 @@ def test_label_beyond_the_classes_is_rejected():
 # Labels on the logits' grid
 
 
-def test_each_cell_takes_the_label_at_its_centre():
+def test_cell_label_is_that_at_its_centre():
     labels = np.arange(16, dtype=np.int32).reshape(4, 4)
     geometry = Geometry((4, 4), (4, 4), (4, 4))
     assert to_grid(labels, geometry, (4, 4)).tolist() == labels.tolist()
@@ -223,7 +223,7 @@ def test_damaged_image_is_rejected(predictor, pair):
         cached(predictor, pair)
 
 
-def test_image_is_answered_at_its_own_size_as_the_service_answers_it(folders, predictor):
+def test_prediction_at_image_size_equals_the_service(folders, predictor):
     images, labels = folders
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (9, 13, 3), np.uint8)  # neither side a multiple of the grid
@@ -262,7 +262,7 @@ def test_fit_uses_the_logits_of_sliding_windows(folders, tmp_path):
         assert torch.equal(logits[:, band.top : band.top + part.shape[1]], part)
 
 
-def test_image_is_there_on_the_grid_of_the_logits(folders, predictor):
+def test_image_is_resized_to_the_grid_of_the_logits(folders, predictor):
     images, labels = folders
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     pair = Pair(saved(image, images / "a.png"), labels / "a.png")
@@ -279,7 +279,7 @@ def test_image_is_there_on_the_grid_of_the_logits(folders, predictor):
 
 
 @pytest.mark.parametrize("augmentation", ["corruptions", "none"])
-def test_copies_under_corruptions_keep_their_labels(folders, predictor, augmentation):
+def test_corrupted_copies_keep_their_labels(folders, predictor, augmentation):
     images, labels = folders
     rng = np.random.default_rng(0)
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""Uploaded data becomes a validation set, or is refused with a sentence, before any fit."""
+"""An upload opens as a validation set, or is rejected with an error before any fit."""
 
 import io
 import json
@@ -41,8 +41,8 @@ def no_predictor() -> Predictor:
     raise AssertionError("arrays need no model")
 
 
-def arrange(folder: Path, **files: bytes) -> Path:
-    """Write a folder as the spool leaves it."""
+def write_upload(folder: Path, **files: bytes) -> Path:
+    """Write an upload's fields as files, as the multipart parser does."""
     folder.mkdir(exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -50,11 +50,11 @@ def arrange(folder: Path, **files: bytes) -> Path:
 
 
 def opened(folder: Path, limits: Limits = LIMITS, /, **files: bytes) -> ValidationSet:
-    """Unpack, check and open an upload, twice the latter, as a retry does."""
-    arrange(folder, **files)
+    """Unpack, check and open an upload."""
+    write_upload(folder, **files)
     unpack(folder, limits)
     check(folder, 3, VOID, limits)
-    return open_upload(folder, 3, VOID, 10_000, no_predictor, lambda _stage, _share: None)
+    return open_upload(folder, 3, VOID, 10_000, no_predictor, lambda _stage, _fraction: None)
 
 
 def reference(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,16 +71,16 @@ def assert_dense(data: ValidationSet) -> None:
 
 
 def assert_table(data: ValidationSet) -> None:
-    """Whatever the rows' order was, each image has its own pixels."""
+    """Assert that each image has its own pixels, in any order."""
     assert (len(data), data.num_classes) == (len(LOGITS), 3)
     for index in range(len(data)):
         logits, labels = reference(index)
-        wanted = sorted(zip(logits.flatten(1).T.tolist(), labels.flatten().tolist(), strict=True))
-        came = sorted(zip(data[index].logits.T.tolist(), data[index].labels.tolist(), strict=True))
-        assert came == wanted
+        expected = sorted(zip(logits.flatten(1).T.tolist(), labels.flatten().tolist(), strict=True))
+        got = sorted(zip(data[index].logits.T.tolist(), data[index].labels.tolist(), strict=True))
+        assert got == expected
 
 
-# What is accepted
+# Accepted uploads
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def assert_table(data: ValidationSet) -> None:
         "big-endian",
     ],
 )  # fmt: skip
-def test_maps_are_read_from_every_format(tmp_path, files):
+def test_maps_are_read_in_every_format(tmp_path, files):
     assert_dense(opened(tmp_path / "upload", **files))
 
 
 @pytest.mark.parametrize("seed", [None, 1], ids=["sorted", "shuffled"])
 @pytest.mark.parametrize("kind", ["npz", "npy", "safetensors"])
-def test_tables_are_read_from_every_format_in_any_order(tmp_path, kind, seed):
+def test_tables_are_read_in_every_format_and_row_order(tmp_path, kind, seed):
     rows, labels, index = as_table(LOGITS, LABELS, seed)
     arrays = {"logits": rows, "labels": labels, "image_index": index - 7}
     files = {
@@ -140,22 +140,22 @@ def test_without_an_index_each_image_is_a_group(tmp_path):
     assert list(groups_of(maps)) == [0, 1, 2, 3]
 
 
-def test_half_precision_stays_as_it_is(tmp_path):
+def test_half_precision_is_kept(tmp_path):
     data = opened(tmp_path / "upload", logits=npy(LOGITS.astype(np.float16)), labels=npy(LABELS))
 
     assert data[0].logits.dtype == torch.float16
     assert torch.allclose(data[0].logits.float(), reference(0)[0], atol=2e-2)
 
 
-def test_labels_of_the_images_size_are_taken_at_the_cells_centres(tmp_path):
-    # Cells of 3x3 pixels with the wanted label in the middle and another class around it.
+def test_labels_at_image_size_are_sampled_at_cell_centres(tmp_path):
+    # Cells of 3x3 pixels with the expected label in the middle and another class around it.
     large = (LABELS.repeat(3, axis=1).repeat(3, axis=2) + 1) % 3
     large[:, 1::3, 1::3] = LABELS
 
     assert_dense(opened(tmp_path / "upload", logits=npy(LOGITS), labels=npy(large)))
 
 
-def test_unlabelled_logits_may_be_anything(tmp_path):
+def test_logits_of_unlabelled_pixels_are_not_checked(tmp_path):
     logits = LOGITS.copy()
     logits.transpose(0, 2, 3, 1)[LABELS == VOID] = np.nan
     data = opened(tmp_path / "upload", logits=npy(logits), labels=npy(LABELS))
@@ -163,9 +163,9 @@ def test_unlabelled_logits_may_be_anything(tmp_path):
     assert torch.equal(data[0].labels, reference(0)[1])
 
 
-def test_ignored_label_may_be_any_number(tmp_path):
+def test_ignore_index_may_be_any_integer(tmp_path):
     labels = np.where(LABELS == VOID, -100, LABELS.astype(np.int64))
-    folder = arrange(tmp_path / "upload", logits=npy(LOGITS), labels=npy(labels))
+    folder = write_upload(tmp_path / "upload", logits=npy(LOGITS), labels=npy(labels))
     unpack(folder, LIMITS)
 
     assert check(folder, 3, -100, LIMITS).pixels == (LABELS != VOID).sum()
@@ -173,25 +173,25 @@ def test_ignored_label_may_be_any_number(tmp_path):
         check(folder, 3, VOID, LIMITS)
 
 
-def test_upload_opens_again_as_it_was_left(tmp_path):
+def test_upload_opens_twice_with_equal_contents(tmp_path):
     opened(tmp_path / "upload", logits=npz(True, logits=LOGITS, labels=LABELS))
     files = sorted(path.name for path in (tmp_path / "upload").iterdir())
     data = open_upload(
-        tmp_path / "upload", 3, VOID, 10_000, no_predictor, lambda _stage, _share: None
+        tmp_path / "upload", 3, VOID, 10_000, no_predictor, lambda _stage, _fraction: None
     )
 
     assert files == ["labels.npy", "logits.npy"]
     assert_dense(data)
 
 
-# What is refused
+# Rejected uploads
 
 
 def cut(data: bytes, fraction: float = 0.6) -> bytes:
     return data[: int(len(data) * fraction)]
 
 
-def lying_safetensors() -> bytes:
+def safetensors_with_wrong_shape() -> bytes:
     data = tensors(logits=LOGITS, labels=LABELS)
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
@@ -200,8 +200,8 @@ def lying_safetensors() -> bytes:
     return struct.pack("<Q", len(packed)) + packed + data[8 + length :]
 
 
-def claiming(**entries: object) -> bytes:
-    """A .safetensors file whose header says something else of its logits."""
+def changed_header(**entries: object) -> bytes:
+    """Encode a .safetensors file with changed header entries of its logits."""
     data = tensors(logits=LOGITS, labels=LABELS)
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + length])
@@ -210,7 +210,7 @@ def claiming(**entries: object) -> bytes:
     return struct.pack("<Q", len(packed)) + packed + data[8 + length :]
 
 
-def lying_npy() -> bytes:
+def npy_with_wrong_shape() -> bytes:
     return npy(LOGITS).replace(b"(4, 3, 2, 3)", b"(9, 3, 2, 3)")
 
 
@@ -249,9 +249,13 @@ def wrong_crc() -> bytes:
             r"logits or labels or image_index or group_index inside, got \['a.txt'\]",
         ),
         ({"logits": cut(npy(LOGITS)), "labels": npy(LABELS)}, UndecodableError, "expected 416 b"),
-        ({"logits": lying_npy(), "labels": npy(LABELS)}, UndecodableError, r"\[9, 3, 2, 3\], got"),
+        (
+            {"logits": npy_with_wrong_shape(), "labels": npy(LABELS)},
+            UndecodableError,
+            r"\[9, 3, 2, 3\], got",
+        ),
         ({"logits": cut(npy(LOGITS), 0.05), "labels": npy(LABELS)}, UndecodableError, "header"),
-        ({"logits": lying_safetensors()}, UndecodableError, "whole .safetensors file"),
+        ({"logits": safetensors_with_wrong_shape()}, UndecodableError, "whole .safetensors file"),
         (
             {"logits": cut(tensors(logits=LOGITS, labels=LABELS))},
             UndecodableError,
@@ -414,7 +418,7 @@ def test_probabilities_are_rejected_and_their_logarithms_accepted(tmp_path, kind
 )
 def test_damaged_safetensors_header_is_rejected(tmp_path, entries):
     with pytest.raises(UndecodableError, match=r"expected a whole \.safetensors file"):
-        opened(tmp_path / "upload", logits=claiming(**entries))
+        opened(tmp_path / "upload", logits=changed_header(**entries))
 
 
 @pytest.mark.parametrize("header", [b"[]", b"{}", b'{"logits": 1}', b'{"logits": {}}', b"{" * 500])
@@ -450,7 +454,7 @@ def test_archive_is_rejected_once_it_exceeds_the_byte_budget(tmp_path):
     assert written < 2_000_000
 
 
-def test_archive_with_too_large_a_directory_is_rejected_unread(tmp_path):
+def test_archive_with_too_large_a_directory_is_rejected(tmp_path):
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, MAX_DIRECTORY + 1, 0, 0)
 
     with pytest.raises(TooLargeError, match="zip directory of at most"):
@@ -483,28 +487,28 @@ LABEL_MAPS = {"a.png": label_map(0), "b.png": label_map(1)}
 def open_images(
     folder: Path, predictor: Predictor, images: bytes, labels: bytes, limits: Limits = LIMITS
 ) -> ValidationSet:
-    arrange(folder, images=images, labels=labels)
+    write_upload(folder, images=images, labels=labels)
     unpack(folder, limits)
     check(folder, 3, VOID, limits)
-    return open_upload(folder, 3, VOID, 10_000, lambda: predictor, lambda _stage, _share: None)
+    return open_upload(folder, 3, VOID, 10_000, lambda: predictor, lambda _stage, _fraction: None)
 
 
 @pytest.mark.parametrize("groups", [None, [5, 4]])
 def test_groups_of_images_are_in_the_order_of_their_stems(tmp_path, predictor, groups):
     index = {} if groups is None else {"group_index": npy(np.array(groups))}
-    arrange(tmp_path / "upload", **index)
+    write_upload(tmp_path / "upload", **index)
     data = open_images(tmp_path / "upload", predictor, archive(IMAGE_FILES), archive(LABEL_MAPS))
     assert list(groups_of(data)) == (groups or [0, 1])
 
 
 @pytest.mark.parametrize("groups", [np.zeros(3, int), np.zeros(2), np.zeros((2, 1), int)])
-def test_groups_that_fit_no_images_are_rejected(tmp_path, predictor, groups):
-    arrange(tmp_path / "upload", group_index=npy(groups))
+def test_groups_of_wrong_length_are_rejected(tmp_path, predictor, groups):
+    write_upload(tmp_path / "upload", group_index=npy(groups))
     with pytest.raises(ArgumentError, match="group_index of integers"):
         open_images(tmp_path / "upload", predictor, archive(IMAGE_FILES), archive(LABEL_MAPS))
 
 
-def test_images_go_through_the_model(tmp_path, predictor):
+def test_logits_of_images_are_computed_by_the_model(tmp_path, predictor):
     data = open_images(tmp_path / "upload", predictor, archive(IMAGE_FILES), archive(LABEL_MAPS))
 
     assert len(data) == 2
@@ -513,7 +517,7 @@ def test_images_go_through_the_model(tmp_path, predictor):
     assert set(data[1].labels.flatten().tolist()) == {1}
 
 
-def test_names_in_archives_are_never_paths(tmp_path, predictor):
+def test_archive_names_are_not_used_as_paths(tmp_path, predictor):
     images = {
         f"../../{tmp_path}/x/../a.png": IMAGE_FILES["a.png"],
         "/etc/b.jpg": IMAGE_FILES["b.jpg"],
@@ -621,24 +625,24 @@ def encrypted_archive() -> bytes:
 def test_invalid_archives_are_rejected(
     tmp_path, images: bytes, labels: bytes, kind: type[InputError], sentence: str
 ):
-    folder = arrange(tmp_path / "upload", images=images, labels=labels)
+    folder = write_upload(tmp_path / "upload", images=images, labels=labels)
     with pytest.raises(kind, match=sentence):
         prepare(folder)
 
 
-def test_image_that_is_cut_off_is_named_when_it_is_read(tmp_path, predictor):
+def test_truncated_image_is_named_on_opening(tmp_path, predictor):
     images = {**IMAGE_FILES, "a.png": encoded(solid((9, 9, 9), 8, 12), "BMP")[:-40]}
 
     with pytest.raises(UndecodableError, match=r"^a\.png: expected a whole image"):
         open_images(tmp_path / "upload", predictor, archive(images), archive(LABEL_MAPS))
 
 
-def test_images_come_with_labels_and_nothing_else(tmp_path):
+def test_images_require_labels_and_exclude_logits(tmp_path):
     for files in (
         {"images": archive(IMAGE_FILES)},
         {"images": archive(IMAGE_FILES), "labels": archive(LABEL_MAPS), "logits": npy(LOGITS)},
     ):
-        folder = arrange(tmp_path / str(len(files)), **files)
+        folder = write_upload(tmp_path / str(len(files)), **files)
         with pytest.raises(ArgumentError, match="images with labels and nothing else"):
             unpack(folder, LIMITS)
 

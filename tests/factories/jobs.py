@@ -4,19 +4,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE_S = 240  # a fit's process imports torch first, which a busy machine takes its time over
+PATIENCE_S = 240  # the worker imports torch first, which is slow on a loaded machine
 
 
-def wait_for(done: Callable[[], bool], what: str) -> None:
-    """Wait until something holds."""
+def wait_for(done: Callable[[], bool], event: str) -> None:
+    """Wait until `done()` is true; fails after 240 s, naming the event."""
     deadline = time.monotonic() + PATIENCE_S
     while not done():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"expected {event} within {PATIENCE_S} s"
         time.sleep(0.05)
 
 
 def worker_pid(job_folder: Path) -> int | None:
-    """Find the process that works on a job, by its command line."""
+    """Return the id of a job's worker process, found by its command line."""
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
             try:

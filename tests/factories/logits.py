@@ -1,4 +1,4 @@
-"""Labelled logits of a network that does not exist: over-confident, confusing some classes."""
+"""Synthetic labelled logits, over-confident and with confused classes."""
 
 import torch
 
@@ -7,9 +7,9 @@ from app.calibration.methods.contextual.features import interpolated
 
 
 def synthetic_set(num_classes, images=6, side=12, seed=0, sharpness=2.5):
-    """Images whose labels are drawn from an affine map of the logits; a tenth is unlabelled.
+    """Draw maps whose labels follow an affine map of the logits; 10 % are unlabelled.
 
-    Their images are noise and say nothing.
+    Their images are uninformative noise.
     """
     rng = torch.Generator().manual_seed(seed)
     confusion = torch.eye(num_classes) + 0.1 * torch.randn(num_classes, num_classes, generator=rng)
@@ -27,7 +27,7 @@ def synthetic_set(num_classes, images=6, side=12, seed=0, sharpness=2.5):
 
 
 def relabelled(data, change):
-    """The same images with labels as `change` makes them of logits and labels."""
+    """Replace the labels of a set by `change(logits, labels)`."""
     return InMemory(
         data.num_classes,
         [image._replace(labels=change(image.logits, image.labels)) for image in data.images],
@@ -35,7 +35,7 @@ def relabelled(data, change):
 
 
 def nll(calibrator, data):
-    """Mean negative log-likelihood over labelled pixels."""
+    """Compute the mean negative log-likelihood of the labelled pixels."""
     total = count = 0
     for image in data.images:
         labelled = image.labels != IGNORE
@@ -47,13 +47,13 @@ def nll(calibrator, data):
 
 
 def table(data):
-    """All labelled pixels: logits [M,K] and labels [M]."""
+    """Return all labelled pixels: logits [M,K] and labels [M]."""
     parts = list(pixels(data))
     return torch.cat([logits for logits, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def shift_of(calibrator, logits):
-    """What a calibrator adds to the log-odds on the grid of logits [K,h,w], float32 [h,w]."""
+    """Compute a calibrator's log-odds shift on the grid of logits [K,h,w], float32 [h,w]."""
     shift = calibrator.log_odds_shift(logits)
     combined = torch.from_numpy(shift.combined()[0])
     return interpolated(combined[None, None], tuple(logits.shape[1:]), shift.stride)[0, 0]

@@ -1,4 +1,4 @@
-"""Tiny real networks on disk, whose logits can be worked out by hand.
+"""Tiny networks on disk, whose logits can be computed by hand.
 
 A network of K classes and stride s takes float32 images [N,3,H,W] and gives float32 logits
 [N,K,H/s,W/s]: class k's logit is `weights(K)[k]` times the mean colour of the cell's s x s pixels.
@@ -23,7 +23,7 @@ OUTPUT_KEYS = ("ignore_index", "taxonomy", "classes")
 
 
 def weights(num_classes: int) -> NDArray[np.float32]:
-    """Weights [K,3]: class k looks at channel k % 3 only, every three classes more faintly."""
+    """Return weights [K,3]: class k uses channel k % 3 only, with weight 4 / (1 + k // 3)."""
     table = np.zeros((num_classes, 3), np.float32)
     for k in range(num_classes):
         table[k, k % 3] = GAIN / (1 + k // 3)
@@ -33,7 +33,7 @@ def weights(num_classes: int) -> NDArray[np.float32]:
 def expected_logits(
     images: NDArray[np.float32], num_classes: int = 3, stride: int = 2
 ) -> NDArray[np.float64]:
-    """What the network of these classes and stride must answer, in float64 numpy."""
+    """Compute the network's logits in float64 numpy."""
     n, _, height, width = images.shape
     cells = images.astype(np.float64).reshape(
         n, 3, height // stride, stride, width // stride, stride
@@ -47,7 +47,7 @@ def expected_logits(
 def write_onnx_model(
     folder: Path, name: str, num_classes: int = 3, stride: int = 2, **card_overrides: object
 ) -> Path:
-    """Make `folder/name/{model.onnx,card.toml}` and return `folder/name`; see `write_card`."""
+    """Write `folder/name/{model.onnx,card.toml}` and return `folder/name`; see `write_card`."""
     target = folder / name
     target.mkdir(parents=True)
     onnx.save(onnx_network(num_classes, stride), target / "model.onnx")
@@ -63,11 +63,11 @@ def write_torch_model(
     stride: int = 2,
     **card_overrides: object,
 ) -> Path:
-    """Make `folder/name/{model.pt|model.pt2,card.toml}` with the very same network."""
+    """Write `folder/name/{model.pt|model.pt2,card.toml}` with the same network."""
     target = folder / name
     target.mkdir(parents=True)
     network, path = TorchNetwork(num_classes, stride).eval(), target / f"model.{kind}"
-    # torch announces the ends of TorchScript and of parts of its own exporter; not our matter.
+    # torch warns that TorchScript and parts of its exporter are deprecated.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind == "pt":
@@ -119,7 +119,7 @@ def toml(value: object) -> str:
 
 
 def onnx_network(num_classes: int = 3, stride: int = 2) -> onnx.ModelProto:
-    """The network as an ONNX graph of dynamic batch, height and width."""
+    """Build the network as an ONNX graph of dynamic batch, height and width."""
     kernel = numpy_helper.from_array(weights(num_classes)[:, :, None, None], "weights")
     graph = helper.make_graph(
         [
@@ -141,7 +141,7 @@ def onnx_network(num_classes: int = 3, stride: int = 2) -> onnx.ModelProto:
 
 
 class TorchNetwork(torch.nn.Module):
-    """The network in torch."""
+    """The network as a torch module."""
 
     def __init__(self, num_classes: int = 3, stride: int = 2) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Helpers around the service: images to send, ways to send them, and what answers must hold.
+"""Helpers to test the service: images, requests, and assertions on responses.
 
-The model `tiny` (see `tiny_models`) gives a saturated red pixel the logits (4, 0, 0), and so on
+The model `tiny` (see `models`) gives a saturated red pixel the logits (4, 0, 0), and so on
 for green and blue; a saturated colour's confidence is e^4 / (e^4 + 2).
 """
 
@@ -41,7 +41,7 @@ ImageArray = NDArray[np.uint8]
 
 
 class Response(Protocol):
-    """What httpx's and the test client's answers have in common."""
+    """The common interface of responses of httpx and of the test client."""
 
     @property
     def status_code(self) -> int: ...
@@ -53,12 +53,12 @@ class Response(Protocol):
 
 
 def solid(color: tuple[int, int, int], height: int = 8, width: int = 12) -> ImageArray:
-    """One colour, uint8 RGB [height,width,3]."""
+    """Build an image of one colour, uint8 RGB [height,width,3]."""
     return np.full((height, width, 3), color, np.uint8)
 
 
 def thirds() -> ImageArray:
-    """Red, green and blue side by side, uint8 RGB [8,12,3]; the classes 0, 1 and 2."""
+    """Build an image of red, green and blue columns, uint8 RGB [8,12,3]: classes 0, 1 and 2."""
     return np.concatenate([solid(color, 8, 4) for color in (RED, GREEN, BLUE)], axis=1)
 
 
@@ -74,7 +74,7 @@ def encoded(image: ImageArray | Image.Image, kind: str = "PNG", **options: objec
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Decode an answer's image."""
+    """Decode the image of a response."""
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
@@ -98,7 +98,7 @@ def post(
 
 
 def assert_problem(response: Response, status: int, *words: str) -> dict[str, object]:
-    """Hold an answer to RFC 9457 and our own rules; `words` must occur in its detail."""
+    """Assert that a response is a problem (RFC 9457) with all `words` in its detail."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body = response.json()
@@ -124,7 +124,7 @@ def assert_problem(response: Response, status: int, *words: str) -> dict[str, ob
 
 
 def assert_serves(client: TestClient | httpx2.Client) -> None:
-    """The service is unharmed: a good request gets its good answer."""
+    """Assert that the service segments a valid image correctly."""
     response = post(client, thirds(), {"Accept": "image/png"})
     assert response.status_code == 200, response.text
     assert (np.asarray(decoded(response.content)) == THIRDS_MASK).all()
@@ -132,7 +132,7 @@ def assert_serves(client: TestClient | httpx2.Client) -> None:
 
 @contextmanager
 def open_client(settings: Settings) -> Iterator[TestClient]:
-    """The application in this process, ready."""
+    """Open the application in this process, once it is ready."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         wait_until_ready(client)
         yield client
@@ -140,7 +140,7 @@ def open_client(settings: Settings) -> Iterator[TestClient]:
 
 @contextmanager
 def open_server(settings: Settings) -> Iterator[str]:
-    """The application behind a socket of its own, in a thread, ready; gives its address."""
+    """Serve the application on a socket, in a thread; yields its address once it is ready."""
     app = create_app(settings)
     config = uvicorn.Config(app, port=0, http=ProblemProtocol, log_level="warning")
     server = DrainingServer(config, app.state.segcal)
@@ -162,7 +162,7 @@ def open_server(settings: Settings) -> Iterator[str]:
 
 
 def wait_until_ready(client: TestClient | httpx2.Client) -> None:
-    """Ask /readyz until it says so."""
+    """Poll `/readyz` until the service is ready."""
     deadline = time.monotonic() + READY_S
     while (answer := client.get("/readyz")).status_code != 200:
         assert time.monotonic() < deadline, answer.text
@@ -179,7 +179,7 @@ def publish_temperature(
     thresholds: tuple[CertifiedThreshold, ...] = (),
     reference: Reference | None = None,
 ) -> str:
-    """Store a calibrator of a known temperature for a model and give its id."""
+    """Publish a calibrator of a given temperature for a model; return its id."""
     calibrator = Temperature(read_model_folder(model_folder).num_classes)
     calibrator.beta.copy_(torch.tensor(1 / temperature))
     return publish_calibrator(

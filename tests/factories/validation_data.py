@@ -1,4 +1,4 @@
-"""Validation data to upload: what an over-confident network of three classes would have answered.
+"""Validation data to upload: over-confident logits of three classes with labels.
 
 Labels are drawn from softmax(logits / temperature), so the best temperature is known.
 """
@@ -20,17 +20,17 @@ VOID = 255
 def overconfident(
     images: int = 10, height: int = 8, width: int = 12, classes: int = 3, seed: int = 0
 ) -> tuple[Array, Array]:
-    """Logits float32 [N,K,h,w] and labels uint8 [N,h,w], a tenth of them void."""
+    """Draw logits float32 [N,K,h,w] and labels uint8 [N,h,w], 10 % of them void."""
     rng = np.random.default_rng(seed)
-    honest = 2 * rng.standard_normal((images, classes, height, width))
-    noise = rng.gumbel(size=honest.shape)
-    labels = (honest + noise).argmax(axis=1).astype(np.uint8)
+    calibrated = 2 * rng.standard_normal((images, classes, height, width))
+    noise = rng.gumbel(size=calibrated.shape)
+    labels = (calibrated + noise).argmax(axis=1).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.1] = VOID
-    return (honest * TEMPERATURE).astype(np.float32), labels
+    return (calibrated * TEMPERATURE).astype(np.float32), labels
 
 
 def as_table(logits: Array, labels: Array, seed: int | None = None) -> tuple[Array, Array, Array]:
-    """The same as a table: logits [M,K], labels [M], image_index [M]; shuffled under a seed."""
+    """Convert maps to a table: logits [M,K], labels [M], image_index [M]; shuffled if seeded."""
     count, classes = logits.shape[:2]
     rows = np.moveaxis(logits, 1, -1).reshape(-1, classes)
     index = np.repeat(np.arange(count), labels[0].size)

@@ -1,4 +1,4 @@
-"""What the tests of faults share: a folder of a service, and a process whose children die."""
+"""Fixtures of the fault tests: the folder of a service, and a runner of tasks that are killed."""
 
 import subprocess
 import sys
@@ -8,36 +8,36 @@ from pathlib import Path
 import pytest
 
 from tests.factories.service import publish_temperature
-from tests.faults.steps import End, Order, as_line
+from tests.faults.steps import End, Task, as_line
 
-JobRunner = Callable[[Order], End]
+RunTask = Callable[[Task], End]
 
 
 @pytest.fixture
 def folder(models_dir: Path, artifacts_dir: Path) -> Path:
-    """`models/tiny`, and its calibrator of temperature 2, active."""
+    """Return a folder with `models/tiny` and an active calibrator of temperature 2."""
     publish_temperature(artifacts_dir, models_dir / "tiny", temperature=2)
     return models_dir.parent
 
 
 @pytest.fixture(scope="session")
-def attempt() -> Iterator[JobRunner]:
-    """Does a piece of work in a process that dies when it is told to; see `steps`."""
+def run_task() -> Iterator[RunTask]:
+    """Return a function that runs a task in a child process; it returns how that ended."""
     command = [sys.executable, "-m", "tests.faults.steps"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        given, said = process.stdin, process.stdout
-        assert given
-        assert said
+        tasks, ends = process.stdin, process.stdout
+        assert tasks
+        assert ends
 
-        def order(order: Order) -> End:
-            given.write(as_line(order))
-            given.flush()
-            answer = said.readline().strip()
-            assert answer in ("killed", "finished", "no room"), f"the work failed: {order}"
-            return answer  # type: ignore[return-value]
+        def run(task: Task) -> End:
+            tasks.write(as_line(task))
+            tasks.flush()
+            end = ends.readline().strip()
+            assert end in ("killed", "finished", "disk full"), f"the task failed: {task}"
+            return end  # type: ignore[return-value]
 
-        yield order
-        given.close()
+        yield run
+        tasks.close()
     assert process.returncode == 0

@@ -1,10 +1,9 @@
-"""A process that does a piece of work in children of its own and has them die on the way.
+"""Run the service's file operations in child processes, and kill these at a given step.
 
-Each line on its input is an `Order`; for each it forks, and answers with a line on how the child
-ended. A child that is to die at its n-th step is killed just before the n-th call by which it would
-open, write, sync, rename or remove a file: the work is the real one and knows nothing of this. One
-that may write only so many bytes to a file is killed by the kernel in the middle of a write, or
-gets the error of a full disk.
+Each line of standard input is a `Task` in JSON. The process forks for each and writes how the child
+ended as one line. A task with a `step` n is killed just before its n-th call that opens, writes,
+syncs, renames or removes a file; the code of the service is unchanged. With `file_bytes`, the
+kernel kills it during the write that exceeds this size, or the write fails as on a full disk.
 """
 
 import json
@@ -36,16 +35,19 @@ CALLS = {
 }  # fmt: skip
 FILES = ("BufferedWriter", "BufferedRandom", "FileIO", "TextIOWrapper")
 MODULES = ("posix", "io", "_io", "fcntl")
-NO_ROOM = 3  # the exit code of work that met a full disk and said so
+DISK_FULL = 3  # exit code of a task that raised StorageError
 
-End = Literal["killed", "finished", "no room"]
+End = Literal["killed", "finished", "disk full"]
 
 
 @dataclass(frozen=True)
-class Order:
-    """A piece of work on a folder, and when its child is to die: never, by default."""
+class Task:
+    """An action on a folder, and the step or file size at which its process is killed, if any.
 
-    work: str
+    Unless `fatal`, a write beyond `file_bytes` raises an error instead.
+    """
+
+    action: str
     folder: str
     step: int = 0
     file_bytes: int | None = None
@@ -53,7 +55,7 @@ class Order:
 
 
 def settings_of(folder: Path) -> Settings:
-    """The service of a test's folder."""
+    """Return the settings of a service on a test's folder."""
     return load_settings(
         models_dir=folder / "models", artifacts_dir=folder / "artifacts", threads=1, fit_threads=1
     )
@@ -72,7 +74,7 @@ def delete(folder: Path) -> None:
 
 
 def submit(jobs: Jobs, folder: Path) -> str:
-    """Upload a small table of logits for a fit of one temperature."""
+    """Submit a fit of temperature scaling on small logit maps; return the job's id."""
     model = read_model_folder(folder / "models" / "tiny")
     incoming = jobs.reserve()
     logits, labels = overconfident(4, 6, 6)
@@ -84,8 +86,8 @@ def submit(jobs: Jobs, folder: Path) -> str:
     return jobs.submit(incoming, request).id
 
 
-def run_a_job(folder: Path) -> None:
-    """Take a job in, and write down that it runs and how it ends, as a server does."""
+def run_job(folder: Path) -> None:
+    """Submit a job and record its states from queued to succeeded, as a server does."""
     jobs = Jobs(settings_of(folder))
     jobs.files.open()
     job = jobs.files.read(submit(jobs, folder))
@@ -97,25 +99,25 @@ def run_a_job(folder: Path) -> None:
 
 
 def fit(folder: Path) -> None:
-    """Run the newest job's fit, as its process does."""
+    """Run the fit of the newest job, as the worker process does."""
     settings = settings_of(folder)
     newest = Jobs(settings).files.ids()[0]
     with Path(os.devnull).open("w") as output:
         run_fit(settings.artifacts_dir / ".jobs" / newest, settings, Progress(output, 0.0))
 
 
-WORK: dict[str, Callable[[Path], object]] = {
-    work.__name__: work for work in (publish_and_activate, delete, run_a_job, fit)
+ACTIONS: dict[str, Callable[[Path], object]] = {
+    action.__name__: action for action in (publish_and_activate, delete, run_job, fit)
 }
 
 
-def die_at(step: int) -> None:
-    """Have this process killed just before its n-th call on the file system."""
+def kill_at(step: int) -> None:
+    """Kill this process just before its n-th call on the file system."""
     left = step
 
     def count(_frame: FrameType, event: str, function: object) -> None:
         nonlocal left
-        if event == "c_call" and is_step(function):
+        if event == "c_call" and is_file_call(function):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -123,57 +125,57 @@ def die_at(step: int) -> None:
     sys.setprofile(count)
 
 
-def is_step(function: object) -> bool:
-    """Tell whether a call of a built-in function is one on the file system."""
+def is_file_call(function: object) -> bool:
+    """Return whether a built-in function changes or opens files."""
     if getattr(function, "__name__", "") not in CALLS:
         return False
     owner = type(getattr(function, "__self__", None)).__name__
     return getattr(function, "__module__", None) in MODULES or owner in FILES
 
 
-def limit_files(size: int, fatal: bool) -> None:
-    """Let no file grow beyond a size; the kernel kills, or refuses as a full disk does."""
+def limit_file_size(size: int, fatal: bool) -> None:
+    """Limit the size of files in bytes: a larger one kills the process or raises an error."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if fatal else signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def obey(order: Order) -> None:
-    """Do the work in this process, which ends with it."""
-    if order.file_bytes is not None:
-        limit_files(order.file_bytes, order.fatal)
-    if order.step:
-        die_at(order.step)
+def run_task_and_exit(task: Task) -> None:
+    """Run a task in this process, and exit."""
+    if task.file_bytes is not None:
+        limit_file_size(task.file_bytes, task.fatal)
+    if task.step:
+        kill_at(task.step)
     try:
-        WORK[order.work](Path(order.folder))
+        ACTIONS[task.action](Path(task.folder))
     except StorageError:
-        os._exit(NO_ROOM)
+        os._exit(DISK_FULL)
     os._exit(0)
 
 
-def how_it_ended(status: int) -> End:
-    """Name a child's end; any other than these three is the work's own failure."""
+def end_of(status: int) -> End:
+    """Return how a child ended; raises for every other end, a failure of the task itself."""
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXFSZ), status
         return "killed"
-    endings: dict[int, End] = {0: "finished", NO_ROOM: "no room"}
+    endings: dict[int, End] = {0: "finished", DISK_FULL: "disk full"}
     return endings[os.WEXITSTATUS(status)]
 
 
 def main() -> None:
-    """Take orders until the input ends."""
+    """Run tasks until the end of standard input."""
     for line in sys.stdin:
-        order = Order(**json.loads(line))
+        task = Task(**json.loads(line))
         child = os.fork()
         if child == 0:
-            obey(order)
-        sys.stdout.write(how_it_ended(os.waitpid(child, 0)[1]) + "\n")
+            run_task_and_exit(task)
+        sys.stdout.write(end_of(os.waitpid(child, 0)[1]) + "\n")
         sys.stdout.flush()
 
 
-def as_line(order: Order) -> str:
-    """Write an order for the process's input."""
-    return json.dumps(asdict(order)) + "\n"
+def as_line(task: Task) -> str:
+    """Encode a task as a line of the process's input."""
+    return json.dumps(asdict(task)) + "\n"
 
 
 if __name__ == "__main__":

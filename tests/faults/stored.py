@@ -1,4 +1,4 @@
-"""What must hold of a service's folder whatever has happened to it."""
+"""Assert the invariants of a service's folder, which hold after any crash."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from app.inference.model_card import read_model_folder
 from app.storage.artifacts import ArtifactStore
 
 
-def assert_whole(folder: Path) -> str:
-    """Every version of `tiny` loads, the active one among them, which is given."""
+def assert_versions_load(folder: Path) -> str:
+    """Assert that every version of `tiny` loads, and return the id of the active one."""
     store = ArtifactStore(folder / "artifacts")
     sha256 = read_model_folder(folder / "models" / "tiny").sha256
     active = store.active_id("tiny")
@@ -21,13 +21,13 @@ def assert_whole(folder: Path) -> str:
 
 
 def assert_clean(folder: Path) -> None:
-    """Once a store has been opened for service, nothing of a crash is left."""
+    """Assert that the recovery at start removes all traces of a crash."""
     ArtifactStore(folder / "artifacts").recover()
-    assert_nothing_half_written(folder)
+    assert_no_partial_files(folder)
 
 
-def assert_nothing_half_written(folder: Path) -> None:
-    """Nothing lies about, and the history's last line names what is active."""
+def assert_no_partial_files(folder: Path) -> None:
+    """Assert that no temporary file exists and that the history ends with the active version."""
     store, tiny = ArtifactStore(folder / "artifacts"), folder / "artifacts" / "tiny"
     assert sorted(path.name for path in tiny.glob(".*")) == [".lock"]
     versions = sorted(path.name for path in tiny.iterdir() if path.is_dir())
@@ -36,7 +36,7 @@ def assert_nothing_half_written(folder: Path) -> None:
 
 
 def history(folder: Path) -> list[dict[str, str]]:
-    """The lines of a history, which are whole."""
+    """Read the entries of a history, and assert that its last line is complete."""
     text = (folder / "artifacts" / "tiny" / "history.jsonl").read_text()
     assert text.endswith("\n")
     return [json.loads(line) for line in text.splitlines()]

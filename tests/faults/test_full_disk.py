@@ -1,4 +1,4 @@
-"""A full disk is a 507, and what was stored before stays whole."""
+"""A full disk gives a 507, and stored versions remain valid."""
 
 import os
 import subprocess
@@ -13,39 +13,39 @@ from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, jobs_
 from tests.conftest import MakeClient
 from tests.factories.jobs import wait_for
 from tests.factories.service import assert_serves, publish_temperature
-from tests.faults.steps import Order, publish_and_activate
-from tests.faults.stored import assert_nothing_half_written, assert_whole, history
+from tests.faults.steps import Task, publish_and_activate
+from tests.faults.stored import assert_no_partial_files, assert_versions_load, history
 
 BLOCK = 4096
 DISK = 1 << 20
 
 
 @pytest.mark.parametrize("size", [0, 20, 60, 100, 150, 250, 400])
-def test_publish_without_room_changes_nothing(folder, attempt, size):
-    active = assert_whole(folder)
-    ended = attempt(Order("publish_and_activate", str(folder), file_bytes=size, fatal=False))
+def test_publish_on_full_disk_changes_nothing(folder, run_task, size):
+    active = assert_versions_load(folder)
+    ended = run_task(Task("publish_and_activate", str(folder), file_bytes=size, fatal=False))
 
-    assert ended == "no room"
-    assert assert_whole(folder) == active
-    assert_nothing_half_written(folder)
+    assert ended == "disk full"
+    assert assert_versions_load(folder) == active
+    assert_no_partial_files(folder)
 
 
-def test_activation_that_can_not_be_noted_does_not_happen(folder, attempt):
-    active = assert_whole(folder)
+def test_activation_without_history_entry_does_not_happen(folder, run_task):
+    active = assert_versions_load(folder)
     path = folder / "artifacts" / "tiny" / "history.jsonl"
     path.write_text(path.read_text() * 20)  # longer than any other file
     before = path.read_bytes()
-    room = len(before) + 30
-    ended = attempt(Order("publish_and_activate", str(folder), file_bytes=room, fatal=False))
+    size = len(before) + 30
+    ended = run_task(Task("publish_and_activate", str(folder), file_bytes=size, fatal=False))
 
-    assert ended == "no room"
-    assert assert_whole(folder) == active
+    assert ended == "disk full"
+    assert assert_versions_load(folder) == active
     assert path.read_bytes() == before
 
 
 @pytest.fixture
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of one megabyte under the artefacts, with the calibrator that was there."""
+    """Mount a disk of 1 MiB at the artefacts' folder, with its calibrator."""
     artifacts = folder / "artifacts"
     options = ["-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(artifacts)]
     mounted = subprocess.run(["mount", *options], capture_output=True, check=False)
@@ -59,7 +59,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """Take all the room but a little."""
+    """Fill a disk but for `leave` bytes; return the file that fills it."""
     taken = disk / "taken"
     taken.unlink(missing_ok=True)
     room = os.statvfs(disk)
@@ -67,23 +67,23 @@ def fill(disk: Path, leave: int) -> Path:
     return taken
 
 
-def test_disk_that_fills_up_anywhere_in_a_publish_changes_nothing(folder, small_disk):
-    active = assert_whole(folder)
+def test_disk_filling_up_during_publish_changes_nothing(folder, small_disk):
+    active = assert_versions_load(folder)
     for blocks in range(20):
         fill(small_disk, blocks * BLOCK)
         try:
             publish_and_activate(folder)
         except StorageError:
-            assert assert_whole(folder) == active
-            assert_nothing_half_written(folder)
+            assert assert_versions_load(folder) == active
+            assert_no_partial_files(folder)
         else:
             break
     assert 3 < blocks < 19
-    assert assert_whole(folder) != active
+    assert assert_versions_load(folder) != active
     assert len(history(folder)) == 2
 
 
-def test_upload_that_fills_the_disk_leaves_nothing_and_harms_nobody(
+def test_upload_that_fills_disk_is_removed_and_service_continues(
     folder, small_disk, make_client: MakeClient
 ):
     client = make_client(admin_token=TOKEN)
@@ -104,11 +104,11 @@ def test_upload_that_fills_the_disk_leaves_nothing_and_harms_nobody(
     assert client.delete(answer.headers["location"], headers=ADMIN).status_code == 200
 
 
-def test_fit_whose_disk_fills_up_has_failed_once_that_can_be_written_down(
+def test_fit_on_full_disk_is_marked_failed_once_disk_has_space(
     folder, small_disk, make_client: MakeClient
 ):
     client = make_client(admin_token=TOKEN)
-    active = assert_whole(folder)
+    active = assert_versions_load(folder)
     answer: httpx2.Response = send(client, UPLOAD, method="temperature", activate="always")
     taken = fill(small_disk, 0)
     location = answer.headers["location"]
@@ -120,7 +120,7 @@ def test_fit_whose_disk_fills_up_has_failed_once_that_can_be_written_down(
     wait_for(lambda: client.get(location).json()["state"] == "failed", "the end to be noted")
 
     assert "no space left" in client.get(location).json()["error"]
-    assert assert_whole(folder) == active
-    assert_nothing_half_written(folder)
+    assert assert_versions_load(folder) == active
+    assert_no_partial_files(folder)
     again = client.post(f"{location}/retry", headers=ADMIN)
     assert again.status_code == 202

@@ -1,4 +1,4 @@
-"""Killed at every step: what is stored is whole, and the service goes on with it."""
+"""A process killed at any step leaves valid files, with which the service starts again."""
 
 import json
 import shutil
@@ -11,32 +11,36 @@ from app.jobs.queue import Jobs
 from app.jobs.store import UPLOAD, Job, State
 from app.storage.artifacts import ArtifactStore
 from tests.factories.service import open_client, post, publish_temperature, thirds
-from tests.faults.conftest import JobRunner
-from tests.faults.steps import Order, settings_of, submit
-from tests.faults.stored import assert_clean, assert_whole
+from tests.faults.conftest import RunTask
+from tests.faults.steps import Task, settings_of, submit
+from tests.faults.stored import assert_clean, assert_versions_load
 
-MANY = 2000  # steps; no work here takes as many
+MAX_STEPS = 2000  # more than any task here takes
 
 
-def until_it_ends(
-    attempt: JobRunner, work: str, folder: Path, prepare: Callable[[], object] = int, every: int = 1
+def kill_at_each_step(
+    run_task: RunTask,
+    action: str,
+    folder: Path,
+    prepare: Callable[[], object] = int,
+    every: int = 1,
 ) -> Iterator[int]:
-    """Do a work again and again, killed one step later each time, until it comes to its end."""
-    for step in range(1, MANY, every):
+    """Run an action repeatedly, killed `every` steps later each time, until it finishes."""
+    for step in range(1, MAX_STEPS, every):
         prepare()
-        ended = attempt(Order(work, str(folder), step=step))
+        ended = run_task(Task(action, str(folder), step=step))
         yield step
         if ended == "finished":
-            assert step > 10, "expected the work to be killed a few times"
+            assert step > 10, "expected the action to be killed a few times"
             return
-    raise AssertionError(f"{work} did not end within {MANY} steps")
+    raise AssertionError(f"{action} did not end within {MAX_STEPS} steps")
 
 
-def test_publish_and_activation_killed_at_every_step_leave_the_old_or_the_new(folder, attempt):
+def test_publish_killed_at_each_step_leaves_old_or_new_active_version(folder, run_task):
     store = ArtifactStore(folder / "artifacts")
-    active, known = assert_whole(folder), {m.id for m in store.versions("tiny")}
-    for step in until_it_ends(attempt, "publish_and_activate", folder):
-        before, active = active, assert_whole(folder)
+    active, known = assert_versions_load(folder), {m.id for m in store.versions("tiny")}
+    for step in kill_at_each_step(run_task, "publish_and_activate", folder):
+        before, active = active, assert_versions_load(folder)
         listed = {manifest.id for manifest in store.versions("tiny")}
         assert active in {before} | (listed - known)
         known = listed
@@ -49,45 +53,45 @@ def test_publish_and_activation_killed_at_every_step_leave_the_old_or_the_new(fo
 
 
 @pytest.mark.parametrize("size", [1, 20, 60, 100, 150, 250, 400])
-def test_publish_killed_in_the_middle_of_a_write_leaves_what_was(folder, attempt, size):
-    active = assert_whole(folder)
-    ended = attempt(Order("publish_and_activate", str(folder), file_bytes=size))
+def test_publish_killed_during_a_write_leaves_active_version(folder, run_task, size):
+    active = assert_versions_load(folder)
+    ended = run_task(Task("publish_and_activate", str(folder), file_bytes=size))
 
     assert ended == "killed"
-    assert assert_whole(folder) == active
+    assert assert_versions_load(folder) == active
     assert_clean(folder)
 
 
-def test_history_killed_in_the_middle_of_a_line_goes_on_behind_it(folder, attempt):
-    active = assert_whole(folder)
+def test_history_continues_after_incomplete_line(folder, run_task):
+    active = assert_versions_load(folder)
     path = folder / "artifacts" / "tiny" / "history.jsonl"
     path.write_text(path.read_text() * 20)  # longer than any other file
-    ended = attempt(Order("publish_and_activate", str(folder), file_bytes=path.stat().st_size + 30))
+    ended = run_task(Task("publish_and_activate", str(folder), file_bytes=path.stat().st_size + 30))
     torn = path.read_text().splitlines()[-1]
 
     assert (ended, len(torn)) == ("killed", 30)
-    assert assert_whole(folder) == active
-    assert attempt(Order("publish_and_activate", str(folder))) == "finished"
+    assert assert_versions_load(folder) == active
+    assert run_task(Task("publish_and_activate", str(folder))) == "finished"
     *_, kept, last = path.read_text().splitlines()
     assert kept == torn
-    assert json.loads(last)["calibrator"] == assert_whole(folder) != active
+    assert json.loads(last)["calibrator"] == assert_versions_load(folder) != active
 
 
-def augmented(folder: Path) -> Iterator[Path]:
-    """Give the same folder anew each time, for work that takes longer the more there is."""
-    for number in range(MANY):
+def copies_of(folder: Path) -> Iterator[Path]:
+    """Copy a folder for each attempt, as the action takes longer the more versions there are."""
+    for number in range(MAX_STEPS):
         copy = folder.with_name(f"{folder.name}-{number}")
         shutil.copytree(folder, copy)
         yield copy
         shutil.rmtree(copy)
 
 
-def test_deletion_killed_at_every_step_deletes_all_of_a_version_or_nothing(folder, attempt):
+def test_deletion_killed_at_each_step_deletes_whole_version_or_nothing(folder, run_task):
     publish_temperature(folder / "artifacts", folder / "models" / "tiny", 4, activate=False)
     active = ArtifactStore(folder / "artifacts").active_id("tiny")
-    for step, copy in enumerate(augmented(folder), 1):
-        ended = attempt(Order("delete", str(copy), step=step))
-        assert assert_whole(copy) == active
+    for step, copy in enumerate(copies_of(folder), 1):
+        ended = run_task(Task("delete", str(copy), step=step))
+        assert assert_versions_load(copy) == active
         assert_clean(copy)
         if ended == "finished":
             break
@@ -99,15 +103,15 @@ def test_deletion_killed_at_every_step_deletes_all_of_a_version_or_nothing(folde
 
 
 def restarted(folder: Path) -> Jobs:
-    """The jobs as the next server finds them."""
+    """Return the jobs after the recovery at the next server's start."""
     jobs = Jobs(settings_of(folder))
     jobs.files.open()
     jobs.recover()
     return jobs
 
 
-def assert_jobs_whole(jobs: Jobs) -> list[Job]:
-    """Every job that is there can be read, and none is taken for one at work."""
+def assert_jobs_consistent(jobs: Jobs) -> list[Job]:
+    """Assert that every job can be read and none counts as running; return the jobs."""
     found = jobs.files.all()
     assert [job.id for job in found] == jobs.files.ids()
     assert {job.state for job in found} <= {"interrupted", "succeeded"}
@@ -115,36 +119,36 @@ def assert_jobs_whole(jobs: Jobs) -> list[Job]:
         upload = jobs.files.folder(job.id) / UPLOAD
         assert upload.exists() == (job.state == "interrupted")
     assert not list(jobs.files.root.glob(".incoming-*"))
-    assert len(list(jobs.files.root.glob(".owner-*"))) == 1  # ours
+    assert len(list(jobs.files.root.glob(".owner-*"))) == 1  # of this process
     return found
 
 
-def test_job_killed_at_every_step_is_interrupted_or_done_and_others_stay(folder, attempt):
-    assert attempt(Order("run_a_job", str(folder))) == "finished"
-    (earlier,) = settled(folder)
-    seen: set[State] = set()
-    for step, copy in enumerate(augmented(folder), 1):
-        ended = attempt(Order("run_a_job", str(copy), step=step))
-        *new, old = settled(copy)
+def test_job_killed_at_each_step_is_interrupted_or_succeeded(folder, run_task):
+    assert run_task(Task("run_job", str(folder))) == "finished"
+    (earlier,) = recovered_jobs(folder)
+    states: set[State] = set()
+    for step, copy in enumerate(copies_of(folder), 1):
+        ended = run_task(Task("run_job", str(copy), step=step))
+        *new, old = recovered_jobs(copy)
         assert old == earlier
-        seen.update(job.state for job in new)
+        states.update(job.state for job in new)
         if ended == "finished":
             break
     assert step > 30
-    assert seen == {"interrupted", "succeeded"}
+    assert states == {"interrupted", "succeeded"}
     assert [job.state for job in new] == ["succeeded"]
 
 
-def settled(folder: Path) -> list[Job]:
-    """Start anew, hold the jobs to their promises, and give them."""
+def recovered_jobs(folder: Path) -> list[Job]:
+    """Recover the jobs, assert that they are consistent, and return them."""
     jobs = restarted(folder)
-    found = assert_jobs_whole(jobs)
+    found = assert_jobs_consistent(jobs)
     jobs.files.close()
     return found
 
 
-def test_fit_killed_at_steps_all_along_leaves_a_job_to_be_run_again(folder, attempt):
-    active = assert_whole(folder)
+def test_fit_killed_at_any_step_leaves_job_that_can_be_retried(folder, run_task):
+    active = assert_versions_load(folder)
     jobs = restarted(folder)
     job = ""
 
@@ -156,8 +160,8 @@ def test_fit_killed_at_steps_all_along_leaves_a_job_to_be_run_again(folder, atte
         dead.files.write(dead.files.read(job).model_copy(update={"state": "running"}))
         dead.files.close()
 
-    for step in until_it_ends(attempt, "fit", folder, another, every=8):
-        before, active = active, assert_whole(folder)
+    for step in kill_at_each_step(run_task, "fit", folder, another, every=8):
+        before, active = active, assert_versions_load(folder)
         assert_clean(folder)
         jobs.recover()
         ended = jobs.files.read(job)
@@ -167,8 +171,8 @@ def test_fit_killed_at_steps_all_along_leaves_a_job_to_be_run_again(folder, atte
         assert ended.state == "interrupted"
         if step % 32 == 1:
             assert jobs.retry(job).state == "queued"
-            assert attempt(Order("fit", str(folder))) == "finished"
-            active = assert_whole(folder)
+            assert run_task(Task("fit", str(folder))) == "finished"
+            active = assert_versions_load(folder)
             jobs.files.write(jobs.files.read(job).model_copy(update={"state": "interrupted"}))
     jobs.recover()
     assert jobs.files.read(job).state == "succeeded"

@@ -1,4 +1,4 @@
-"""Several clients and several server processes on one folder: no request is lost or torn."""
+"""Several clients and server processes on one folder: every response is complete and correct."""
 
 import threading
 from collections import Counter
@@ -17,17 +17,17 @@ from tests.api.test_server import Served, serving
 from tests.factories.jobs import wait_for, worker_pid
 from tests.factories.models import write_onnx_model
 from tests.factories.service import post, publish_temperature, thirds, wait_until_ready
-from tests.faults.stored import assert_nothing_half_written, assert_whole, history
+from tests.faults.stored import assert_no_partial_files, assert_versions_load, history
 
 FLIPS = 20
 CLIENTS = 8
 JOBS = 2
-PAUSE_S = 0.05  # between a client's requests, so that a fit gets its share of two cores
+PAUSE_S = 0.05  # between a client's requests, so that a fit gets time on two cores
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder, with two versions of a calibrator."""
+    """Return a folder with two versions of a calibrator."""
     root = tmp_path_factory.mktemp("many")
     model = write_onnx_model(root / "models", "tiny")
     for temperature in (2, 4):
@@ -37,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(shared: Path) -> Iterator[list[Served]]:
-    """Two server processes on that folder."""
+    """Start two server processes on that folder."""
     with ExitStack() as stack:
         servers = [
             stack.enter_context(
@@ -65,7 +65,7 @@ def active_in(server: Served) -> object:
     return server.client.get("/models/tiny").json()["active_calibrator"]
 
 
-def test_activations_by_threads_and_processes_take_turns(pair: list[Served], shared: Path):
+def test_concurrent_activations_are_serialised(pair: list[Served], shared: Path):
     versions, before = two_versions(shared), len(history(shared))
 
     def flip(number: int) -> None:
@@ -80,12 +80,12 @@ def test_activations_by_threads_and_processes_take_turns(pair: list[Served], sha
     assert Counter(line["calibrator"] for line in lines[before:]) == dict.fromkeys(versions, 20)
     last = lines[-1]["calibrator"]
     assert [active_in(server) for server in pair] == [last, last]
-    assert_nothing_half_written(shared)
+    assert_no_partial_files(shared)
 
 
 @contextmanager
 def segmenting(servers: list[Served]) -> Iterator[Callable[[], list[httpx2.Response]]]:
-    """Eight clients that segment again and again while the block runs; gives their answers."""
+    """Segment in eight clients during the block; yields a function that returns the responses."""
     done = threading.Event()
     answers: list[httpx2.Response] = []
 
@@ -110,7 +110,7 @@ def more_than(so_far: Callable[[], list[httpx2.Response]], count: int) -> bool:
     return len(so_far()) > count
 
 
-def test_no_request_fails_while_calibrators_are_swapped(pair: list[Served], shared: Path):
+def test_no_request_fails_during_activations(pair: list[Served], shared: Path):
     versions = two_versions(shared)
     activate(pair[0], versions[1])
     with segmenting(pair) as so_far:
@@ -121,7 +121,7 @@ def test_no_request_fails_while_calibrators_are_swapped(pair: list[Served], shar
 
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.headers["x-calibrator"] for answer in answers} == set(versions)
-    # Each is whole: its confidence is the one of the version that it names.
+    # Each confidence is that of the version which its header names.
     confidences = {
         (answer.headers["x-calibrator"], round(answer.json()["mean_confidence"], 6))
         for answer in answers
@@ -129,7 +129,7 @@ def test_no_request_fails_while_calibrators_are_swapped(pair: list[Served], shar
     assert len(confidences) == 2
 
 
-def test_five_calibrate_while_eight_segment(pair: list[Served], shared: Path):
+def test_five_calibrations_run_beside_eight_segmenting_clients(pair: list[Served], shared: Path):
     root = shared / "artifacts" / ".jobs"
 
     def calibrate(number: int) -> httpx2.Response:
@@ -157,10 +157,10 @@ def test_five_calibrate_while_eight_segment(pair: list[Served], shared: Path):
     assert most == 1
     assert states() == ["succeeded"] * JOBS
     assert {answer.status_code for answer in answers} == {200}
-    assert_whole(shared)
+    assert_versions_load(shared)
 
 
-def test_process_killed_while_it_activates_holds_up_nobody(pair: list[Served], shared: Path):
+def test_process_killed_during_activation_releases_lock(pair: list[Served], shared: Path):
     versions = two_versions(shared)
     with serving(shared, ADMIN_TOKEN=TOKEN) as doomed:
         doomed.first_answer("/healthz")
@@ -183,7 +183,7 @@ def test_process_killed_while_it_activates_holds_up_nobody(pair: list[Served], s
     for server, version in zip(pair, versions, strict=True):
         activate(server, version)
         assert [active_in(server) for server in pair] == [version, version]
-    assert_whole(shared)
+    assert_versions_load(shared)
 
     root = shared / "artifacts" / ".jobs"
     wait_for(lambda: len(list(root.glob(".owner-*"))) == 2, "the dead one's lock to go")

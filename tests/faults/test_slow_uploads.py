@@ -1,4 +1,4 @@
-"""A body comes at a least pace or gives up its place; a refusal is heard while data is sent."""
+"""Uploads below a minimum rate time out; error responses reach clients that are sending."""
 
 import socket
 import threading
@@ -30,7 +30,7 @@ def read_answer(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_uploads_that_stand_still_give_their_places_up(make_server: MakeServer):
+def test_stalled_uploads_time_out_and_free_their_slots(make_server: MakeServer):
     url = make_server(queue_limit=1, upload_timeout_s=PATIENCE_S)
     with httpx2.Client(base_url=url, timeout=60) as client, ExitStack() as stack:
         held = [stack.enter_context(unfinished(url, 1000)) for _ in range(WORKERS + 1)]
@@ -43,7 +43,7 @@ def test_uploads_that_stand_still_give_their_places_up(make_server: MakeServer):
         assert_serves(client)
 
 
-def test_upload_that_trickles_is_ended(make_server: MakeServer):
+def test_upload_slower_than_minimum_rate_times_out(make_server: MakeServer):
     url = make_server(upload_timeout_s=PATIENCE_S)
     data = encoded(thirds())
     sent = 0
@@ -61,10 +61,10 @@ def test_upload_that_trickles_is_ended(make_server: MakeServer):
         assert_serves(client)
 
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert sent > 3  # what came did not start the clock anew
+    assert sent > 3  # the bytes received did not restart the timeout
 
 
-def test_upload_that_takes_long_but_gets_on_is_served(make_server: MakeServer):
+def test_slow_upload_above_minimum_rate_is_served(make_server: MakeServer):
     url = make_server(upload_timeout_s=PATIENCE_S)
     data = encoded(thirds())
     padding = bytes(STRIDE)  # what follows a PNG's end is ignored
@@ -81,19 +81,17 @@ def test_upload_that_takes_long_but_gets_on_is_served(make_server: MakeServer):
     assert answer.status_code == 200, answer.text
 
 
-def test_calibration_upload_that_stands_still_leaves_nothing(
-    make_server: MakeServer, artifacts_dir: Path
-):
+def test_stalled_calibration_upload_is_removed(make_server: MakeServer, artifacts_dir: Path):
     url = make_server(upload_timeout_s=PATIENCE_S, admin_token=TOKEN)
-    waits = threading.Event()
+    never = threading.Event()
 
-    def detector_parameters() -> Iterator[bytes]:
+    def stalled_body() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="logits"; filename="l"\r\n\r\nabc'
-        waits.wait(10 * PATIENCE_S)
+        never.wait(10 * PATIENCE_S)
 
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     with httpx2.Client(base_url=url, timeout=60) as client:
-        answer = client.post("/calibrate", content=detector_parameters(), headers=ADMIN | kind)
+        answer = client.post("/calibrate", content=stalled_body(), headers=ADMIN | kind)
 
     assert_problem(answer, 408, f"expected the next {STRIDE} bytes")
     wait_for(lambda: jobs_folder(artifacts_dir) == [], "the folder to be removed")
@@ -106,7 +104,7 @@ def test_calibration_upload_that_stands_still_leaves_nothing(
         (TOKEN, {"max_calibration_bytes": 1000}, "expected a body of at most"),
     ],
 )
-def test_client_reads_the_refusal_of_a_large_upload(
+def test_client_reads_error_response_to_large_upload(
     make_server: MakeServer, tmp_path: Path, token, settings, sentence
 ):
     url = make_server(admin_token=TOKEN, **settings)

@@ -41,7 +41,7 @@ def encoded(image: Image.Image | NDArray[Any], kind: str, **options: Any) -> byt
 def png(
     width: int, height: int, depth: int, color_type: int, rows: bytes, *chunks: tuple[bytes, bytes]
 ) -> bytes:
-    """A PNG made by hand: `rows` are the raw scan lines, each after its filter byte."""
+    """Encode a PNG; `rows` are the raw scan lines, each after its filter byte."""
     header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -51,7 +51,7 @@ def png(
 
 
 def tiff_of_pages(*subfile_types: int) -> bytes:
-    """A TIFF made by hand: grey pages of one pixel, each of a NewSubfileType."""
+    """Encode a TIFF of grey pages of one pixel, each with its NewSubfileType."""
     pixel, directory = 8, 10
     data = bytearray(b"II*\0" + struct.pack("<I", directory) + b"\x07\0")
     for index, subfile_type in enumerate(subfile_types):
@@ -250,7 +250,7 @@ def test_floating_point_is_rejected():
 
 # Orientation
 
-# What a viewer shows, by orientation, of the stored rows (0 1 2), (3 4 5).
+# The displayed rows by orientation; the stored rows are (0 1 2), (3 4 5).
 UPRIGHT = {
     1: [[0, 1, 2], [3, 4, 5]],
     2: [[2, 1, 0], [5, 4, 3]],
@@ -438,7 +438,7 @@ SEEDS = [
 ]
 
 
-def answers_or_refuses(data: bytes) -> None:
+def assert_decodes_or_raises_input_error(data: bytes) -> None:
     with contextlib.suppress(InputError):  # and nothing else
         assert 0 < decoded(data).size <= 3 * LIMIT
 
@@ -446,12 +446,12 @@ def answers_or_refuses(data: bytes) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damaged_image_is_decoded_or_refused(data):
+def test_damaged_image_is_decoded_or_rejected(data):
     seed = bytearray(data.draw(st.sampled_from(SEEDS)))
     spots = st.integers(0, min(len(seed), 400) - 1)
     for spot, value in data.draw(st.lists(st.tuples(spots, st.integers(1, 255)), max_size=6)):
         seed[spot] ^= value
-    answers_or_refuses(bytes(seed[: data.draw(st.integers(1, len(seed)))]))
+    assert_decodes_or_raises_input_error(bytes(seed[: data.draw(st.integers(1, len(seed)))]))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -461,4 +461,4 @@ def test_damaged_image_is_decoded_or_refused(data):
     rest=st.binary(max_size=200),
 )
 def test_random_bytes_are_rejected(start, rest):
-    answers_or_refuses(start + rest)
+    assert_decodes_or_raises_input_error(start + rest)

@@ -20,7 +20,7 @@ def test_pieces_divide_the_rows_and_are_bounded(height, width):
         assert (piece.stop - piece.start) * width <= max(PIECE, width)
 
 
-# In pieces of a few rows everything comes out as in one
+# Results in pieces of a few rows equal those in one piece
 
 HEIGHT, WIDTH = 23, 17
 RNG = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""Jobs: bounded, one at a time, stoppable, and not lost with the process that runs them.
+"""The job queue is bounded, runs one fit at a time, cancels, and recovers after a restart.
 
-Fits are real processes; where one is only to be stopped, it is stopped while it starts.
+Fits are real processes; tests of cancellation cancel them while they start.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ MakeJobs = Callable[..., Jobs]
 
 @pytest.fixture
 def make_jobs(make_settings: Callable[..., Settings]) -> Iterator[MakeJobs]:
-    """Servers' jobs over the test's own folders, started."""
+    """Return a function that starts a job queue on the test's folders."""
     made = []
 
     def make(**settings: object) -> Jobs:
@@ -41,7 +41,7 @@ def make_jobs(make_settings: Callable[..., Settings]) -> Iterator[MakeJobs]:
 
 @pytest.fixture
 def request_for(models_dir: Path) -> Callable[..., FitRequest]:
-    """A fit of one temperature for the model `tiny`."""
+    """Return a function that builds a request for temperature scaling of the model `tiny`."""
     folder = read_model_folder(models_dir / "tiny")
 
     def make(**fields: object) -> FitRequest:
@@ -78,7 +78,7 @@ def wait_for_process(jobs: Jobs, job: Job) -> int:
     return pid
 
 
-def test_queue_is_bounded_by_what_comes_in_and_what_waits(make_jobs, request_for):
+def test_queue_bound_counts_incoming_and_queued_jobs(make_jobs, request_for):
     jobs = make_jobs(job_limit=2)
     first, second = jobs.reserve(), jobs.reserve()
 
@@ -90,7 +90,7 @@ def test_queue_is_bounded_by_what_comes_in_and_what_waits(make_jobs, request_for
     jobs.release(jobs.reserve())
 
 
-def test_jobs_run_one_at_a_time_and_stop_when_asked(make_jobs, request_for):
+def test_jobs_run_one_at_a_time_and_can_be_cancelled(make_jobs, request_for):
     jobs = make_jobs()
     running, queued = (submit(jobs, request_for()) for _ in range(2))
     pid = wait_for_process(jobs, running)
@@ -110,7 +110,7 @@ def test_jobs_run_one_at_a_time_and_stop_when_asked(make_jobs, request_for):
     assert [job.state for job in jobs.files.all()] == ["cancelled", "cancelled"]
 
 
-def test_killed_fit_has_failed_and_can_be_given_up(make_jobs, request_for):
+def test_killed_fit_is_failed_and_can_be_cancelled(make_jobs, request_for):
     jobs = make_jobs()
     job = submit(jobs, request_for())
     os.kill(wait_for_process(jobs, job), signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_killed_fit_has_failed_and_can_be_given_up(make_jobs, request_for):
     assert not has_upload(jobs, job)
 
 
-def test_fit_that_can_not_be_made_says_why(make_jobs, request_for, artifacts_dir):
+def test_failed_fit_stores_its_error(make_jobs, request_for, artifacts_dir):
     jobs = make_jobs()
     job = submit(jobs, request_for(model_sha256="0" * 64))
     wait_for_state(jobs, job, "failed")
@@ -131,7 +131,7 @@ def test_fit_that_can_not_be_made_says_why(make_jobs, request_for, artifacts_dir
     assert ArtifactStore(artifacts_dir).versions("tiny") == []
 
 
-def test_stopped_server_leaves_jobs_interrupted_to_be_run_again(
+def test_stopped_server_leaves_interrupted_jobs_that_can_be_retried(
     make_jobs, request_for, artifacts_dir
 ):
     first = make_jobs()
@@ -159,16 +159,16 @@ def test_stopped_server_leaves_jobs_interrupted_to_be_run_again(
     assert has_upload(second, queued)
 
 
-def test_job_of_a_living_server_is_left_alone(make_jobs, make_settings, request_for):
+def test_job_of_a_running_server_is_not_recovered(make_jobs, make_settings, request_for):
     living, started = Jobs(make_settings()), make_jobs()
-    living.files.open()  # alive, but not at work
+    living.files.open()  # alive, without a running job
     job = submit(living, request_for())
     coming = living.reserve()
     started.recover()
 
     assert state_of(started, job) == "queued"
     assert coming.exists()
-    # Its lock goes with the process; here, by hand.
+    # A process releases its lock when it ends; here it is released explicitly.
     assert living.files.owner_lock is not None
     fcntl.flock(living.files.owner_lock, fcntl.LOCK_UN)
     started.recover()
@@ -177,9 +177,7 @@ def test_job_of_a_living_server_is_left_alone(make_jobs, make_settings, request_
     living.files.close()
 
 
-def test_fit_that_published_before_its_server_died_has_succeeded(
-    make_jobs, make_settings, request_for
-):
+def test_fit_published_before_its_server_died_is_succeeded(make_jobs, make_settings, request_for):
     dead, started = Jobs(make_settings()), make_jobs()
     dead.files.open()
     job = submit(dead, request_for())
@@ -193,7 +191,7 @@ def test_fit_that_published_before_its_server_died_has_succeeded(
     assert started.files.read(job.id).activated
 
 
-def test_records_are_kept_up_to_a_number(make_jobs, request_for):
+def test_oldest_records_are_deleted(make_jobs, request_for):
     jobs = make_jobs(job_limit=KEPT + 10)
     made = []
     for _ in range(KEPT + 3):
@@ -208,6 +206,6 @@ def test_records_are_kept_up_to_a_number(make_jobs, request_for):
 @pytest.mark.parametrize(
     "name", ["../tiny", "", ".lock", "20260101T000000000000Z-abcdef", "a" * 999]
 )
-def test_what_is_no_id_of_a_job_is_not_found(make_jobs, name):
+def test_invalid_job_id_is_not_found(make_jobs, name):
     with pytest.raises(NotFoundError, match="expected the id of a calibration job"):
         make_jobs().files.read(name)

@@ -1,4 +1,4 @@
-"""The drift monitor: quiet where answers are as at the fit, `stale` where they are not."""
+"""The drift monitor reports `stale` where predictions differ from the reference images."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from tests.factories.service import post, publish_temperature, solid
 CLASSES = 3
 MODELS = Path(__file__).parents[2] / "models"
 
-Answer = tuple[NDArray[np.unsignedinteger], NDArray[np.float32]]
+Arrays = tuple[NDArray[np.unsignedinteger], NDArray[np.float32]]
 
 
 def stored(reference: Reference | None, version: str = "a", classes: int = CLASSES):
@@ -37,74 +37,74 @@ def stored(reference: Reference | None, version: str = "a", classes: int = CLASS
     return StoredCalibrator(manifest, Identity(classes), reference)
 
 
-def answer(rng: np.random.Generator, sureness: float = 8.0) -> Answer:
-    """An image whose confidence is beta(sureness, 1), more or less."""
-    confidence = rng.beta(sureness * rng.uniform(0.8, 1.25), 1, (20, 30)).astype(np.float32)
+def draw_prediction(rng: np.random.Generator, alpha: float = 8.0) -> Arrays:
+    """Draw mask and confidence of an image; confidence follows about beta(alpha, 1)."""
+    confidence = rng.beta(alpha * rng.uniform(0.8, 1.25), 1, (20, 30)).astype(np.float32)
     return rng.choice(CLASSES, (20, 30), p=rng.dirichlet((8, 4, 2))).astype(np.uint8), confidence
 
 
-def reference_to(answers: list[Answer], classes: int = CLASSES) -> Reference:
+def reference_to(predictions: list[Arrays], classes: int = CLASSES) -> Reference:
     rows = [
         torch.from_numpy(histogram(confidence, mask, classes)).float()
-        for mask, confidence in answers
+        for mask, confidence in predictions
     ]
     return Reference(torch.stack(rows))
 
 
-def feed(monitor: DriftMonitor, version: StoredCalibrator, answers: list[Answer]) -> list[bool]:
-    return [monitor.observe("street", version, Prediction(*one)).stale for one in answers]
+def feed(monitor: DriftMonitor, version: StoredCalibrator, predictions: list[Arrays]) -> list[bool]:
+    return [monitor.observe("street", version, Prediction(*one)).stale for one in predictions]
 
 
-def test_monitor_is_quiet_then_stale_then_fresh_again():
+def test_calibrator_becomes_stale_under_drift_and_recovers():
     rng = np.random.default_rng(0)
-    version = stored(reference_to([answer(rng) for _ in range(40)]))
+    version = stored(reference_to([draw_prediction(rng) for _ in range(40)]))
     monitor = DriftMonitor(DriftPolicy(window=16, patience=8))
 
-    assert not any(feed(monitor, version, [answer(rng) for _ in range(200)]))
-    drifted = feed(monitor, version, [answer(rng, sureness=2.0) for _ in range(40)])
+    assert not any(feed(monitor, version, [draw_prediction(rng) for _ in range(200)]))
+    drifted = feed(monitor, version, [draw_prediction(rng, alpha=2.0) for _ in range(40)])
     assert not any(drifted[:7])  # patience
     assert all(drifted[24:])  # a window full of them, and patience
     assert monitor.is_stale("street", "a")
-    recovering = feed(monitor, version, [answer(rng) for _ in range(40)])
+    recovering = feed(monitor, version, [draw_prediction(rng) for _ in range(40)])
     assert recovering[0]
     assert not any(recovering[-8:])
     assert not monitor.is_stale("street", "a")
 
 
-def test_window_that_is_not_full_says_nothing():
+def test_state_is_unknown_until_window_is_full():
     rng = np.random.default_rng(0)
-    version = stored(reference_to([answer(rng) for _ in range(40)]))
+    version = stored(reference_to([draw_prediction(rng) for _ in range(40)]))
     monitor = DriftMonitor(DriftPolicy(window=16, patience=1))
 
-    assert not any(feed(monitor, version, [answer(rng, sureness=1.0) for _ in range(15)]))
+    assert not any(feed(monitor, version, [draw_prediction(rng, alpha=1.0) for _ in range(15)]))
     assert np.isnan(monitor.states()["street"].divergence.confidence)
-    assert feed(monitor, version, [answer(rng, sureness=1.0)]) == [True]
+    assert feed(monitor, version, [draw_prediction(rng, alpha=1.0)]) == [True]
 
 
-def test_another_version_starts_anew():
+def test_another_version_starts_a_new_window():
     rng = np.random.default_rng(0)
-    reference = reference_to([answer(rng) for _ in range(40)])
+    reference = reference_to([draw_prediction(rng) for _ in range(40)])
     monitor = DriftMonitor(DriftPolicy(window=8, patience=1))
 
-    assert feed(monitor, stored(reference), [answer(rng, sureness=1.0) for _ in range(8)])[-1]
-    assert feed(monitor, stored(reference, "b"), [answer(rng, sureness=1.0)]) == [False]
+    assert feed(monitor, stored(reference), [draw_prediction(rng, alpha=1.0) for _ in range(8)])[-1]
+    assert feed(monitor, stored(reference, "b"), [draw_prediction(rng, alpha=1.0)]) == [False]
     assert not monitor.is_stale("street", "a")
     assert monitor.states()["street"].calibrator == "b"
 
 
 @pytest.mark.parametrize("images", [0, 7])
-def test_without_a_reference_worth_the_name_nothing_is_stale(images):
+def test_calibrator_without_sufficient_reference_is_never_stale(images):
     rng = np.random.default_rng(0)
-    reference = reference_to([answer(rng) for _ in range(images)]) if images else None
+    reference = reference_to([draw_prediction(rng) for _ in range(images)]) if images else None
     monitor = DriftMonitor(DriftPolicy(window=8, patience=1))
 
-    assert not any(feed(monitor, stored(reference), [answer(rng, 1.0) for _ in range(30)]))
+    assert not any(feed(monitor, stored(reference), [draw_prediction(rng, 1.0) for _ in range(30)]))
 
 
-def test_threads_may_observe_at_once():
+def test_monitor_is_thread_safe():
     rng = np.random.default_rng(0)
-    version = stored(reference_to([answer(rng) for _ in range(40)]))
-    monitor, one = DriftMonitor(DriftPolicy(window=8, patience=1)), answer(rng)
+    version = stored(reference_to([draw_prediction(rng) for _ in range(40)]))
+    monitor, one = DriftMonitor(DriftPolicy(window=8, patience=1)), draw_prediction(rng)
     threads = [
         threading.Thread(target=feed, args=(monitor, version, [one] * 100)) for _ in range(4)
     ]
@@ -127,7 +127,7 @@ GREY = (128, 128, 128)
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
-def test_stale_shows_in_answers_calibrators_and_metrics(
+def test_stale_is_reported_in_responses_calibrators_and_metrics(
     make_client: MakeClient, models_dir: Path, artifacts_dir: Path
 ) -> None:
     saturated = np.float32(np.exp(2) / (np.exp(2) + 2))
@@ -161,7 +161,7 @@ def test_stale_shows_in_answers_calibrators_and_metrics(
     assert gauge() == "0.0"
 
 
-# On streets
+# On CamVid frames
 
 
 @pytest.fixture(scope="module")
@@ -169,22 +169,22 @@ def street() -> Predictor:
     return open_predictor(read_model_folder(MODELS / "camvid-street"), "cpu", 1)
 
 
-def answered(predictor: Predictor, images: list[NDArray[np.uint8]]) -> list[Answer]:
-    answers: list[Answer] = []
+def predict_images(predictor: Predictor, images: list[NDArray[np.uint8]]) -> list[Arrays]:
+    predictions: list[Arrays] = []
     for image in images:
         planes, geometry = predictor.prepare(image)
         logits = predictor.logits(planes)[0]
-        answers.append(postprocessed(logits, logits, geometry))
-    return answers
+        predictions.append(postprocessed(logits, logits, geometry))
+    return predictions
 
 
-def turned_stale(reference: list[Answer], live: list[Answer], watch: DriftPolicy) -> bool:
+def becomes_stale(reference: list[Arrays], live: list[Arrays], watch: DriftPolicy) -> bool:
     version = stored(reference_to(reference, 11), classes=11)
     return any(feed(DriftMonitor(watch), version, live))
 
 
 @pytest.mark.skipif(not os.environ.get("CAMVID_DIR"), reason="CAMVID_DIR names no CamVid folder")
-def test_dusk_and_fog_are_noticed_and_held_out_day_frames_are_not(street: Predictor) -> None:
+def test_dusk_and_fog_are_detected_but_held_out_day_frames_are_not(street: Predictor) -> None:
     folder = Path(os.environ["CAMVID_DIR"])
 
     def read(names: list[Path]) -> list[NDArray[np.uint8]]:
@@ -192,12 +192,12 @@ def test_dusk_and_fog_are_noticed_and_held_out_day_frames_are_not(street: Predic
 
     frames = sorted((folder / "val").glob("*.png"))
     places = np.random.default_rng(0).permutation(len(frames))
-    reference = answered(street, read([frames[i] for i in sorted(places[:45])]))
+    reference = predict_images(street, read([frames[i] for i in sorted(places[:45])]))
     days = read([frames[i] for i in sorted(places[45:])])
     watch = DriftPolicy(window=32, patience=16)
 
-    assert not turned_stale(reference, answered(street, days), watch)
+    assert not becomes_stale(reference, predict_images(street, days), watch)
     fog = [corrupt(image, "fog", 4, index) for index, image in enumerate(days)]
-    assert turned_stale(reference, answered(street, fog), watch)
+    assert becomes_stale(reference, predict_images(street, fog), watch)
     dusk = read(sorted((folder / "train").glob("0001TP*.png"))[:56])
-    assert turned_stale(reference, answered(street, dusk), watch)
+    assert becomes_stale(reference, predict_images(street, dusk), watch)

@@ -9,7 +9,7 @@ from app.serving.result_cache import Result, ResultCache
 
 
 class Clock:
-    """A clock that stands still until it is told otherwise."""
+    """A clock in seconds that advances only when set."""
 
     now = 100.0
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 
 def result(upload: bytes = b"", side: int = 2) -> Result:
-    """A result of `5 * side * side` bytes and the upload's."""
+    """Build a result of `5 * side * side` bytes plus the upload."""
     mask, confidence = np.zeros((side, side), np.uint8), np.ones((side, side), np.float32)
     return Result("tiny", upload, Prediction(mask, confidence), [(0, 0, 0)])
 
@@ -32,7 +32,7 @@ def test_result_counts_its_bytes():
     assert result(b"123", side=2).nbytes == 3 + 4 + 16
 
 
-def test_result_is_found_by_its_name(clock):
+def test_result_is_found_by_its_id(clock):
     cache = ResultCache(10, 1000, clock)
     first, second = result(), result()
     names = cache.put(first), cache.put(second)
@@ -40,14 +40,14 @@ def test_result_is_found_by_its_name(clock):
     assert cache.get(names[1]) is second
 
 
-def test_names_can_not_be_guessed(clock):
+def test_ids_are_long_and_distinct(clock):
     cache = ResultCache(10, 1_000_000, clock)
     names = {cache.put(result()) for _ in range(100)}
     assert len(names) == 100
     assert {len(name) for name in names} == {24}
 
 
-def test_unknown_name_is_not_found(clock):
+def test_unknown_id_is_not_found(clock):
     with pytest.raises(NotFoundError, match="got one that is unknown or expired"):
         ResultCache(10, 1000, clock).get("f" * 24)
 
@@ -62,7 +62,7 @@ def test_result_expires(clock):
         cache.get(name)
 
 
-def test_reading_does_not_prolong_a_result(clock):
+def test_reading_does_not_extend_expiry(clock):
     cache = ResultCache(10, 1000, clock)
     name = cache.put(result())
     clock.now = 105.0
@@ -74,7 +74,7 @@ def test_reading_does_not_prolong_a_result(clock):
         cache.get(name)
 
 
-def test_oldest_results_make_room(clock):
+def test_oldest_results_are_evicted_first(clock):
     cache = ResultCache(10, 50, clock)  # two of 20 bytes, and 10 to spare
     first, second, third = (cache.put(result()) for _ in range(3))
     with pytest.raises(NotFoundError):
@@ -98,14 +98,14 @@ def test_upload_counts_towards_the_budget(clock):
         cache.get(first)
 
 
-def test_result_beyond_the_budget_is_named_but_not_kept(clock):
+def test_result_above_the_budget_gets_an_id_but_is_not_stored(clock):
     cache = ResultCache(10, 19, clock)
     with pytest.raises(NotFoundError):
         cache.get(cache.put(result()))
 
 
 @pytest.mark.parametrize(("ttl_s", "max_bytes"), [(0, 1000), (10, 0)])
-def test_nothing_is_kept_without_time_or_room(clock, ttl_s, max_bytes):
+def test_nothing_is_stored_with_zero_time_or_budget(clock, ttl_s, max_bytes):
     cache = ResultCache(ttl_s, max_bytes, clock)
     with pytest.raises(NotFoundError):
         cache.get(cache.put(result()))
@@ -121,7 +121,7 @@ def test_expired_results_free_their_bytes(clock):
         cache.get(name)
 
 
-def test_threads_may_share_the_cache(clock):
+def test_cache_is_thread_safe(clock):
     cache = ResultCache(10, 200, clock)
     kept = []
 

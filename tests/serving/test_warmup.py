@@ -1,4 +1,4 @@
-"""What is compiled is compiled before the first request."""
+"""All kernels are compiled before the first request."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# A service of its own, so that no other test has compiled anything: what its first answers compile.
-FIRST_ANSWERS = """
+# Runs in a separate process, in which no other test has compiled a kernel.
+FIRST_REQUESTS = """
 import gc, time
 from numba.core.registry import CPUDispatcher
 from starlette.testclient import TestClient
@@ -26,10 +26,10 @@ with TestClient(create_app(load_settings())) as client:
     expected = ("network_sweep", "shift_rows", "postprocess_kernel")
     assert all(before[name] for name in expected), before
     image = open("examples/street.jpg", "rb").read()
-    for wanted in ("active", "none"):
+    for calibrator in ("active", "none"):
         answer = client.post(
             "/segment",
-            params={"calibrator": wanted, "include": "mask,confidence"},
+            params={"calibrator": calibrator, "include": "mask,confidence"},
             files={"image": image},
         )
         assert answer.status_code == 200, answer.text
@@ -38,17 +38,17 @@ with TestClient(create_app(load_settings())) as client:
 """
 
 
-def test_first_answers_compile_nothing():
+def test_first_requests_compile_nothing():
     settings = {"SEGCAL_ARTIFACTS_DIR": "calibration_artifacts", "SEGCAL_ADMIN_TOKEN": "x" * 20}
     done = subprocess.run(
-        [sys.executable, "-c", FIRST_ANSWERS],
+        [sys.executable, "-c", FIRST_REQUESTS],
         cwd=ROOT, env={**os.environ, **settings}, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
-def test_image_keeps_the_machine_code_of_an_answer(tmp_path):
-    """The Dockerfile's command, which leaves what a calibrated answer needs."""
+def test_docker_image_holds_compiled_kernels(tmp_path):
+    """Run the Dockerfile's command, which caches the kernels of a calibrated response."""
     command = "-m app.serving.warmup"
     assert command in (ROOT / "Dockerfile").read_text()
     settings = {"NUMBA_CACHE_DIR": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""Calibrators on disk: what is published is whole, what is active is loadable, at any instant."""
+"""Published versions are complete and the active version loads, at any time."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def publish(store: ArtifactStore, **changes: object) -> str:
     return described.id
 
 
-def test_published_version_loads_as_it_was(store, tmp_path):
+def test_published_version_loads_unchanged(store, tmp_path):
     described = manifest()
     store.publish(described, halving(), {"chosen": "temperature"})
     stored = ArtifactStore(tmp_path).load("tiny", described.id, SHA)
@@ -77,7 +77,7 @@ def test_published_version_loads_as_it_was(store, tmp_path):
     ]  # fmt: skip
 
 
-def test_id_is_found_as_it_stands_in_a_query(store):
+def test_id_is_found_in_the_form_of_a_query(store):
     version = publish(store, id=new_id("selective+temperature"))
 
     assert parse_qs(f"calibrator={version}") == {"calibrator": [version]}
@@ -98,7 +98,7 @@ def test_thresholds_and_reference_are_stored_with_a_version(store, tmp_path):
         assert f"{described.id}/reference.safetensors" in archive.namelist()
 
 
-def test_manifest_from_before_thresholds_is_read(store, tmp_path):
+def test_manifest_without_thresholds_is_read(store, tmp_path):
     version = publish(store)
     path = tmp_path / "tiny" / version / "manifest.json"
     older = json.loads(path.read_text())
@@ -115,7 +115,7 @@ def test_manifest_from_before_thresholds_is_read(store, tmp_path):
     [torch.zeros(5, 3), torch.zeros(67), torch.full((5, 67), math.nan), None],
     ids=["too narrow", "one row", "NaN", "not a file of ours"],
 )
-def test_damaged_reference_is_refused(store, tmp_path, images):
+def test_damaged_reference_is_rejected(store, tmp_path, images):
     version = publish(store)
     path = tmp_path / "tiny" / version / "reference.safetensors"
     path.write_bytes(b"{" if images is None else safetensors.torch.save({"images": images}))
@@ -123,7 +123,7 @@ def test_damaged_reference_is_refused(store, tmp_path, images):
         store.load("tiny", version, SHA)
 
 
-def test_version_is_loaded_once_and_then_remembered(store):
+def test_loaded_version_is_cached(store):
     version = publish(store)
 
     assert store.load("tiny", version, SHA) is store.load("tiny", version, SHA)
@@ -142,7 +142,7 @@ def test_model_without_versions_has_none_and_nothing_active(store):
     assert store.active_id("tiny") is None
 
 
-def test_activation_moves_the_pointer_and_is_noted(store, tmp_path):
+def test_activation_switches_the_pointer_and_is_recorded(store, tmp_path):
     first, second = publish(store), publish(store)
     store.activate("tiny", first, "better", by="a test")
     store.activate("tiny", second, "better still", by="a test")
@@ -167,7 +167,7 @@ def test_activation_moves_the_pointer_and_is_noted(store, tmp_path):
         "20260101T000000Z-../../../tmp-abcdef", "20260101T000000Z-temperature-abcdef\n",
     ],
 )  # fmt: skip
-def test_id_that_is_not_there_is_not_found_whatever_its_form(store, version):
+def test_unknown_id_of_any_form_is_not_found(store, version):
     publish(store)
     uses: list[Callable[[], object]] = [
         lambda: store.load("tiny", version, SHA),
@@ -213,7 +213,7 @@ def change(path: Path, **entries: object) -> None:
     ],
     ids=["empty", "cut", "list", "gone", "format", "version", "id", "type"],
 )
-def test_damaged_manifest_is_refused_and_left_out_of_the_list(store, tmp_path, damage):
+def test_damaged_manifest_is_rejected_and_not_listed(store, tmp_path, damage):
     whole, damaged = publish(store), publish(store)
     damage(tmp_path / "tiny" / damaged / "manifest.json")
 
@@ -232,7 +232,7 @@ def test_damaged_manifest_is_refused_and_left_out_of_the_list(store, tmp_path, d
     ],
     ids=["empty", "cut", "noise", "gone"],
 )
-def test_damaged_state_is_refused(store, tmp_path, damage):
+def test_damaged_state_is_rejected(store, tmp_path, damage):
     version = publish(store)
     damage(tmp_path / "tiny" / version / "calibrator.safetensors")
 
@@ -240,7 +240,7 @@ def test_damaged_state_is_refused(store, tmp_path, damage):
         store.load("tiny", version, SHA)
 
 
-def test_parameters_of_an_earlier_form_are_told_from_damage(store, tmp_path):
+def test_error_for_parameters_of_an_earlier_format_differs_from_damage(store, tmp_path):
     version = publish(store)
     path = tmp_path / "tiny" / version / "calibrator.safetensors"
     safetensors.torch.save_file({"temperature": torch.ones(())}, path)
@@ -249,7 +249,7 @@ def test_parameters_of_an_earlier_form_are_told_from_damage(store, tmp_path):
         store.load("tiny", version, SHA)
 
 
-def test_state_with_nan_is_refused(store):
+def test_state_with_nan_is_rejected(store):
     calibrator = Temperature(3)
     calibrator.beta.fill_(torch.nan)
     described = manifest()
@@ -259,7 +259,7 @@ def test_state_with_nan_is_refused(store):
         store.load("tiny", described.id, SHA)
 
 
-def test_unknown_method_is_refused(store, tmp_path):
+def test_unknown_method_is_rejected(store, tmp_path):
     version = publish(store)
     change(tmp_path / "tiny" / version / "manifest.json", method="magic")
 
@@ -293,7 +293,7 @@ def test_version_is_never_overwritten(store, tmp_path):
     assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == [".lock", version]
 
 
-def test_report_with_nan_is_refused_and_leaves_nothing(store, tmp_path):
+def test_report_with_nan_is_rejected_and_not_stored(store, tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         store.publish(manifest(), halving(), {"ece": float("nan")})
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == [".lock"]
@@ -306,7 +306,7 @@ def test_failing_disk_is_a_storage_error(tmp_path):
         publish(ArtifactStore(tmp_path / "file"))
 
 
-def test_reader_beside_a_writer_always_sees_a_whole_active_version(store, tmp_path):
+def test_concurrent_reader_always_loads_a_complete_active_version(store, tmp_path):
     versions = [publish(store), publish(store)]
     store.activate("tiny", versions[0], "first", by="a test")
     done = threading.Event()
@@ -327,7 +327,7 @@ def test_reader_beside_a_writer_always_sees_a_whole_active_version(store, tmp_pa
     assert seen
 
 
-# Forks a child that publishes and activates without end, for as often as it is told to.
+# For each line of input, forks a child that publishes and activates repeatedly.
 ENDLESS = """
 import os, sys
 from pathlib import Path
@@ -346,7 +346,7 @@ for _ in sys.stdin:
 """
 
 
-def test_kill_at_any_instant_leaves_a_whole_active_version(tmp_path):
+def test_kill_at_any_time_leaves_a_complete_active_version(tmp_path):
     command = [sys.executable, "-c", ENDLESS, str(tmp_path)]
     published = 0
     with subprocess.Popen(
@@ -360,7 +360,7 @@ def test_kill_at_any_instant_leaves_a_whole_active_version(tmp_path):
             child = int(process.stdout.readline())
             before = ArtifactStore(tmp_path).active_id("tiny")
             while ArtifactStore(tmp_path).active_id("tiny") == before:
-                pass  # until it is at work
+                pass  # until it has started
             threading.Event().wait(0.003 * kill)
             os.kill(child, signal.SIGKILL)
             assert process.stdout.readline() == "gone\n"
@@ -381,7 +381,7 @@ def test_kill_at_any_instant_leaves_a_whole_active_version(tmp_path):
     assert process.returncode == 0
 
 
-def test_history_goes_on_after_a_line_that_a_crash_has_torn(store, tmp_path):
+def test_history_continues_after_incomplete_line(store, tmp_path):
     version = publish(store)
     history = tmp_path / "tiny" / "history.jsonl"
     store.activate("tiny", version, "first", by="test")

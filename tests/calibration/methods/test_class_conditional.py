@@ -37,8 +37,8 @@ def test_gaps_by_hand():
     assert torch.allclose(result, torch.tensor([-4.5, 0.0, -3.0]).log_softmax(0))
 
 
-def test_experts_follow_their_own_pixels():
-    # Pixels that say 0 are right half of the time, pixels that say 1 always but once in ten.
+def test_experts_fit_the_pixels_of_their_class():
+    # Predictions of class 0 are correct in 50 %, those of class 1 in 90 % of the pixels.
     logits = torch.tensor([[4.0, 0.0]] * 2000 + [[0.0, 4.0]] * 2000).T
     labels = torch.tensor([0, 1] * 1000 + [1] * 1800 + [0] * 200)
     data = InMemory(2, [LabelledImage(logits, labels)])

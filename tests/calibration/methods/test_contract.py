@@ -1,4 +1,4 @@
-"""What every calibrator promises, run over every method that has a name."""
+"""The contract of a calibrator, tested for every method of the registry."""
 
 import copy
 import warnings
@@ -19,15 +19,15 @@ CLASSES = (2, 4, 11)
 METHODS = tuple(discover())
 SERIAL = [method for method in METHODS if "+" not in method]
 STACKED = [method for method in METHODS if "+" in method]
-# Stacked forms share one class; three that differ most stand for them in the costly tests.
+# Combined forms share one class; three that differ most represent them in the slow tests.
 CHOSEN = [*SERIAL, "selective+dirichlet", "selective+lts", "selective+metacal"]
 AFFINE = ("vector", "vector_ti", "matrix", "matrix_ti", "dirichlet")
 EXPORTED = [*SERIAL, "selective+dirichlet"]
-# These hold the identity among their states, and are fitted by likelihood alone.
+# The identity is one of their states, and they are fitted by likelihood alone.
 NESTED = ("temperature", *AFFINE, "ets", "cdc", "cmsap", "cmsop")
 # These draw pixels, crops or images at random.
 DRAWING = ("lts", "lts_image", "selective", "metacal", "contextual")
-HEIGHT, WIDTH = 9, 10  # of what is unseen
+HEIGHT, WIDTH = 9, 10  # of the unseen logits_logits
 IMAGE = torch.arange(3 * HEIGHT * WIDTH, dtype=torch.uint8).view(3, HEIGHT, WIDTH)
 
 
@@ -43,7 +43,7 @@ def fitted(method, num_classes):
     return calibrator.eval().with_image(IMAGE)
 
 
-def fresh(method, num_classes):
+def unfitted(method, num_classes):
     return build(method, num_classes).with_image(IMAGE)
 
 
@@ -58,7 +58,7 @@ def probabilities(calibrator, logits):
         return calibrator(logits).exp()
 
 
-def unseen(num_classes, seed=7):
+def unseen_logits(num_classes, seed=7):
     rng = torch.Generator().manual_seed(seed)
     return 4 * torch.randn(2, num_classes, HEIGHT, WIDTH, generator=rng)
 
@@ -67,35 +67,35 @@ def largest_change(one, other, logits):
     return (probabilities(one, logits) - probabilities(other, logits)).abs().max().item()
 
 
-def every(methods, classes=CLASSES):
+def for_each(methods, classes=CLASSES):
     return pytest.mark.parametrize(
         ("method", "num_classes"), [(method, size) for method in methods for size in classes]
     )
 
 
-@every(METHODS)
-def test_fresh_is_identity(method, num_classes):
-    logits = unseen(num_classes)
+@for_each(METHODS)
+def test_unfitted_calibrator_is_softmax(method, num_classes):
+    logits = unseen_logits(num_classes)
     plain = logits.softmax(1)
-    assert (probabilities(fresh(method, num_classes), logits) - plain).abs().max() < 1e-4
+    assert (probabilities(unfitted(method, num_classes), logits) - plain).abs().max() < 1e-4
 
 
-@every(["identity", "temperature"])
-def test_scale_is_all_that_a_mere_scale_does(method, num_classes):
-    logits, calibrator = unseen(num_classes), fitted(method, num_classes)
+@for_each(["identity", "temperature"])
+def test_scale_reproduces_temperature_scaling(method, num_classes):
+    logits, calibrator = unseen_logits(num_classes), fitted(method, num_classes)
     scale = calibrator.scale()
     assert scale > 0
     assert torch.allclose((scale * logits).log_softmax(1), calibrator(logits), atol=1e-5)
 
 
-@every([method for method in CHOSEN if method not in ("identity", "temperature", "contextual")])
-def test_method_that_does_more_has_no_scale(method, num_classes):
+@for_each([method for method in CHOSEN if method not in ("identity", "temperature", "contextual")])
+def test_other_method_has_no_scale(method, num_classes):
     assert build(method, num_classes).scale() is None
 
 
-@every(["contextual"])
-def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, num_classes):
-    logits, calibrator = unseen(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
+@for_each(["contextual"])
+def test_scale_and_shift_reproduce_confidence_of_contextual(method, num_classes):
+    logits, calibrator = unseen_logits(num_classes)[0], copy.deepcopy(fitted(method, num_classes))
     calibrator.detector.offset.add_(0.5)
     own = (calibrator.scale() * logits).softmax(0).amax(0).logit(eps=1e-7)
     expected = (own + shift_of(calibrator, logits)).sigmoid().clamp(1 / num_classes)
@@ -103,9 +103,9 @@ def test_scale_and_shift_are_all_that_contextual_does_to_the_top_class(method, n
     assert (got - expected).abs().max() < 2e-3
 
 
-@every(CHOSEN)
+@for_each(CHOSEN)
 def test_output_is_a_float32_distribution(method, num_classes):
-    logits = unseen(num_classes)
+    logits = unseen_logits(num_classes)
     result = fitted(method, num_classes)(logits)
     assert result.dtype == torch.float32
     assert result.shape == logits.shape
@@ -113,9 +113,9 @@ def test_output_is_a_float32_distribution(method, num_classes):
     assert (result.exp().sum(1) - 1).abs().max() < 1e-5
 
 
-@every(CHOSEN)
+@for_each(CHOSEN)
 def test_extreme_logits_stay_finite(method, num_classes):
-    logits = unseen(num_classes)
+    logits = unseen_logits(num_classes)
     logits[0] *= 1.5e4
     logits[1, 0, 0], logits[1, -1, 1], logits[1, 0, 2] = 6e4, -6e4, torch.inf
     result = probabilities(fitted(method, num_classes), logits)
@@ -123,9 +123,9 @@ def test_extreme_logits_stay_finite(method, num_classes):
     assert (result.sum(1) - 1).abs().max() < 1e-5
 
 
-@every(METHODS)
-def test_nan_gives_uniform_and_spares_others(method, num_classes):
-    logits = unseen(num_classes)
+@for_each(METHODS)
+def test_nan_gives_uniform_at_its_pixel_only(method, num_classes):
+    logits = unseen_logits(num_classes)
     broken = logits.clone()
     broken[0, -1, 3, 4] = torch.nan
     calibrator = fitted(method, num_classes)
@@ -134,22 +134,22 @@ def test_nan_gives_uniform_and_spares_others(method, num_classes):
     assert (result[1] - probabilities(calibrator, logits)[1]).abs().max() < 1e-6
 
 
-@every(CHOSEN, (4,))
+@for_each(CHOSEN, (4,))
 def test_half_precision_logits(method, num_classes):
-    logits = unseen(num_classes).half()
+    logits = unseen_logits(num_classes).half()
     calibrator = fitted(method, num_classes)
     assert torch.equal(calibrator(logits), calibrator(logits.float()))
 
 
 def shift_changes(calibrator, num_classes):
-    logits = unseen(num_classes)
+    logits = unseen_logits(num_classes)
     rng = torch.Generator().manual_seed(3)
     shifted = logits + 40 * torch.rand(2, 1, 9, 10, generator=rng) - 20
     changes = probabilities(calibrator, logits) - probabilities(calibrator, shifted)
     return changes.abs().amax(1)
 
 
-@every(CHOSEN)
+@for_each(CHOSEN)
 def test_translation(method, num_classes):
     calibrator = fitted(method, num_classes)
     changes = shift_changes(calibrator, num_classes)
@@ -159,11 +159,11 @@ def test_translation(method, num_classes):
         assert changes.max() > 1e-3
 
 
-@every(METHODS)
+@for_each(METHODS)
 def test_order_and_argmax(method, num_classes):
     calibrator = fitted(method, num_classes)
-    ranked, classes = unseen(num_classes).sort(dim=1, descending=True)
-    calibrated = calibrator(unseen(num_classes)).gather(1, classes)
+    ranked, classes = unseen_logits(num_classes).sort(dim=1, descending=True)
+    calibrated = calibrator(unseen_logits(num_classes)).gather(1, classes)
     if calibrator.invariances.order:
         apart = ranked[:, :-1] - ranked[:, 1:] > 1e-3
         assert (calibrated[:, :-1] > calibrated[:, 1:])[apart].all()
@@ -173,12 +173,12 @@ def test_order_and_argmax(method, num_classes):
 
 
 @pytest.mark.parametrize("method", ["vector", "matrix", "dirichlet", "matrix_ti", "cdc"])
-def test_decisions_change_where_nothing_is_promised(method):
-    calibrated = fitted(method, 11)(unseen(11))
-    assert (calibrated.argmax(1) != unseen(11).argmax(1)).any()
+def test_method_without_argmax_invariance_changes_decisions(method):
+    calibrated = fitted(method, 11)(unseen_logits(11))
+    assert (calibrated.argmax(1) != unseen_logits(11).argmax(1)).any()
 
 
-@every(NESTED)
+@for_each(NESTED)
 def test_fit_does_not_raise_nll(method, num_classes):
     data = data_for(num_classes)
     before = nll(build("identity", num_classes), data)
@@ -188,12 +188,12 @@ def test_fit_does_not_raise_nll(method, num_classes):
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_lowers_nll_of_overconfident_model(method):
     if method == "identity":
-        pytest.skip("learns nothing")
+        pytest.skip("has no parameters")
     data = data_for(4)
     assert nll(fitted(method, 4), data) < nll(build("identity", 4), data) - 0.01
 
 
-@every([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
+@for_each([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
 def test_unlabelled_pixels_leave_fit_bitwise_equal(method, num_classes):
     images = [image._replace(logits=image.logits.clone()) for image in data_for(num_classes).images]
     for image in images:
@@ -210,20 +210,20 @@ def test_lts_loss_skips_unlabelled_pixels(method):
     refitted(method, InMemory(4, [*images, void]))
 
 
-@every([method for method in SERIAL if method not in DRAWING], (4,))
+@for_each([method for method in SERIAL if method not in DRAWING], (4,))
 def test_fit_does_not_depend_on_pixel_order(method, num_classes):
     rng = torch.Generator().manual_seed(5)
     logits, labels = table(data_for(num_classes))
     order = torch.randperm(len(labels), generator=rng)
     mixed = LabelledImage(logits[order].T, labels[order])
     other = refitted(method, InMemory(num_classes, [mixed]))
-    logits = unseen(num_classes)
+    logits = unseen_logits(num_classes)
     assert largest_change(fitted(method, num_classes), other, logits) < 1e-4
 
 
-@every([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
-def test_pixels_are_calibrated_each_by_itself(method, num_classes):
-    logits = unseen(num_classes)
+@for_each([method for method in CHOSEN if not build(method, 4).invariances.spatial], (4,))
+def test_pixels_are_calibrated_independently(method, num_classes):
+    logits = unseen_logits(num_classes)
     rows = logits.movedim(1, -1).reshape(-1, num_classes)
     calibrator = fitted(method, num_classes)
     whole = probabilities(calibrator, logits).movedim(1, -1).reshape(-1, num_classes)
@@ -232,18 +232,18 @@ def test_pixels_are_calibrated_each_by_itself(method, num_classes):
     assert (probabilities(calibrator, rows.flip(0)).flip(0) - whole).abs().max() < 1e-6
 
 
-@every(METHODS, (4,))
+@for_each(METHODS, (4,))
 def test_state_survives_safetensors(method, num_classes):
     calibrator = fitted(method, num_classes)
     state = calibrator.state_dict()
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
-    other = fresh(method, num_classes)
+    other = unfitted(method, num_classes)
     other.load_state_dict(load(save({name: t.contiguous() for name, t in state.items()})))
-    assert torch.equal(other(unseen(num_classes)), calibrator(unseen(num_classes)))
+    assert torch.equal(other(unseen_logits(num_classes)), calibrator(unseen_logits(num_classes)))
     assert other.summary() == calibrator.summary()
 
 
-@every(CHOSEN, (4,))
+@for_each(CHOSEN, (4,))
 def test_seed_determines_fit(method, num_classes):
     torch.manual_seed(99)
     other = refitted(method, data_for(num_classes)).state_dict()
@@ -252,7 +252,7 @@ def test_seed_determines_fit(method, num_classes):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_class_is_refused_by_all_but_temperature(method):
+def test_one_class_is_rejected_except_by_temperature(method):
     data = relabelled(data_for(4), lambda _, labels: labels.clamp_max(0))
     calibrator = build(method, 4)
     if method in ("identity", "temperature"):
@@ -263,30 +263,30 @@ def test_one_class_is_refused_by_all_but_temperature(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_labelled_pixel_is_refused(method):
+def test_set_without_labelled_pixel_is_rejected(method):
     if method == "identity":
-        pytest.skip("learns nothing")
+        pytest.skip("has no parameters")
     data = relabelled(data_for(4), lambda _, labels: labels.clamp_max(IGNORE))
     with pytest.raises(ArgumentError):
         build(method, 4).fit(data, FitContext())
 
 
-@every(CHOSEN, (4, 11))
-def test_absent_class_keeps_a_sane_probability(method, num_classes):
+@for_each(CHOSEN, (4, 11))
+def test_absent_class_keeps_a_plausible_probability(method, num_classes):
     data = relabelled(data_for(num_classes), lambda _, labels: labels.where(labels != 1, IGNORE))
-    logits = unseen(num_classes)
+    logits = unseen_logits(num_classes)
     result = probabilities(refitted(method, data), logits)
     assert torch.isfinite(result).all()
     assert result[:, 1].mean() > 0.3 * logits.softmax(1)[:, 1].mean()
 
 
-@every(CHOSEN, (2, 4))
+@for_each(CHOSEN, (2, 4))
 def test_perfect_model(method, num_classes):
     data = relabelled(
         data_for(num_classes), lambda logits, labels: logits.argmax(0).where(labels >= 0, IGNORE)
     )
     calibrator = refitted(method, data)
-    result = probabilities(calibrator, unseen(num_classes))
+    result = probabilities(calibrator, unseen_logits(num_classes))
     assert torch.isfinite(result).all()
     if method != "metacal":
         assert nll(calibrator, data) <= nll(build("identity", num_classes), data) + 1e-6
@@ -299,13 +299,13 @@ def test_progress_is_reported_and_may_cancel(method):
         raise KeyboardInterrupt
 
     if method == "identity":
-        pytest.skip("learns nothing")
+        pytest.skip("has no parameters")
     with pytest.raises(KeyboardInterrupt):
         build(method, 4).fit(data_for(4), FitContext(progress=cancel))
 
 
-class Together(torch.nn.Module):
-    """All methods in one graph, since exporting costs a second however small the graph is."""
+class AllMethods(torch.nn.Module):
+    """Combine all methods in one graph, since each export takes a second at least."""
 
     def __init__(self):
         super().__init__()
@@ -323,7 +323,7 @@ def exported(tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            Together(), (unseen(4), IMAGE), dynamo=True, verbose=False,
+            AllMethods(), (unseen_logits(4), IMAGE), dynamo=True, verbose=False,
             dynamic_shapes=(free, {axis - 1: free[axis] for axis in (2, 3)}),
         )  # fmt: skip
     assert program is not None
@@ -339,10 +339,10 @@ def exported(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", EXPORTED)
-def test_onnx_gives_the_same(method, exported):
-    broken = unseen(4, seed=9)
+def test_onnx_gives_the_same_probabilities(method, exported):
+    broken = unseen_logits(4, seed=9)
     broken[0, 2, 1, 1] = torch.nan
-    for logits in (unseen(4), unseen(4, seed=8)[:1, :, :7], broken):
+    for logits in (unseen_logits(4), unseen_logits(4, seed=8)[:1, :, :7], broken):
         image = IMAGE[:, : logits.shape[2]]
         ours = fitted(method, 4).with_image(image)(logits)
         theirs = torch.from_numpy(exported(logits, image)[method])
@@ -350,7 +350,7 @@ def test_onnx_gives_the_same(method, exported):
         assert torch.equal(theirs.argmax(1), ours.argmax(1))
 
 
-def test_unknown_method_is_refused_with_known_names():
+def test_error_for_unknown_method_lists_known_ones():
     with pytest.raises(ArgumentError, match="expected one of identity, temperature"):
         build("magic", 4)
 

@@ -9,7 +9,7 @@ from tests.factories.logits import nll, synthetic_set
 
 
 def outliers(num_classes=3, pixels=20000):
-    """A calibrated model whose labels are replaced by random ones on three pixels in ten."""
+    """Draw calibrated logits whose labels are random at 30 % of the pixels."""
     rng = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(pixels, num_classes, generator=rng)
     labels = torch.multinomial(logits.softmax(1), 1, generator=rng)[:, 0]
@@ -18,7 +18,7 @@ def outliers(num_classes=3, pixels=20000):
     return InMemory(num_classes, [LabelledImage(logits.T, labels)])
 
 
-def test_weight_of_the_uniform_is_the_share_of_random_labels():
+def test_weight_of_the_uniform_is_the_fraction_of_random_labels():
     calibrator = Ensemble(3)
     calibrator.fit(outliers(), FitContext())
     assert calibrator.weights.sum().item() == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Our fits against fiducio's, where both solve the same problem."""
+"""Fits reach the likelihood and probabilities of fiducio's on the same problem."""
 
 import pytest
 

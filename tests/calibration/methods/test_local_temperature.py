@@ -9,7 +9,7 @@ from app.errors import ArgumentError
 from tests.factories.logits import nll
 
 
-def test_fresh_temperature_is_one():
+def test_unfitted_temperature_is_one():
     assert torch.allclose(
         LocalTemperature(3).temperatures(torch.randn(1, 3, 5, 5)), torch.ones(1, 1, 5, 5)
     )
@@ -20,7 +20,7 @@ def test_maps_smaller_than_the_kernel(size):
     assert LocalTemperature(3)(torch.randn(1, 3, *size)).shape == (1, 3, *size)
 
 
-def test_tables_are_refused():
+def test_tables_are_rejected():
     with pytest.raises(ArgumentError, match="maps"):
         LocalTemperature(3)(torch.randn(5, 3))
     data = InMemory(3, [LabelledImage(torch.randn(3, 9), torch.arange(9) % 3)])
@@ -28,16 +28,16 @@ def test_tables_are_refused():
         LocalTemperature(3).fit(data, FitContext())
 
 
-def test_temperature_rises_where_the_surroundings_disagree():
-    # Left halves are uniform and right; right halves flicker, and are right as a coin falls.
+def test_temperature_is_higher_where_neighbours_disagree():
+    # Left halves are uniform and correct; right halves are random and correct in 50 %.
     rng = torch.Generator().manual_seed(0)
     images = []
     for _ in range(10):
-        said = torch.zeros(16, 32, dtype=torch.int64)
-        said[:, 16:] = torch.randint(2, (16, 16), generator=rng)
-        labels = said.clone()
+        predicted = torch.zeros(16, 32, dtype=torch.int64)
+        predicted[:, 16:] = torch.randint(2, (16, 16), generator=rng)
+        labels = predicted.clone()
         labels[:, 16:] = torch.randint(2, (16, 16), generator=rng)
-        logits = 5.0 * torch.stack([said == 0, said == 1]).float()
+        logits = 5.0 * torch.stack([predicted == 0, predicted == 1]).float()
         images.append(LabelledImage(logits, labels))
     data = InMemory(2, images)
     calibrator = LocalTemperature(2)
@@ -49,7 +49,7 @@ def test_temperature_rises_where_the_surroundings_disagree():
 
 
 @pytest.mark.parametrize("method", ["lts", "selective+lts"])
-def test_reach_is_how_far_a_pixel_is_felt(method):
+def test_receptive_radius_bounds_the_influence_of_a_pixel(method):
     torch.manual_seed(0)
     calibrator = build(method, 3)
     for value in calibrator.state_dict().values():
@@ -60,8 +60,8 @@ def test_reach_is_how_far_a_pixel_is_felt(method):
     changed = logits.clone()
     changed[0, 0, 15, 15] += 9
     with torch.inference_mode():
-        felt = (calibrator(changed) != calibrator(logits)).any(1)[0]
-    rows, columns = (axis.tolist() for axis in felt.nonzero(as_tuple=True))
+        influenced = (calibrator(changed) != calibrator(logits)).any(1)[0]
+    rows, columns = (axis.tolist() for axis in influenced.nonzero(as_tuple=True))
     assert (
         (min(rows), max(rows))
         == (min(columns), max(columns))
@@ -69,34 +69,37 @@ def test_reach_is_how_far_a_pixel_is_felt(method):
     )
 
 
-def half_telling(telling, images=10, side=16):
-    """Two classes said alike everywhere; where the image is red the label is a coin's fall."""
+def red_random(informative, images=10, side=16):
+    """Build maps of two classes; where the image is red, the label is random.
+
+    Unless `informative`, the images are uniformly grey.
+    """
     rng = torch.Generator().manual_seed(0)
     made = []
     for _ in range(images):
-        said = torch.randint(2, (side, side), generator=rng)
+        predicted = torch.randint(2, (side, side), generator=rng)
         red = torch.zeros(side, side, dtype=torch.bool)
         red[:, : side // 2] = True
         red = red if torch.rand((), generator=rng) < 0.5 else ~red
-        labels = torch.where(red, torch.randint(2, (side, side), generator=rng), said)
+        labels = torch.where(red, torch.randint(2, (side, side), generator=rng), predicted)
         image = torch.full((3, side, side), 128, dtype=torch.uint8)
-        image[0] = torch.where(red, 220, 40) if telling else 128
-        logits = 4.0 * torch.stack([said == 0, said == 1]).float()
+        image[0] = torch.where(red, 220, 40) if informative else 128
+        logits = 4.0 * torch.stack([predicted == 0, predicted == 1]).float()
         made.append(LabelledImage(logits, labels, image))
     return InMemory(2, made)
 
 
 @pytest.mark.parametrize("method", ["lts_image", "selective+lts_image"])
-def test_image_tells_where_to_doubt(method):
+def test_informative_image_lowers_nll(method):
     losses = {}
-    for telling in (False, True):
+    for informative in (False, True):
         calibrator = build(method, 2)
-        calibrator.fit(half_telling(telling), FitContext())
-        losses[telling] = nll(calibrator.eval(), half_telling(telling))
+        calibrator.fit(red_random(informative), FitContext())
+        losses[informative] = nll(calibrator.eval(), red_random(informative))
     assert losses[True] < losses[False] - 0.1
 
 
-def test_seeing_leaves_the_calibrator_of_other_images_alone():
+def test_with_image_returns_a_copy_with_shared_weights():
     calibrator = build("lts_image", 3)
     image = torch.zeros(3, 5, 4, dtype=torch.uint8)
     with_image = calibrator.with_image(image)
@@ -107,7 +110,7 @@ def test_seeing_leaves_the_calibrator_of_other_images_alone():
 
 
 @pytest.mark.parametrize("image", [None, torch.zeros(3, 4, 5, dtype=torch.uint8)])
-def test_image_form_answers_only_with_the_image_of_its_grid(image):
+def test_image_form_requires_an_image_of_the_grid(image):
     calibrator = build("lts_image", 3).with_image(image)
     with pytest.raises(ArgumentError, match=r"image on the logits' grid \[5, 4\]"):
         calibrator(torch.zeros(1, 3, 5, 4))

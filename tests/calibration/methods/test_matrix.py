@@ -21,7 +21,7 @@ def fitted(calibrator, data):
 
 
 def test_bias_alone_reproduces_frequencies():
-    # Logits that say nothing: the best a map can do is the classes' frequencies, 6 : 3 : 1.
+    # With constant logits, the best probabilities are the classes' frequencies, 6 : 3 : 1.
     labels = torch.tensor([0] * 6000 + [1] * 3000 + [2] * 1000)
     data = InMemory(3, [LabelledImage(torch.zeros(3, 10000), labels)])
     for kind in (Vector, VectorTI, Matrix, MatrixTI):
@@ -33,7 +33,7 @@ def test_bias_alone_reproduces_frequencies():
     assert (bias[0] - bias[1]).item() == pytest.approx(math.log(2), abs=1e-3)
 
 
-def test_vector_fit_goes_downhill_where_weights_and_biases_say_the_same():
+def test_inverse_hessian_is_positive_definite_for_collinear_parameters():
     labels = torch.tensor([0] * 6000 + [1] * 3000 + [2] * 1000)
     sample = draw(InMemory(3, [LabelledImage(torch.zeros(3, 10000), labels)]), FitContext())
     start = torch.tensor([[1.0, 1, 1, 0, 0, 0]]).double()
@@ -43,8 +43,8 @@ def test_vector_fit_goes_downhill_where_weights_and_biases_say_the_same():
 
 
 @pytest.mark.parametrize("count", [0, 1, PART - 1, PART, 40 * PART + 7])
-def test_products_of_neighbours_with_one_label_keep_their_digits(count):
-    # As slopes are at the minimum: what thousands of one class add, the next ones take away.
+def test_summed_products_are_exact_for_sorted_labels(count):
+    # Like gradients at the minimum, where the sums of thousands of pixels per class cancel.
     labels = torch.arange(count) * 3 // max(count, 1)
     slopes = torch.full((count, 3), 1 / 3).scatter_add_(
         1, labels[:, None], -torch.ones(count, 1)
@@ -112,7 +112,7 @@ def test_absent_class_keeps_its_row():
     assert calibrator.bias.sum().item() == pytest.approx(0, abs=1e-6)
 
 
-def test_streamed_passes_finish_what_a_sample_began(monkeypatch):
+def test_passes_over_all_pixels_refine_the_fit_on_a_sample(monkeypatch):
     data = synthetic_set(4)
     whole = fitted(Matrix(4), data)
     small = partial(sampling.draw, budget=4 * 300)

@@ -20,7 +20,7 @@ def test_eta_takes_the_higher_edge_of_the_quantile():
     assert eta_for_miscoverage(np.array([5.0, 4.0, 1.0, 0.0]), 0.05) == 3
 
 
-def test_miscoverage_bounds_the_correct_pixels_given_up():
+def test_miscoverage_bounds_the_rejected_correct_pixels():
     data = synthetic_set(4, images=10)
     calibrator = MetaCal(4, miscoverage=0.2)
     calibrator.fit(data, FitContext())
@@ -30,7 +30,7 @@ def test_miscoverage_bounds_the_correct_pixels_given_up():
     assert given_up == pytest.approx(0.2, abs=0.05)
 
 
-def test_given_up_pixels_are_uniform():
+def test_rejected_pixels_are_uniform():
     calibrator = MetaCal(4)
     calibrator.fit(synthetic_set(4), FitContext())
     result = calibrator(torch.tensor([[0.1, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]])).exp()
@@ -49,7 +49,7 @@ def test_accuracy_variant_reaches_the_accuracy():
     assert correct[accepted].float().mean().item() == pytest.approx(wanted, abs=0.05)
 
 
-def test_accuracy_out_of_reach_is_refused():
+def test_unreachable_accuracy_raises():
     half = np.full((2, 100), 10.0)
     with pytest.raises(ArgumentError, match="expected an accuracy in"):
         eta_for_accuracy(half, 0.9)

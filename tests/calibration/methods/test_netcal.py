@@ -1,4 +1,4 @@
-"""Our figures and fits against netcal's, where both define the same one."""
+"""Metrics and fits agree with netcal's, where the definitions are the same."""
 
 import pytest
 import torch
@@ -14,27 +14,29 @@ scaling = pytest.importorskip("netcal.scaling", reason="netcal is an optional or
 
 @pytest.mark.parametrize("bins", [10, 15])
 def test_calibration_errors_agree(bins):
-    # Its bins are closed at the left and ours at the right: no confidence here lies on an edge.
+    # netcal's bins are closed at the left, those here at the right; no confidence is on an edge.
     rng = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(5000, 7, generator=rng)
     labels = (logits / 2).softmax(1).multinomial(1, generator=rng)[:, 0]
     probabilities = logits.softmax(1)
-    ours = ReliabilityBins(bins).add(probabilities.amax(1), probabilities.argmax(1) == labels)
+    bins_here = ReliabilityBins(bins).add(probabilities.amax(1), probabilities.argmax(1) == labels)
     given = probabilities.numpy(), labels.numpy()
-    assert ours.ece() == pytest.approx(metrics.ECE(bins).measure(*given), abs=1e-6)
-    assert ours.mce(1) == pytest.approx(metrics.MCE(bins).measure(*given), abs=1e-6)
+    assert bins_here.ece() == pytest.approx(metrics.ECE(bins).measure(*given), abs=1e-6)
+    assert bins_here.mce(1) == pytest.approx(metrics.MCE(bins).measure(*given), abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # netcal's, of pyro
 @pytest.mark.parametrize(
-    ("method", "theirs"),
+    ("method", "netcal_name"),
     [("temperature", "TemperatureScaling"), ("vector_ti", "LogisticCalibration")],
 )
-def test_likelihood_is_no_worse_and_probabilities_agree(method, theirs):
+def test_likelihood_is_no_worse_and_probabilities_agree(method, netcal_name):
     data = synthetic_set(3, images=4, side=10)
     logits, labels = table(data)
-    probabilities = logits.double().softmax(1).numpy()  # in float32 its differences are all 0
-    fitted = getattr(scaling, theirs)()
+    probabilities = (
+        logits.double().softmax(1).numpy()
+    )  # netcal's numerical differences are 0 in float32
+    fitted = getattr(scaling, netcal_name)()
     fitted.fit(probabilities, labels.numpy())
     found = torch.from_numpy(fitted.transform(probabilities))
     calibrator = build(method, 3)

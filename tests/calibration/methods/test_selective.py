@@ -9,15 +9,15 @@ from tests.factories.logits import relabelled, synthetic_set, table
 
 
 def two_kinds(images=8, pixels=600):
-    """Pixels that say class 0 are always right; those that say 1 are right as a coin falls."""
+    """Draw pixels whose predictions of class 0 are correct, and those of class 1 in 50 %."""
     rng = torch.Generator().manual_seed(0)
     made = []
     for _ in range(images):
-        said = torch.randint(2, (pixels,), generator=rng)
+        predicted = torch.randint(2, (pixels,), generator=rng)
         logits = torch.randn(3, pixels, generator=rng) * 0.1
-        logits[said, torch.arange(pixels)] += 4
-        labels = torch.where(torch.rand(pixels, generator=rng) < 0.5, said, 2)
-        made.append(LabelledImage(logits, torch.where(said == 0, 0, labels)))
+        logits[predicted, torch.arange(pixels)] += 4
+        labels = torch.where(torch.rand(pixels, generator=rng) < 0.5, predicted, 2)
+        made.append(LabelledImage(logits, torch.where(predicted == 0, 0, labels)))
     return InMemory(3, made)
 
 
@@ -27,17 +27,17 @@ def fitted(data, **options):
     return calibrator.eval()
 
 
-def test_selector_learns_which_predictions_to_doubt():
+def test_selector_predicts_which_pixels_are_misclassified():
     data = two_kinds()
     logits, _ = table(data)
     selector = fitted(data).selector
     chance = selector.calibrated(selector(logits))[:, 0].sigmoid()
-    sure = logits.argmax(1) == 0
-    assert chance[sure].mean() > 0.95
-    assert chance[~sure].mean().item() == pytest.approx(0.5, abs=0.1)
+    reliable = logits.argmax(1) == 0
+    assert chance[reliable].mean() > 0.95
+    assert chance[~reliable].mean().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_temperatures_part():
+def test_mispredicted_pixels_get_a_higher_temperature():
     summary = fitted(two_kinds()).summary()
     assert summary["t_ok"] < 1 < summary["t_mis"]
 
@@ -59,13 +59,13 @@ def test_soft_mixing_lies_between_the_two_temperatures():
 def test_hard_mixing_takes_one_of_the_two():
     calibrator = fitted(two_kinds(), mixing="hard")
     logits = table(two_kinds())[0][:200]
-    trusted = calibrator.selector(logits)[:, 0] > 0
-    beta = torch.where(trusted, calibrator.beta_ok, calibrator.beta_mis)[:, None]
+    predicted_correct = calibrator.selector(logits)[:, 0] > 0
+    beta = torch.where(predicted_correct, calibrator.beta_ok, calibrator.beta_mis)[:, None]
     assert torch.allclose(calibrator(logits), (logits * beta).log_softmax(1), atol=1e-5)
 
 
 @pytest.mark.parametrize(("given", "kept"), [(2.0, 2.0), (1e10, 1e4)])
-def test_fixed_temperature_of_doubted_pixels(given, kept):
+def test_fixed_temperature_of_mispredicted_pixels(given, kept):
     summary = fitted(two_kinds(), mispredicted=given).summary()
     assert summary == {"t_ok": 1.0, "t_mis": pytest.approx(kept)}
 
@@ -78,6 +78,6 @@ def test_without_mispredictions_there_is_one_temperature():
     assert summary["t_ok"] == summary["t_mis"] < 1
 
 
-def test_unknown_mixing_is_refused():
+def test_unknown_mixing_is_rejected():
     with pytest.raises(ArgumentError, match="soft or hard"):
         Selective(3, mixing="firm")

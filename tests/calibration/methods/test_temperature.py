@@ -31,7 +31,7 @@ def test_newton_agrees_with_grid():
         assert reached <= nll(calibrator, data) + 1e-7
 
 
-def test_perfect_and_hopeless_models_stay_in_range():
+def test_temperature_of_perfect_and_wrong_models_is_bounded():
     logits, labels = torch.tensor([[3.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])
     for low, high, given in ((0.05, 0.25, labels), (9.9e3, 1e4, 1 - labels)):
         calibrator = Temperature(2)
@@ -59,7 +59,7 @@ def test_derivatives_are_those_of_the_loss(pixels, beta, spread):
 
 
 @pytest.mark.parametrize("label", [3, 7, 100_000, -2])
-def test_label_that_is_no_class_is_refused(label):
+def test_label_out_of_range_is_rejected(label):
     labels = torch.tensor([0, 1, label, 2])
     with pytest.raises(ArgumentError, match=f"expected labels below 3, got {label}"):
         Temperature(3).fit(InMemory(3, [LabelledImage(torch.randn(3, 4), labels)]), FitContext())

@@ -84,7 +84,7 @@ class Detector(nn.Module):
 
     @property
     def trained(self) -> bool:
-        """Whether the detector changes anything."""
+        """True where the detector changes any log-odds."""
         return bool(self.outward.any() or self.offset.any())
 
     def forward(self, values: Tensor, first: Tensor, second: Tensor) -> Tensor:

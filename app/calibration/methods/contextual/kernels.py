@@ -37,7 +37,7 @@ class Weights(NamedTuple):
 
 
 class Planes(NamedTuple):
-    """What the first two sweeps compute on the grid [h,w]."""
+    """Results of the first two sweeps on the grid [h,w]."""
 
     top: Floats  # [min(K,3),h,w], largest log-probabilities
     odds: Floats
