@@ -16,7 +16,7 @@ COPY app app
 RUN /opt/segcal/bin/pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 # Compiles the kernels for the building processor; another processor type compiles them at start.
 WORKDIR /
-RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -m app.serving.warmup
+RUN NUMBA_CACHE_DIR=/opt/segcal/kernels /opt/segcal/bin/python -c "from app.serving.warmup import main; main()"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 segcal && useradd --uid 10001 --gid segcal --no-create-home segcal

@@ -15,7 +15,7 @@ from app.calibration.base import FitContext
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover
-from app.calibration.report import report
+from app.calibration.report import build_report
 from app.calibration.selection import Outcome, fit
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
@@ -172,7 +172,7 @@ def publish_version(
 
     Raises StorageError.
     """
-    document = report(outcome, decision.activate, decision.reason)
+    document = build_report(outcome, decision.activate, decision.reason)
     store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if decision.activate:
         store.activate(manifest.model, manifest.id, decision.reason, by)

@@ -1,6 +1,7 @@
 """The import table of docs/design.md, held against the imports of the code."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -51,6 +52,11 @@ def unit_of(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
+def to_path(module: str) -> str:
+    """Return the path of a module without its ending, relative to the root."""
+    return module.replace(".", "/")
+
+
 def may_import(unit: str, module: str) -> bool:
     """Return whether the table lets a unit import a module of the app."""
     target = module.removeprefix("app.")
@@ -65,6 +71,20 @@ def test_module_imports_only_what_the_table_allows(path):
     own = [module for module in imports(path) if module.startswith("app.")]
     foreign = [m for m in own if unit_of(m) not in (unit, "__version__")]
     assert [m for m in foreign if not may_import(unit, m)] == []
+
+
+@pytest.mark.parametrize("package", sorted(p.parent.name for p in ROOT.glob("app/*/__init__.py")))
+def test_package_lists_what_other_packages_import_from_it(package):
+    imported = {
+        module.rpartition(".")[2]
+        for path in MODULES
+        if unit_of(name_of(path)) not in (package, "__main__")
+        for module in imports(path)
+        if module.startswith(f"app.{package}.") and not (ROOT / f"{to_path(module)}.py").exists()
+    }
+    exported = set(getattr(importlib.import_module(f"app.{package}"), "__all__", ()))
+    assert imported - exported == set()
+    assert exported - imported == set()
 
 
 def test_table_has_one_row_for_every_unit():

@@ -13,7 +13,7 @@ from app.calibration.certification import LEVELS
 from app.calibration.dataset import IGNORE, InMemory, LabelledImage
 from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.intervals import Interval, bootstrap_mean
-from app.calibration.report import report
+from app.calibration.report import build_report
 from app.calibration.selection import fit
 from app.calibration.splits import split_images
 from app.errors import ArgumentError
@@ -100,7 +100,7 @@ def test_selection_does_not_use_the_test_images():
 
 def test_few_images_both_select_and_test_and_certify_nothing():
     outcome = fit(labelled(temperature=3, images=9), METHODS, CONTEXT)
-    document = report(outcome, False, "")
+    document = build_report(outcome, False, "")
 
     assert outcome.split.select == outcome.split.test
     assert not outcome.split.independent_test
@@ -252,7 +252,7 @@ def test_fit_reports_progress_and_stops_if_callback_raises():
 
 def test_report_lists_metrics_of_every_candidate():
     outcome = fit(labelled(temperature=3), METHODS, CONTEXT)
-    document = report(outcome, activated=True, why="better")
+    document = build_report(outcome, activated=True, why="better")
     metrics = {
         "method", "images", "pixels", "ece_image", "ece_pooled", "nll", "brier",
         "auroc_misprediction", "aurc", "miou", "accuracy", "labels_changed", "fit_seconds",
@@ -273,14 +273,16 @@ def test_report_lists_metrics_of_every_candidate():
 
 
 def test_report_lists_error_detection_metrics():
-    document = report(fit(labelled(temperature=3), ("selective",), CONTEXT), True, "")
+    document = build_report(fit(labelled(temperature=3), ("selective",), CONTEXT), True, "")
     metrics = document["selector"]
     assert isinstance(metrics, dict)
     assert metrics.keys() == {"accuracy", "recall", "precision"}
     assert all(0 <= metrics[name] <= 1 for name in ("accuracy", "recall"))
     assert document["candidates"][0]["selector"] == metrics  # type: ignore[index]
     assert document["uncalibrated"]["selector"] is None  # type: ignore[index]
-    assert report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["selector"] is None
+    assert (
+        build_report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["selector"] is None
+    )
 
 
 def test_groups_are_kept_together_and_are_the_unit_of_intervals():
@@ -304,7 +306,7 @@ def test_groups_are_kept_together_and_are_the_unit_of_intervals():
 
 
 def test_report_holds_reliability_curves_before_and_after():
-    curves = report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["reliability"]
+    curves = build_report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["reliability"]
     assert isinstance(curves, dict)
 
     def gap(curve: list[dict[str, float]]) -> float:
@@ -316,7 +318,7 @@ def test_report_holds_reliability_curves_before_and_after():
 
 def test_report_holds_risk_coverage_curves():
     outcome = fit(labelled(temperature=3), METHODS, CONTEXT)
-    curves = report(outcome, True, "")["risk_coverage"]
+    curves = build_report(outcome, True, "")["risk_coverage"]
     assert isinstance(curves, dict)
     assert curves.keys() == {"before", "after"}
     for curve in curves.values():
@@ -330,7 +332,7 @@ def test_report_holds_risk_coverage_curves():
 def test_report_holds_null_for_undefined_metrics():
     image = labelled(temperature=2, images=1).images[0]
     right = LabelledImage(image.logits, image.logits.argmax(0))  # never wrong: no AUROC
-    document = report(fit(InMemory(3, [right, right]), METHODS, CONTEXT), False, "")
+    document = build_report(fit(InMemory(3, [right, right]), METHODS, CONTEXT), False, "")
 
     assert document["uncalibrated"]["auroc_misprediction"] is None  # type: ignore[index]
     assert document["ece_difference"]["low"] is None  # type: ignore[index]
@@ -410,7 +412,7 @@ def test_method_that_data_does_not_determine_is_skipped():
 
     assert [candidate.method for candidate in outcome.candidates] == ["identity"]
     assert "at least two classes" in outcome.skipped["vector_ti"]
-    assert report(outcome, False, "")["skipped"] == outcome.skipped
+    assert build_report(outcome, False, "")["skipped"] == outcome.skipped
     with pytest.raises(ArgumentError, match="at least two classes"):
         fit(one_class, ("vector_ti",), CONTEXT)
 

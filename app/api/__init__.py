@@ -1,1 +1,24 @@
-"""HTTP API: routes, schemas and error responses; the only package with status codes."""
+"""The HTTP layer: routes, middlewares, schemas and problem details."""
+
+from app.api.auth import admin_token
+from app.api.dependencies import Admission, Readiness, State
+from app.api.metrics import MetricsMiddleware, ServiceMetrics
+from app.api.middleware import (
+    BodySizeMiddleware,
+    DrainBodyMiddleware,
+    HeadMiddleware,
+    UploadTimeoutMiddleware,
+)
+
+__all__ = [
+    "Admission",
+    "BodySizeMiddleware",
+    "DrainBodyMiddleware",
+    "HeadMiddleware",
+    "MetricsMiddleware",
+    "Readiness",
+    "ServiceMetrics",
+    "State",
+    "UploadTimeoutMiddleware",
+    "admin_token",
+]

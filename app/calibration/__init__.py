@@ -1,1 +1,65 @@
-"""Calibrators, the sets they are fitted on, metrics and reports; no web, no imaging."""
+"""Calibrators, their fit and selection, metrics, risk control and drift."""
+
+from app.calibration.base import (
+    Calibrator,
+    FitContext,
+    LogOddsShift,
+    MapRows,
+    finite_logits,
+    map_rows_serially,
+)
+from app.calibration.dataset import IGNORE, Augmentation, LabelledImage, ValidationSet
+from app.calibration.drift import (
+    CONFIDENCE_BINS,
+    Divergence,
+    Floats,
+    Reference,
+    divergences,
+    histogram,
+)
+from app.calibration.metrics.assessment import Assessment
+from app.calibration.metrics.confidence_histogram import RiskCoverage
+from app.calibration.metrics.evaluation import LOG_FLOOR, Evaluation
+from app.calibration.metrics.intervals import Interval, bootstrap_difference
+from app.calibration.metrics.reliability import ReliabilityBin
+from app.calibration.predictions import Confidence, Mask, Prediction
+from app.calibration.registry import auto_methods, build, discover
+from app.calibration.report import build_report
+from app.calibration.risk_control import CertifiedThreshold
+from app.calibration.selection import Outcome, fit
+
+__all__ = [
+    "CONFIDENCE_BINS",
+    "IGNORE",
+    "LOG_FLOOR",
+    "Assessment",
+    "Augmentation",
+    "Calibrator",
+    "CertifiedThreshold",
+    "Confidence",
+    "Divergence",
+    "Evaluation",
+    "FitContext",
+    "Floats",
+    "Interval",
+    "LabelledImage",
+    "LogOddsShift",
+    "MapRows",
+    "Mask",
+    "Outcome",
+    "Prediction",
+    "Reference",
+    "ReliabilityBin",
+    "RiskCoverage",
+    "ValidationSet",
+    "auto_methods",
+    "bootstrap_difference",
+    "build",
+    "build_report",
+    "discover",
+    "divergences",
+    "finite_logits",
+    "fit",
+    "histogram",
+    "map_rows_serially",
+]

@@ -8,7 +8,7 @@ from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
 from app.calibration.selection import Candidate, Outcome
 
 
-def report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
+def build_report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
     """Build a report as a JSON document; undefined metrics are null.
 
     All metrics but `ece_image_select` are of the test images, which take no part in fit and

@@ -23,7 +23,7 @@ from app.evaluation.evaluate import (
     LocalModel,
     Options,
     ScoredPrediction,
-    evaluate,
+    evaluate_model,
 )
 from app.evaluation.formatting import findings, headline, metric_rows, number, signed
 from app.evaluation.html_report import render
@@ -113,7 +113,7 @@ def evaluate_command(
             console.print(f"{card.name} has no active calibrator: measured without one")
         with Progress(console=console) as progress:
             task = progress.add_task("evaluating", total=len(pairs))
-            done = evaluate(subject, pairs, options, lambda: progress.advance(task))
+            done = evaluate_model(subject, pairs, options, lambda: progress.advance(task))
         page = render(
             done, {index: image_thumbnails(subject, done, index) for index in done.worst()}
         )

@@ -18,7 +18,7 @@ from app.conversion.import_model import (
     write_card,
 )
 from app.conversion.quantization_report import QuantizationReport, measure
-from app.conversion.quantize import Ranges, quantize
+from app.conversion.quantize import Ranges, quantize_model
 from app.datasets.images import Pair, find_pairs, images_by_stem
 from app.errors import ArgumentError, SegcalError
 from app.inference.model_card import CARD, ModelFolder, read_model_folder
@@ -108,7 +108,7 @@ def quantize_command(
         new_model(settings.models_dir, out or f"{folder.card.name}-int8") as target,
     ):
         task = progress.add_task(f"ranges of {len(chosen)} images", total=len(measured))
-        quantize(original, chosen, target / "model.onnx", ranges, settings.max_pixels)
+        quantize_model(original, chosen, target / "model.onnx", ranges, settings.max_pixels)
         progress.update(task, description="measuring")
         write_card(target, int8_card(folder, ranges, len(chosen)))
         quantized = open_predictor(read_model_folder(target), settings.device, settings.threads)

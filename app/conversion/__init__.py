@@ -1,1 +1,23 @@
-"""Import and quantisation of model files."""
+"""Model files in: import and quantisation."""
+
+from app.conversion.import_model import (
+    classes_with_colors,
+    import_model,
+    new_model,
+    read_card,
+    write_card,
+)
+from app.conversion.quantization_report import QuantizationReport, measure
+from app.conversion.quantize import Ranges, quantize_model
+
+__all__ = [
+    "QuantizationReport",
+    "Ranges",
+    "classes_with_colors",
+    "import_model",
+    "measure",
+    "new_model",
+    "quantize_model",
+    "read_card",
+    "write_card",
+]

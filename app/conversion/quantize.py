@@ -49,7 +49,7 @@ class Inputs:
         return {self._name: self._predictor.first_window(image).numpy()}
 
 
-def quantize(
+def quantize_model(
     predictor: Predictor, images: Sequence[Path], target: Path, ranges: Ranges, max_pixels: int
 ) -> None:
     """Write a model's int8 file to `target`, with ranges from `images`.

@@ -1,1 +1,39 @@
-"""Open folders of images, arrays and uploads as validation sets."""
+"""Anything labelled as a validation dataset."""
+
+from app.datasets.images import (
+    ENDINGS,
+    CachedLogits,
+    Pair,
+    find_pairs,
+    images_by_stem,
+    read_image,
+    read_labels_for,
+)
+from app.datasets.uploads import (
+    FIELDS,
+    GROUP_INDEX,
+    Limits,
+    check,
+    has_images,
+    image_groups,
+    open_upload,
+    unpack,
+)
+
+__all__ = [
+    "ENDINGS",
+    "FIELDS",
+    "GROUP_INDEX",
+    "CachedLogits",
+    "Limits",
+    "Pair",
+    "check",
+    "find_pairs",
+    "has_images",
+    "image_groups",
+    "images_by_stem",
+    "open_upload",
+    "read_image",
+    "read_labels_for",
+    "unpack",
+]

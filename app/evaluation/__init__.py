@@ -1,1 +1,33 @@
-"""Evaluation of a model on labelled images, and its report."""
+"""Evaluation of a served model on labelled images, and its report."""
+
+from app.evaluation.charts import reliability_curves, reliability_diagram
+from app.evaluation.evaluate import (
+    Comparison,
+    EvaluatedModel,
+    LocalModel,
+    Options,
+    ScoredPrediction,
+    evaluate_model,
+)
+from app.evaluation.formatting import findings, headline, metric_rows, number, signed
+from app.evaluation.html_report import render
+from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
+
+__all__ = [
+    "Comparison",
+    "EvaluatedModel",
+    "LocalModel",
+    "Options",
+    "ScoredPrediction",
+    "Thumbnails",
+    "draw_thumbnails",
+    "evaluate_model",
+    "findings",
+    "headline",
+    "metric_rows",
+    "number",
+    "reliability_curves",
+    "reliability_diagram",
+    "render",
+    "signed",
+]

@@ -142,7 +142,7 @@ class LocalModel:
         return plain, ScoredPrediction(predictions[1], partial(score_sums, calibrated, geometry))
 
 
-def evaluate(
+def evaluate_model(
     model: EvaluatedModel, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
 ) -> Comparison:
     """Assess a model on labelled images, with and without its calibrator.

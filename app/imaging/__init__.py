@@ -1,1 +1,27 @@
-"""Decode images within limits; encode masks, confidence, heatmaps and overlays."""
+"""Encoded images to arrays and back, colour map and corruptions."""
+
+from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
+from app.imaging.decode import FORMATS, check_size, decode_image
+from app.imaging.encode import (
+    OVERLAY_FRACTION,
+    Confidence,
+    Mask,
+    Palette,
+    confidence_png,
+    heatmap_png,
+)
+
+__all__ = [
+    "FORMATS",
+    "KINDS",
+    "OVERLAY_FRACTION",
+    "STRENGTHS",
+    "Confidence",
+    "Mask",
+    "Palette",
+    "check_size",
+    "confidence_png",
+    "corrupt",
+    "decode_image",
+    "heatmap_png",
+]

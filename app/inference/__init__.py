@@ -1,1 +1,54 @@
-"""From an image to mask and confidence: model card, preprocessing, backbone, postprocessing."""
+"""Model cards, backbones, preprocessing, logits of an image, and postprocessing."""
+
+from app.inference.backbone import first_line, nvidia_device_present
+from app.inference.batching import MAX_BATCH_SIZE
+from app.inference.model_card import (
+    CARD,
+    Card,
+    ModelFolder,
+    default_name,
+    model_files,
+    read_model_folder,
+)
+from app.inference.postprocess import (
+    SERIAL,
+    ClassStatistics,
+    allocate_prediction,
+    class_statistics,
+    log_probability_strips,
+    postprocess_strip,
+    shift_confidence,
+)
+from app.inference.predictor import Predictor, Tta, open_predictor
+from app.inference.preprocess import Band, Geometry, Size, thumbnail
+from app.inference.sliding_window import Strip
+from app.inference.threads import ActiveRequests, RowWorkers
+
+__all__ = [
+    "CARD",
+    "MAX_BATCH_SIZE",
+    "SERIAL",
+    "ActiveRequests",
+    "Band",
+    "Card",
+    "ClassStatistics",
+    "Geometry",
+    "ModelFolder",
+    "Predictor",
+    "RowWorkers",
+    "Size",
+    "Strip",
+    "Tta",
+    "allocate_prediction",
+    "class_statistics",
+    "default_name",
+    "first_line",
+    "log_probability_strips",
+    "model_files",
+    "nvidia_device_present",
+    "open_predictor",
+    "postprocess_strip",
+    "read_model_folder",
+    "shift_confidence",
+    "thumbnail",
+]

@@ -1,1 +1,13 @@
-"""Calibration jobs: queue, files, and one worker process for each fit."""
+"""Background fits: queue, records on disk, and the process of each fit."""
+
+from app.jobs.queue import Jobs
+from app.jobs.store import UPLOAD, WAITING, FitRequest, Job, JobStatus
+
+__all__ = [
+    "UPLOAD",
+    "WAITING",
+    "FitRequest",
+    "Job",
+    "JobStatus",
+    "Jobs",
+]

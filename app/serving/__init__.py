@@ -1,1 +1,33 @@
-"""Segment images with calibrated confidence; cache results and monitor drift."""
+"""From a decoded image to its prediction, with result cache and drift monitor."""
+
+from app.serving.drift_monitor import DriftMonitor, DriftPolicy
+from app.serving.pipeline import StageTimer, predict_image, predict_logits
+from app.serving.result_cache import Result, ResultCache
+from app.serving.segmenter import (
+    ACTIVE,
+    NO_CALIBRATOR,
+    Segmentation,
+    Segmenter,
+    SegmentOptions,
+    abstained_fraction,
+    class_table,
+    find_calibrator,
+)
+
+__all__ = [
+    "ACTIVE",
+    "NO_CALIBRATOR",
+    "DriftMonitor",
+    "DriftPolicy",
+    "Result",
+    "ResultCache",
+    "SegmentOptions",
+    "Segmentation",
+    "Segmenter",
+    "StageTimer",
+    "abstained_fraction",
+    "class_table",
+    "find_calibrator",
+    "predict_image",
+    "predict_logits",
+]

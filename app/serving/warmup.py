@@ -1,7 +1,7 @@
 """Compile all kernels before the first request, by segmenting one small image.
 
-The service does so when it starts. `python -m app.serving.warmup` does so while a Docker image is
-built, so that the image contains the machine code.
+The service does so when it starts. The Dockerfile calls `main` while the image is built, so that
+the image contains the machine code.
 """
 
 import numpy as np
@@ -38,6 +38,7 @@ def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
         confidence_png(confidence, depth)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Compile the kernels for masks of both depths."""
     for count in CLASS_COUNTS:
         warm_up(count)

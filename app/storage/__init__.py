@@ -1,1 +1,18 @@
 """Files, manifests and versioned calibrators."""
+
+from app.storage.artifacts import ArtifactStore
+from app.storage.files import locked, replace_file, storage, sync_folder, write_json
+from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
+
+__all__ = [
+    "ArtifactStore",
+    "Manifest",
+    "StoredCalibrator",
+    "locked",
+    "new_id",
+    "replace_file",
+    "storage",
+    "sync_folder",
+    "timestamp",
+    "write_json",
+]

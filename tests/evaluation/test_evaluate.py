@@ -12,7 +12,7 @@ from app.calibration.methods.vector import Vector
 from app.calibration.metrics.subsets import BOUNDARY
 from app.datasets.images import find_pairs
 from app.errors import ArgumentError, ConflictError, NotFoundError
-from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate, score_sums
+from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate_model, score_sums
 from app.inference.model_card import read_model_folder
 from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import open_predictor
@@ -44,7 +44,7 @@ def ignore_progress() -> None:
 def run_over(predictor, calibrator, pairs, options, advance) -> Comparison:
     """Evaluate a local model."""
     subject = LocalModel(predictor, calibrator, options.max_pixels, options.tta)
-    return evaluate(subject, pairs, options, advance)
+    return evaluate_model(subject, pairs, options, advance)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from app.calibration.metrics.evaluation import Evaluation
 from app.cli.evaluate import image_thumbnails
 from app.datasets.images import find_pairs
 from app.evaluation.charts import Stage, reliability_diagram, risk_coverage_diagram
-from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate
+from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate_model
 from app.evaluation.formatting import headline, metric_rows, number, percent, points
 from app.evaluation.html_report import TEMPLATES, render
 from app.inference.model_card import read_model_folder
@@ -110,7 +110,7 @@ def evaluated(tmp_path_factory):
 
     def run(calibrator: object) -> tuple[Comparison, str]:
         subject = LocalModel(predictor, stored if calibrator else None, options.max_pixels)
-        done = evaluate(subject, pairs, options, lambda: None)
+        done = evaluate_model(subject, pairs, options, lambda: None)
         return done, render(done, {i: image_thumbnails(subject, done, i) for i in done.worst()})
 
     return {"with": run(True), "without": run(False)}
@@ -255,7 +255,7 @@ def test_only_one_image_gives_no_interval(evaluated):
     one = find_pairs(done.pairs[0].image.parent, done.pairs[0].labels.parent)[:1]
     predictor = open_predictor(done.folder, "cpu", 1)
     subject = LocalModel(predictor, StoredCalibrator(done.manifest, Identity(3)), 10_000)
-    alone = evaluate(subject, one, done.options, lambda: None)
+    alone = evaluate_model(subject, one, done.options, lambda: None)
     assert alone.difference is not None
     assert math.isnan(alone.difference.low)
     text = render(alone, {})
