@@ -4,6 +4,7 @@ The response types hold the fields that the command line reads; the service send
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -17,6 +18,7 @@ from app.errors import ArgumentError, InputError, UnavailableError
 
 TIMEOUT_S = 600  # the service validates an upload before it responds
 UNFINISHED = ("queued", "running")
+POLL_S = 0.5  # between two connections to the events of a job
 
 OnProgress = Callable[[str, float], None]  # called with a stage and its fraction done, in 0..1
 
@@ -183,6 +185,8 @@ class Client:
                     progress: Any = event.json()
                     on_progress(progress["stage"], progress["progress"])
             job = self._json("GET", "calibrate", job_id)
+            if job["state"] in UNFINISHED:
+                time.sleep(POLL_S)
         if job["state"] != "succeeded":
             raise InputError(job["error"] or f"expected the fit to finish, got it {job['state']}")
         return job

@@ -16,7 +16,7 @@ from app.calibration.dataset import Augmentation, ValidationSet
 from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover
 from app.calibration.report import build_report
-from app.calibration.selection import Outcome, fit
+from app.calibration.selection import ALPHA, Outcome, fit
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.storage.artifacts import ArtifactStore
@@ -48,6 +48,13 @@ class PublishedCalibrator:
     manifest: Manifest
     report: dict[str, object]
     activated: bool
+
+
+class Decision(NamedTuple):
+    """The gate's decision on a version, with the reason for its report and the history."""
+
+    activate: bool
+    reason: str
 
 
 def calibrate(
@@ -135,28 +142,24 @@ def require_comparable(active: StoredCalibrator, *, images: bool, maps: bool) ->
     )
 
 
-class Decision(NamedTuple):
-    """The gate's decision on a version, with the reason for its report and the history."""
-
-    activate: bool
-    reason: str
-
-
 def decide_activation(outcome: Outcome, activate: Activate, active_id: str | None) -> Decision:
     """Decide whether to activate: the gate, unless the caller asks for "always" or "never".
 
     The gate opens where the chosen calibrator is significantly better than the current one on the
     test images (`Outcome.better`). `active_id` is the current version; None where there is none.
     """
-    ece, aurc, split = outcome.ece_difference, outcome.aurc_difference, outcome.split
-    test_images = (
-        "held-out images" if split.independent_test else "images that also chose the method"
-    )
+    ece, aurc, score = outcome.ece_difference, outcome.aurc_difference, outcome.score_difference
+    unit = "images" if outcome.test_groups == len(outcome.split.test) else "groups of images"
     measured = (
-        f"image-wise ECE changes by {ece.mean:+.4f} ({_format_interval(ece)}), "
-        f"AURC by {aurc.mean:+.4f} ({_format_interval(aurc)}) against "
-        f"{active_id or 'the uncalibrated model'} on {len(split.test)} {test_images}"
+        f"the NLL of correctness changes by {score.mean:+.4f} (sign-flip p "
+        f"{outcome.p_value:.2g} over {outcome.test_groups} held-out {unit}), image-wise "
+        f"ECE by {ece.mean:+.4f} ({_format_interval(ece)}), AURC by {aurc.mean:+.4f} "
+        f"({_format_interval(aurc)}) against {active_id or 'the uncalibrated model'}"
     )
+    if not outcome.split.independent_test:
+        measured += "; these images also chose the method, so nothing can be shown on them"
+    elif 2.0**-outcome.test_groups > ALPHA:
+        measured += f"; fewer than six {unit} can show nothing"
     if activate == "always":
         return Decision(True, f"asked to activate always; {measured}")
     if activate == "never":

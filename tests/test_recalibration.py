@@ -93,7 +93,7 @@ def test_selection_does_not_use_the_test_images():
     tested = {name: one.evaluation.result().ece_image for name, one in by_method.items()}
 
     assert outcome.chosen.method == "temperature"
-    assert by_method["temperature"].ece_select < by_method["identity"].ece_select
+    assert by_method["temperature"].score_select < by_method["identity"].score_select
     assert tested["temperature"] > tested["identity"]
     assert not outcome.better  # by the test images
 
@@ -262,9 +262,9 @@ def test_report_lists_metrics_of_every_candidate():
     assert [row["method"] for row in rows] == ["none", "identity", "temperature"]
     assert all(metrics <= row.keys() for row in rows)
     assert document["images"] == {
-        "fit": 5, "select": 2, "held_out": 5, "test_images_used_for_selection": False,
+        "fit": 4, "select": 2, "held_out": 6, "test_images_used_for_selection": False,
     }  # fmt: skip
-    assert document["certification"]["images"] == 5  # type: ignore[index]
+    assert document["certification"]["images"] == 6  # type: ignore[index]
     assert document["certification"]["resolution"] == "logits"  # type: ignore[index]
     assert document["chosen"] == "temperature"
     assert document["seed"] == 3
@@ -297,11 +297,11 @@ def test_groups_are_kept_together_and_are_the_unit_of_intervals():
     split = outcome.split
     of_parts = [{groups[i] for i in images} for images in (split.fit, split.select, split.test)]
 
-    assert [len(part) for part in of_parts] == [4, 1, 5]
-    assert outcome.certification.images == 5
+    assert [len(part) for part in of_parts] == [3, 1, 6]
+    assert outcome.certification.images == outcome.test_groups == 6
     pairs = zip(outcome.chosen.evaluation.images, outcome.current.evaluation.images, strict=True)
     values = [after.ece - before.ece for after, before in pairs]
-    means = np.reshape(values, (5, 6)).mean(axis=1)
+    means = np.reshape(values, (6, 6)).mean(axis=1)
     assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), CONTEXT.seed))
 
 
@@ -360,7 +360,7 @@ def test_better_calibrator_is_published_and_activated(folder, store):
 
     assert done.activated
     assert store.active_id("tiny") == done.manifest.id
-    assert reason(done).startswith("better: image-wise ECE changes by -")
+    assert reason(done).startswith("better: the NLL of correctness changes by -")
     assert stored.manifest.method == "temperature"
     assert stored.manifest.summary["temperature"] == pytest.approx(3, rel=0.05)
     assert (stored.manifest.images, stored.manifest.note) == (12, "first")
@@ -446,10 +446,11 @@ def test_progress_is_over_all_methods_and_never_falls():
 def test_reason_of_a_decision_holds_no_nan():
     alone = Interval(-0.02, math.nan, math.nan)
     outcome = SimpleNamespace(
-        ece_difference=alone, aurc_difference=alone, better=False,
-        split=SimpleNamespace(test=[0], independent_test=True),
+        ece_difference=alone, aurc_difference=alone, score_difference=alone, better=False,
+        p_value=0.5, test_groups=1, split=SimpleNamespace(test=[0], independent_test=True),
     )  # fmt: skip
     activated, why = decide_activation(outcome, "if_better", None)  # type: ignore[arg-type]
     assert not activated
-    assert "changes by -0.0200 (too few images for an interval)" in why
+    assert "image-wise ECE by -0.0200 (too few images for an interval)" in why
+    assert "fewer than six images can show nothing" in why
     assert "nan" not in why

@@ -26,9 +26,10 @@ from app.calibration.predictions import Confidence, Mask, Prediction
 from app.calibration.registry import auto_methods, build, discover
 from app.calibration.report import build_report
 from app.calibration.risk_control import CertifiedThreshold
-from app.calibration.selection import Outcome, fit
+from app.calibration.selection import ALPHA, Outcome, fit
 
 __all__ = [
+    "ALPHA",
     "CONFIDENCE_BINS",
     "IGNORE",
     "LOG_FLOOR",

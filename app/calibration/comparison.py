@@ -18,7 +18,6 @@ from app.calibration.metrics.error_detection import (
     predicted_errors,
 )
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.intervals import Interval, bootstrap_mean
 from app.errors import ArgumentError
 
 
@@ -31,9 +30,9 @@ class TestResult:
     error_detection: ErrorDetectionMetrics | None = None  # of calibrators that predict errors
 
     @property
-    def image_errors(self) -> list[float]:
-        """Return the ECE of each image with a labelled pixel, in 0..1."""
-        return [image.ece for image in self.evaluation.images if image.pixels]
+    def image_scores(self) -> list[float]:
+        """Return the NLL of correctness of each image with a labelled pixel, in nats."""
+        return [image.correctness_nll for image in self.evaluation.images if image.pixels]
 
 
 @torch.inference_mode()
@@ -79,33 +78,32 @@ def evaluate_calibrators(
 
 
 def select_best(results: Sequence[TestResult]) -> int:
-    """Return the index of the least image-wise ECE; of statistical ties, of the least AURC.
+    """Return the index of the first result that ties with the least NLL of correctness.
 
-    Two results tie where their mean difference is within its standard error by image. The first
-    of several equals is returned.
+    The negative log-likelihood of "the label is correct", given by the confidence, is a proper
+    score: both better calibration and better separation of wrong pixels lower it. Two
+    results tie where their mean difference is within its standard error by image. Results are given
+    from the simplest method on.
     """
-    least = min(results, key=lambda result: float(np.mean(result.image_errors)))
-    tied = [index for index, result in enumerate(results) if _ties(result, least)]
-    return min(tied, key=lambda index: results[index].evaluation.confidence_histogram.aurc())
+    least = min(results, key=lambda result: float(np.mean(result.image_scores)))
+    return next(index for index, result in enumerate(results) if _ties(result, least))
 
 
-def metric_difference(
-    metric: Literal["ece", "aurc"],
+def group_differences(
+    metric: Literal["ece", "aurc", "correctness_nll"],
     candidate: TestResult,
     current: TestResult,
     groups: Sequence[int],
-    seed: int,
-) -> Interval:
-    """Compute the mean of an image metric's paired difference and its bootstrap interval.
+) -> list[float]:
+    """Compute each group's mean difference of an image metric, candidate minus current.
 
-    The difference is candidate minus current, absolute. `groups` [N] is the group of each image:
-    groups are resampled, each by the mean of its images.
+    `groups` [N] is the group of each image. NaN for groups without a labelled pixel.
     """
     candidate_values, current_values = (
         np.array([getattr(image, metric) for image in result.evaluation.images], np.float64)
         for result in (candidate, current)
     )
-    return bootstrap_mean(_group_means(candidate_values - current_values, groups), seed)
+    return _group_means(candidate_values - current_values, groups)
 
 
 def _calibrate_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tensor) -> Tensor:
@@ -121,8 +119,8 @@ def _calibrate_pixels(calibrator: Calibrator, image: LabelledImage, logits: Tens
 
 
 def _ties(result: TestResult, least: TestResult) -> bool:
-    """Return whether a result's mean ECE exceeds the least by no more than the standard error."""
-    differences = np.subtract(result.image_errors, least.image_errors)
+    """Return whether a result's mean score exceeds the least by at most the standard error."""
+    differences = np.subtract(result.image_scores, least.image_scores)
     standard_error = differences.std() / max(len(differences) - 1, 1) ** 0.5
     return bool(differences.mean() <= standard_error)
 

@@ -41,7 +41,7 @@ class Prediction:
         mask: Mask = ids.astype(np.uint8) if fits else ids.astype(np.uint16)
         return cls(mask, confidence.float().numpy())
 
-    @cached_property
+    @property
     def classes(self) -> Tensor:
         """Class ids as int64, of the mask's shape."""
         return torch.from_numpy(self.mask.astype(np.int64))

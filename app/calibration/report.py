@@ -5,14 +5,14 @@ from dataclasses import asdict
 
 from app.calibration.certification import DELTA, Certification
 from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
-from app.calibration.selection import Candidate, Outcome
+from app.calibration.selection import ALPHA, Candidate, Outcome
 
 
 def build_report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
     """Build a report as a JSON document; undefined metrics are null.
 
-    All metrics but `ece_image_select` are of the test images, which take no part in fit and
-    selection. `ece_image_select` is of the selection images: the selection is by it. `ece_image` is
+    All metrics but `correctness_nll_select` are of the test images, which take no part in fit and
+    selection; that one is of the selection images, and the selection is by it. `ece_image` is
     image-wise with 10 bins, `ece_pooled` over all pixels with 15. `why` is the reason for
     `activated`.
     """
@@ -33,6 +33,13 @@ def build_report(outcome: Outcome, activated: bool, why: str) -> dict[str, objec
         "selector": error_detection(outcome.chosen),
         "ece_difference": outcome.ece_difference._asdict(),
         "aurc_difference": outcome.aurc_difference._asdict(),
+        "gate": {
+            "metric": "correctness_nll",
+            "difference": outcome.score_difference._asdict(),
+            "p_value": outcome.p_value,
+            "alpha": ALPHA,
+            "groups": outcome.test_groups,
+        },
         "reliability": {
             "before": reliability_curve(outcome.uncalibrated),
             "after": reliability_curve(outcome.chosen),
@@ -56,7 +63,7 @@ def candidate_metrics(candidate: Candidate) -> dict[str, object]:
         "method": candidate.method,
         **asdict(candidate.evaluation.result()),
         "labels_changed": candidate.labels_changed,
-        "ece_image_select": candidate.ece_select,
+        "correctness_nll_select": candidate.score_select,
         "fit_seconds": round(candidate.fit_seconds, 3),
         "selector": error_detection(candidate),
     }

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -16,20 +17,26 @@ from app.calibration.certification import Certification, compute_guarantees
 from app.calibration.comparison import (
     TestResult,
     evaluate_calibrators,
-    metric_difference,
+    group_differences,
     select_best,
 )
 from app.calibration.dataset import InMemory, Subset, ValidationSet, groups_of
 from app.calibration.drift import Reference
 from app.calibration.metrics.error_detection import ErrorDetectionMetrics
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.intervals import Interval
+from app.calibration.metrics.intervals import Interval, bootstrap_mean, sign_flip_p_value
 from app.calibration.registry import UNCALIBRATED, build
 from app.calibration.sampling import gather
 from app.calibration.splits import Split, split_images
 from app.errors import ArgumentError
 
-MAX_ECE_INCREASE = 0.001  # absolute; a larger mean increase fails the gate whatever the AURC
+ALPHA = 0.025  # of the gate: the fraction of fits without an effect that it lets through
+MAX_ECE_INCREASE = 0.001  # absolute; a larger mean increase of the ECE fails the gate
+METRICS: tuple[Literal["ece", "aurc", "correctness_nll"], ...] = (
+    "ece",
+    "aurc",
+    "correctness_nll",
+)
 # Progress, in 0..1, at which the stages begin; the first one, reading, begins at 0.
 FITTING_START, CHOOSING_START, MEASURING_START, CERTIFYING_START = 0.05, 0.7, 0.8, 0.95
 
@@ -44,7 +51,7 @@ class Candidate:
     labels_changed: float  # fraction of labelled pixels, in 0..1
     error_detection: ErrorDetectionMetrics | None = None  # of calibrators that predict errors
     fit_seconds: float = 0.0
-    ece_select: float = math.nan  # image-wise, on the selection images; NaN without such images
+    score_select: float = math.nan  # NLL of correctness on the selection images, if any
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Outcome:
     chosen: Candidate
     ece_difference: Interval  # chosen minus current, image-wise, paired by image; below 0 is better
     aurc_difference: Interval  # likewise, of each image's area under the risk-coverage curve
+    score_difference: Interval  # likewise, of the NLL of correctness
+    p_value: float  # sign-flip test over groups that the score has not decreased
+    test_groups: int
     split: Split
     certification: Certification
     reference: Reference | None
@@ -67,12 +77,12 @@ class Outcome:
     def better(self) -> bool:
         """Return whether the chosen calibrator is significantly better than the current one.
 
-        True where the interval of the ECE difference lies below 0. True as well where it reaches
-        down to 0, its mean is below 0.001, and the interval of the AURC difference lies below 0:
-        confidence then separates wrong pixels from right ones better.
+        True where the NLL of correctness decreases with a sign-flip p-value of at most 0.025, on
+        images that took no part in the selection, and the mean ECE rises by less than 0.001.
+        With n groups the p-value is at least 2^-n: fewer than six groups show nothing.
         """
-        ece, aurc = self.ece_difference, self.aurc_difference
-        return ece.high < 0 or (ece.mean < MAX_ECE_INCREASE and ece.low <= 0 and aurc.high < 0)
+        significant = self.split.independent_test and self.p_value <= ALPHA
+        return significant and self.ece_difference.mean < MAX_ECE_INCREASE
 
     @property
     def images(self) -> int:
@@ -128,7 +138,7 @@ def fit(
     candidates = tuple(
         _candidate(
             one.method, one.calibrator, result, one.seconds,
-            float(np.mean(selected.image_errors)) if split.select else math.nan,
+            float(np.mean(selected.image_scores)) if split.select else math.nan,
         )
         for one, result, selected in zip(fitted, results, selection, strict=True)
     )  # fmt: skip
@@ -140,14 +150,21 @@ def fit(
         stage_progress(context, "certifying", CERTIFYING_START, 1.0),
         independent_test=split.independent_test,
     )
-    groups, seed = test_images.groups, context.seed
+    seed = context.seed
+    ece, aurc, score = (
+        group_differences(metric, results[best], current_result, test_images.groups)
+        for metric in METRICS
+    )
     return Outcome(
         uncalibrated=_candidate("none", uncalibrated, uncalibrated_result),
         current=_candidate("none" if current is None else "current", compared, current_result),
         candidates=candidates,
         chosen=candidates[best],
-        ece_difference=metric_difference("ece", results[best], current_result, groups, seed),
-        aurc_difference=metric_difference("aurc", results[best], current_result, groups, seed),
+        ece_difference=bootstrap_mean(ece, seed),
+        aurc_difference=bootstrap_mean(aurc, seed),
+        score_difference=bootstrap_mean(score, seed),
+        p_value=sign_flip_p_value(score, seed),
+        test_groups=int(np.isfinite(score).sum()),
         split=split,
         certification=guarantees.certification,
         reference=guarantees.reference,
@@ -241,10 +258,10 @@ def _candidate(
     calibrator: Calibrator,
     result: TestResult,
     fit_seconds: float = 0.0,
-    ece_select: float = math.nan,
+    score_select: float = math.nan,
 ) -> Candidate:
     """Combine a calibrator with its metrics on the test images."""
     return Candidate(
         method, calibrator, result.evaluation, result.labels_changed, result.error_detection,
-        fit_seconds, ece_select,
+        fit_seconds, score_select,
     )  # fmt: skip

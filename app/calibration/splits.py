@@ -1,4 +1,4 @@
-"""Split images into fit, selection and test sets (40/15/45 %), by group.
+"""Split images into fit, selection and test sets (40/15/45% or six test groups), by group.
 
 Metrics are unbiased only on images without a part in the fit or in the selection. Splits are by
 image or group, never by pixel, since neighbouring pixels are near copies. The activation gate and
@@ -16,6 +16,8 @@ from app.errors import ArgumentError
 
 # Certification needs images most, so the test set is the largest.
 FIT_FRACTION, SELECT_FRACTION, TEST_FRACTION = 0.4, 0.15, 0.45
+# The gate shows nothing on fewer groups, so of few groups a larger part tests.
+MIN_TEST_GROUPS, MAX_TEST_FRACTION = 6, 0.75
 FIT_FRACTION_OF_TWO = 0.5  # where one set of images both selects and tests
 # With fewer, a selection set of one or two images would decide among many methods.
 MIN_IMAGES_FOR_THREE, MIN_GROUPS_FOR_THREE = 10, 3
@@ -38,17 +40,25 @@ def split_images(groups: Sequence[int], seed: int, *, choosing: bool) -> Split:
     """Split images at random, whole groups together: 40% fit, 15% select, 45% test.
 
     `groups` is the group of each image. Without `choosing` among methods 55% fit and 45% test.
-    With `choosing` and fewer than 10 images or 3 groups, half of them fit and the others both
-    select and test. Raises ArgumentError for fewer than two groups.
+    Of 8 to 13 groups, six test. With `choosing` and fewer than 10 images or 3 groups, half of them
+    fit and the others both select and test. Raises ArgumentError for fewer than two groups.
     """
+    before_test = 1 - _test_fraction(len(set(groups)))
     if not choosing:
-        fit, test = split_at(groups, [1 - TEST_FRACTION], seed)
+        fit, test = split_at(groups, [before_test], seed)
         return Split(fit, [], test, independent_test=True)
     if len(groups) < MIN_IMAGES_FOR_THREE or len(set(groups)) < MIN_GROUPS_FOR_THREE:
         fit, rest = split_at(groups, [FIT_FRACTION_OF_TWO], seed)
         return Split(fit, rest, rest, independent_test=False)
-    fit, select, test = split_at(groups, [FIT_FRACTION, FIT_FRACTION + SELECT_FRACTION], seed)
+    fitting = before_test * FIT_FRACTION / (FIT_FRACTION + SELECT_FRACTION)
+    fit, select, test = split_at(groups, [fitting, before_test], seed)
     return Split(fit, select, test, independent_test=True)
+
+
+def _test_fraction(groups: int) -> float:
+    """Return the fraction of images to test on: 0.45, or more where that makes six test groups."""
+    needed = MIN_TEST_GROUPS / groups
+    return max(TEST_FRACTION, needed) if needed <= MAX_TEST_FRACTION else TEST_FRACTION
 
 
 def split(data: ValidationSet, fraction: float, seed: int) -> tuple[list[int], list[int]]:

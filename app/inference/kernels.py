@@ -18,6 +18,7 @@ that their sum loses precision, it is computed again relative to the column's ma
 confidence changes sharply at class boundaries, while the shift is smooth.
 """
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,6 +47,7 @@ FLOOR = np.float32(-1e30)  # keeps differences finite for any logits
 UNDERFLOW = np.float32(2.0**-64)  # sums of powers below it have lost precision
 MIN_EXPONENT = np.float32(-64)  # keeps a confidence of 1 from 0/0
 _LOG2_E, _ONE = np.float32(LOG2_E), np.float32(1)
+MAX_CONFIDENCE = np.float32(1 / (1 + math.exp(-12)))  # before a shift, as in its training
 
 
 @compiled
@@ -121,7 +123,8 @@ def shift_rows(
 ) -> None:
     """Add `shift` [n,m], interpolated, to the log-odds of `confidence` in rows [start, stop).
 
-    No confidence falls below `floor`.
+    Where the shift is not 0, log-odds above 12 count as 12, since a float32 confidence of 1 has
+    none. No confidence falls below `floor`.
     """
     top, bottom, down = rows
     left, right, across = columns
@@ -139,8 +142,9 @@ def shift_rows(
             # A negative exponent cannot overflow.
             power = power_of_two(max(-abs(log_odds[x]), MIN_EXPONENT))
             positive = log_odds[x] > 0
-            against = (_ONE - probability[x]) * (power if positive else _ONE)
-            in_favour = probability[x] * (_ONE if positive else power)
+            own = min(probability[x], _ONE if log_odds[x] == 0 else MAX_CONFIDENCE)
+            against = (_ONE - own) * (power if positive else _ONE)
+            in_favour = own * (_ONE if positive else power)
             probability[x] = max(in_favour / (against + in_favour), floor)
 
 

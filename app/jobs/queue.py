@@ -22,6 +22,7 @@ from app.jobs.store import (
     Job,
     JobFiles,
     State,
+    read_request,
 )
 from app.settings import Settings
 from app.storage.files import storage
@@ -90,7 +91,8 @@ class Jobs:
     def retry(self, job_id: str) -> Job:
         """Queue a failed or interrupted job again.
 
-        Raises ConflictError for other states and deleted uploads, BusyError for a full queue.
+        Raises ConflictError for other states, for deleted uploads and for those of an earlier
+        release, BusyError for a full queue.
         """
         with self.files.exclusive():
             job = self.files.read(job_id)
@@ -98,6 +100,7 @@ class Jobs:
                 raise ConflictError(
                     f"expected a failed or interrupted job with its upload, got one {job.state}"
                 )
+            read_request(self.files.folder(job_id))
             self._require_room()
             (self.files.folder(job_id) / CANCEL).unlink(missing_ok=True)
             changes: dict[str, object] = {

@@ -27,7 +27,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.errors import NotFoundError
+from app.errors import ConflictError, NotFoundError
 from app.recalibration import FitOptions
 from app.storage.files import locked, storage, write_json
 from app.storage.manifest import timestamp
@@ -45,6 +45,8 @@ KEPT = 100  # ended jobs whose records are kept
 
 class FitRequest(FitOptions):
     """Options of a requested fit, and the model that it is for."""
+
+    model_config = ConfigDict(extra="forbid")
 
     model: str
     model_sha256: str
@@ -230,5 +232,10 @@ class JobFiles:
 
 
 def read_request(folder: Path) -> FitRequest:
-    """Read the options of a job's fit from its folder."""
-    return FitRequest.model_validate_json((folder / REQUEST).read_bytes())
+    """Read the options of a job's fit from its folder; raises ConflictError for unknown ones."""
+    try:
+        return FitRequest.model_validate_json((folder / REQUEST).read_bytes())
+    except ValidationError as error:
+        raise ConflictError(
+            "expected an upload to this release, got one to an earlier release: upload it again"
+        ) from error

@@ -77,7 +77,15 @@ def write_version(
     report: dict[str, object],
     reference: Reference | None,
 ) -> None:
-    """Write a version's files into an empty folder; the manifest comes last."""
+    """Write a version's files into an empty folder; the manifest comes last.
+
+    Raises ArgumentError for parameters that are not finite: they could not be read back.
+    """
+    broken = [
+        name for name, tensor in calibrator.state_dict().items() if not tensor.isfinite().all()
+    ]
+    if broken:
+        raise ArgumentError(f"expected finite parameters from the fit, got others in {broken}")
     tensors = {name: tensor.contiguous() for name, tensor in calibrator.state_dict().items()}
     write_synced(folder / "calibrator.safetensors", safetensors.torch.save(tensors))
     if reference is not None:

@@ -12,7 +12,10 @@ from app.errors import ArgumentError
     ("count", "choosing", "sizes"),
     [
         (101, True, (40, 16, 45)),
-        (10, True, (4, 2, 4)),
+        (10, True, (3, 1, 6)),
+        (12, True, (4, 2, 6)),
+        (8, False, (2, 0, 6)),
+        (7, False, (4, 0, 3)),
         (101, False, (56, 0, 45)),
         (2, False, (1, 0, 1)),
     ],

@@ -358,8 +358,17 @@ def test_no_confidence_falls_below_the_floor():
     assert confidence.ravel().tolist() == pytest.approx([1 / 3] * 9)
 
 
-def test_confidence_of_1_is_not_shifted():
+@pytest.mark.parametrize(("shift", "log_odds"), [(-2, 10), (-14, -2)])
+def test_log_odds_of_a_confidence_of_1_count_as_12(shift, log_odds):
     logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
     _, confidence = postprocessed(logits, logits, native(3, 3))
-    shift_confidence(confidence, np.full((3, 3), -2, np.float32), 0.5, (3, 3), 1, native(3, 3))
+    change = np.full((3, 3), shift, np.float32)
+    shift_confidence(confidence, change, 0.1, (3, 3), 1, native(3, 3))
+    assert np.log(confidence / (1 - confidence)) == pytest.approx(log_odds, abs=0.02)
+
+
+def test_confidence_of_1_is_kept_without_a_shift():
+    logits = torch.tensor([200.0, 0.0])[:, None, None].expand(2, 3, 3)
+    _, confidence = postprocessed(logits, logits, native(3, 3))
+    shift_confidence(confidence, np.zeros((3, 3), np.float32), 0.5, (3, 3), 1, native(3, 3))
     assert (confidence == 1).all()

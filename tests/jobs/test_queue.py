@@ -4,6 +4,7 @@ Fits are real processes; tests of cancellation cancel them while they start.
 """
 
 import fcntl
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -209,3 +210,17 @@ def test_oldest_records_are_deleted(make_jobs, request_for):
 def test_invalid_job_id_is_not_found(make_jobs, name):
     with pytest.raises(NotFoundError, match="expected the id of a calibration job"):
         make_jobs().files.read(name)
+
+
+def test_a_job_of_an_earlier_release_is_not_retried(make_jobs, request_for):
+    first = make_jobs()
+    job = submit(first, request_for())
+    wait_for_process(first, job)
+    first.stop()
+    jobs = make_jobs()
+    path = jobs.files.folder(job.id) / "request.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weather": True}))
+
+    with pytest.raises(ConflictError, match="earlier release: upload it again"):
+        jobs.retry(job.id)
+    assert state_of(jobs, job) == "interrupted"

@@ -20,7 +20,7 @@ import torch
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
 from app.calibration.risk_control import CertifiedThreshold
-from app.errors import ArtifactError, ConflictError, NotFoundError, StorageError
+from app.errors import ArgumentError, ArtifactError, ConflictError, NotFoundError, StorageError
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import Manifest, new_id
 
@@ -249,14 +249,22 @@ def test_error_for_parameters_of_an_earlier_format_differs_from_damage(store, tm
         store.load("tiny", version, SHA)
 
 
-def test_state_with_nan_is_rejected(store):
-    calibrator = Temperature(3)
-    calibrator.beta.fill_(torch.nan)
-    described = manifest()
-    store.publish(described, calibrator, {})
+def test_state_with_nan_is_rejected(store, tmp_path):
+    version = publish(store)
+    path = tmp_path / "tiny" / version / "calibrator.safetensors"
+    safetensors.torch.save_file({"beta": torch.tensor(torch.nan)}, path)
 
     with pytest.raises(ArtifactError, match="finite"):
-        store.load("tiny", described.id, SHA)
+        store.load("tiny", version, SHA)
+
+
+def test_a_fit_with_nan_is_not_published(store):
+    calibrator = Temperature(3)
+    calibrator.beta.fill_(torch.nan)
+
+    with pytest.raises(ArgumentError, match=r"expected finite parameters .* \['beta'\]"):
+        store.publish(manifest(), calibrator, {})
+    assert store.versions("tiny") == []
 
 
 def test_unknown_method_is_rejected(store, tmp_path):

@@ -6,6 +6,7 @@ equal pixel counts and bins it is at least the pooled ECE.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -21,6 +22,7 @@ from app.calibration.predictions import Prediction
 from app.errors import ArgumentError
 
 IMAGE_BINS = 10
+CONFIDENCE_MARGIN = 1e-6  # bounds the NLL of correctness where a confidence is rounded to 1
 POOLED_BINS = 15
 LOG_FLOOR = math.log(1e-12)
 
@@ -35,6 +37,7 @@ class Metrics:
     ece_pooled: float  # 15 bins, all pixels weigh equally
     nll: float
     brier: float
+    correctness_nll: float  # of confidence against correctness, plain mean over images
     auroc_misprediction: float
     aurc: float
     miou: float
@@ -48,6 +51,7 @@ class ImageMetrics(NamedTuple):
     ece: float
     nll: float
     brier: float
+    correctness_nll: float  # of confidence against correctness, a proper score
     aurc: float
     accuracy: float
 
@@ -55,7 +59,7 @@ class ImageMetrics(NamedTuple):
 class Evaluation:
     """Metrics accumulated over the images of a set; merging two halves equals one pass.
 
-    Memory is O(K^2 + bins) and six numbers per image.
+    Memory is O(K^2 + bins) and seven numbers per image.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -127,6 +131,7 @@ class Evaluation:
                 ece=ReliabilityBins(IMAGE_BINS).add(confidence, correct).ece(),
                 nll=nll / pixels if pixels else np.nan,
                 brier=brier / pixels if pixels else np.nan,
+                correctness_nll=_log_loss(confidence, correct),
                 aurc=confidence_histogram.aurc(),
                 accuracy=accuracy(confusion),
             )
@@ -151,15 +156,16 @@ class Evaluation:
 
     def result(self) -> Metrics:
         """Compute the metrics of all images added."""
-        errors = [image.ece for image in self.images if image.pixels]
+        labelled = [image for image in self.images if image.pixels]
         pixels = int(self.confusion.sum())
         return Metrics(
-            images=len(errors),
+            images=len(labelled),
             pixels=pixels,
-            ece_image=float(np.mean(errors)) if errors else np.nan,
+            ece_image=_mean(image.ece for image in labelled),
             ece_pooled=self.bins.ece(),
             nll=self.nll / pixels if pixels else np.nan,
             brier=self.brier / pixels if pixels else np.nan,
+            correctness_nll=_mean(image.correctness_nll for image in labelled),
             auroc_misprediction=self.confidence_histogram.auroc(),
             aurc=self.confidence_histogram.aurc(),
             miou=mean_iou(self.confusion),
@@ -186,3 +192,17 @@ class Evaluation:
                 )
         if torch.isnan(log_probabilities).any():
             raise ArgumentError("expected log-probabilities, got NaN among them")
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Compute a plain mean; NaN without values."""
+    kept = list(values)
+    return float(np.mean(kept)) if kept else np.nan
+
+
+def _log_loss(confidence: Tensor, correct: Tensor) -> float:
+    """Compute the mean of -log of the probability given to (in)correctness; NaN without pixels."""
+    if not len(correct):
+        return np.nan
+    bounded = confidence.double().clamp(CONFIDENCE_MARGIN, 1 - CONFIDENCE_MARGIN)
+    return float(-torch.where(correct, bounded, 1 - bounded).log().mean())

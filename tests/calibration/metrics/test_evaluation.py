@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from app.calibration.metrics.evaluation import Evaluation
-from app.calibration.metrics.intervals import bootstrap_difference, bootstrap_mean
+from app.calibration.metrics.intervals import (
+    bootstrap_difference,
+    bootstrap_mean,
+    sign_flip_p_value,
+)
 from app.errors import ArgumentError
 from tests.factories.toy_metrics import IMAGES, LABELS, PROBABILITIES
 
@@ -163,3 +167,48 @@ def test_bootstrap_is_repeatable():
 def test_bootstrap_rejects_unpaired_images():
     with pytest.raises(ArgumentError, match="got 1 and 2 images"):
         bootstrap_difference([1.0], [1.0, 2.0], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p_value"),
+    [
+        ([-1.0, -2.0, -4.0], 1 / 8),  # no other pattern has as low a mean
+        ([-1.0, -2.0, 4.0], 5 / 8),  # sums of at most 1: 1, -1, -3, -5 and -7
+        ([-1.0, math.nan, -2.0], 1 / 4),
+        ([-0.1] * 3, 1 / 8),
+        ([0.0, 0.0], 1),
+        ([], 1),
+        ([-1.0] * 6, 1 / 64),
+    ],
+)
+def test_sign_flip_p_value_by_hand(differences, p_value):
+    assert sign_flip_p_value(differences, seed=0) == p_value
+
+
+def test_sign_flip_p_value_of_many_groups_is_drawn():
+    differences = np.random.default_rng(0).normal(-0.2, 1, size=30)
+    z = differences.sum() / np.square(differences).sum() ** 0.5
+    normal = 0.5 * math.erfc(-z / 2**0.5)
+    assert sign_flip_p_value(differences.tolist(), seed=0) == pytest.approx(normal, rel=0.1)
+    assert sign_flip_p_value([-1.0] * 30, seed=0) == 1 / 20_000
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 6, 8, 12])
+def test_sign_flip_test_rejects_at_most_its_level_without_an_effect(groups):
+    rng = np.random.default_rng(groups)
+    draws, level = 1000, 0.025
+    magnitudes = rng.lognormal(sigma=2, size=(draws, groups))
+    differences = magnitudes * rng.choice([-1, 1], size=(draws, groups))
+    rejected = np.mean([sign_flip_p_value(row.tolist(), seed=0) <= level for row in differences])
+    assert rejected <= level + 3 * (level * (1 - level) / draws) ** 0.5
+    if groups < 6:
+        assert rejected == 0
+
+
+def test_nll_of_correctness_by_hand():
+    evaluation = Evaluation(2)
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    evaluation.add(probabilities.log(), torch.tensor([0, 1]))
+    expected = -(math.log(0.9) + math.log(0.4)) / 2
+    assert evaluation.images[0].correctness_nll == pytest.approx(expected)
+    assert evaluation.result().correctness_nll == pytest.approx(expected)

@@ -32,6 +32,7 @@ from app.calibration.dataset import LabelledImage, Subset, ValidationSet, augmen
 from app.calibration.methods.contextual.detector import Detector, PixelSample, sample_pixels
 from app.calibration.methods.contextual.features import (
     MAX_STRIDE,
+    ODDS_LIMIT,
     RECEPTIVE_RADIUS,
     Features,
     compute_features,
@@ -47,11 +48,11 @@ from app.calibration.methods.contextual.in_distribution import (
 )
 from app.calibration.methods.contextual.kernels import Weights, compute_shift
 from app.calibration.methods.temperature import fit_inverse_temperature
-from app.calibration.sampling import count_classes, require_two_classes
+from app.calibration.sampling import chunks, count_classes, require_two_classes
 from app.calibration.splits import split
 
 TRAIN_FRACTION = 0.75  # of the images; the others choose the round of training and the temperature
-SCALE_RANGE = (1e-3, 50.0)  # of a pixel's inverse temperature
+SCALE_RANGE = (1e-3, 1e4)  # of a pixel's inverse temperature
 NEWTON_STEPS = 8
 
 
@@ -118,7 +119,8 @@ class Contextual(Calibrator):
         scores = self.score(image_statistics(features, self.num_classes))
         shift = self.detector.on_image(features)[:, None]
         shift = shift * scores.view(-1, *[1] * (logs.ndim - 1))
-        return top_log_odds(logs), interpolated(shift, tuple(logs.shape[2:]), stride)
+        own = top_log_odds(logs).clamp(-ODDS_LIMIT, ODDS_LIMIT)  # as in training
+        return own, interpolated(shift, tuple(logs.shape[2:]), stride)
 
     def _stride_for(self, planes: Tensor) -> int:
         """Return the fit's stride for maps [N,C,h,w], by the grid before a fit, 1 for tables."""
@@ -169,7 +171,7 @@ class Contextual(Calibrator):
         self.beta.fill_(fit_scale(data, train, held_out, context))
         first = data[0]
         self.local.fill_(float(first.labels.ndim == 2))
-        self.set_stride(stride_of(first.logits[None]))
+        self.set_stride(stride_of(first.logits[None]) if first.labels.ndim == 2 else 0)
         statistics: list[Tensor] = []
         trained, stopping = (
             self._sample(data, indices, statistics, context) for indices in (train, held_out)
@@ -214,22 +216,25 @@ def fit_scale(
     """Return the inverse temperature of least negative log-likelihood, or 1.
 
     It is 1 where the temperature of the training images does not lower the held-out images' NLL.
+    Where either part has no labelled pixel, the temperature of all images is returned.
     """
-    beta = fit_inverse_temperature(Subset(data, train), context)
-    tested = Subset(data, held_out)
+    trained, tested = Subset(data, train), Subset(data, held_out)
+    if not all(any(True for _ in pixels(part)) for part in (trained, tested)):
+        return fit_inverse_temperature(data, context)
+    beta = fit_inverse_temperature(trained, context)
     if mean_nll(tested, beta) >= mean_nll(tested, 1.0):
         return 1.0
     return fit_inverse_temperature(data, context)
 
 
 def mean_nll(data: ValidationSet, beta: float) -> float:
-    """Compute the mean negative log-likelihood of softmax(beta z) over all labelled pixels."""
+    """Compute the mean negative log-likelihood of softmax(beta z) over the labelled pixels."""
     total = count = 0.0
-    for logits, labels in pixels(data):
+    for logits, labels in chunks(data):
         logs = (logits * beta).log_softmax(dim=1).gather(1, labels[:, None])
         total -= logs.double().sum().item()
         count += len(labels)
-    return total / max(count, 1)
+    return total / count
 
 
 def scale_for(logs: Tensor, log_odds: Tensor) -> Tensor:
@@ -237,7 +242,7 @@ def scale_for(logs: Tensor, log_odds: Tensor) -> Tensor:
 
     With gaps d to the top class, log sum exp(-b d) over the others falls convexly in b and is to
     equal minus the log-odds: Newton's steps from the left never overshoot. The result is in
-    0.001..50; ties and uniform pixels end at a bound.
+    0.001..10,000; ties and uniform pixels end at a bound.
     """
     top = logs.argmax(dim=1, keepdim=True)
     gaps = logs.gather(1, top) - logs

@@ -104,9 +104,12 @@ class Detector(nn.Module):
 
         A sample without a misprediction leaves the detector untrained.
         """
-        self._initialise(train.values, context.seed)
+        with torch.no_grad():
+            for weights in self.parameters():
+                weights.zero_()
         if len(train) < 2 or train.correct.all() or not len(held_out):
             return
+        self._initialise(train.values, context.seed)
         generator = torch.Generator().manual_seed(context.seed)
         batch = min(max(len(train) // MIN_STEPS, 64), BATCH_PIXELS)
 
@@ -135,8 +138,6 @@ class Detector(nn.Module):
         self.mean.copy_(values.mean(dim=0))
         self.scale.copy_(torch.where(std > 1e-6, 1 / std.clamp_min(1e-6), 0.0))
         with torch.no_grad():
-            for weights in self.parameters():
-                weights.zero_()
             self.inward.normal_(0, (2 / NUM_FEATURES) ** 0.5, generator=generator)
             self.first.normal_(0, 0.1, generator=generator)
             self.second.normal_(0, 0.1, generator=generator)

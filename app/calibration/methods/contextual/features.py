@@ -52,7 +52,7 @@ def compute_features(log_probabilities: Tensor, local: Tensor) -> Features:
 
 def is_other(chosen: Tensor, planes: Tensor) -> Tensor:
     """Mark all classes of [N,K,...] but each pixel's chosen one [N,1,...]: bool [N,K,...]."""
-    classes = torch.arange(planes.shape[1])
+    classes = torch.arange(planes.shape[1], device=planes.device)
     return classes.view(-1, *[1] * (planes.ndim - 2)) != chosen
 
 

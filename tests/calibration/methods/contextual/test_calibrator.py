@@ -198,3 +198,66 @@ def test_sample_holds_at_most_3000_labelled_pixels_of_an_image():
     assert len(sample) == 3000
     assert sample.correct.all()
     assert math.isclose(sample.values.shape[1], features.values.shape[1])
+
+
+def test_forward_equals_the_shifted_confidence_also_at_near_ties():
+    calibrator, logits = random_detector(3), noise(3, 40, 50, scale=4)
+    change, score = calibrator.log_odds_shift(logits).combined()
+    confidence = (logits * calibrator.beta).softmax(0).amax(0).double()
+    own = (confidence / (1 - confidence)).log().clamp(max=12)
+    served = torch.sigmoid(own + score * torch.from_numpy(change)).clamp_min(1 / 3)
+    reported = calibrator(logits[None])[0].exp().amax(0)
+    assert (served - reported).abs().max() < 4e-3  # b is at least 0.001
+
+
+def test_errors_of_saturated_logits_are_learned():
+    rng = torch.Generator().manual_seed(0)
+    images = []
+    for _ in range(16):
+        logits = torch.randn(3, 20, 20, generator=rng)
+        logits += 25 * torch.nn.functional.one_hot(logits.argmax(0), 3).movedim(2, 0)
+        wrong = (logits.argmax(0) == 2) & (torch.rand(20, 20, generator=rng) < 0.4)
+        images.append(LabelledImage(logits, logits.argmax(0).where(~wrong, 0)))
+    calibrator = Contextual(3)
+    calibrator.beta.fill_(1)
+    calibrator.fit(InMemory(3, images), FitContext())
+    logits, labels, _ = images[0]
+    confidence = calibrator(logits[None])[0].exp().amax(0)
+    third = logits.argmax(0) == 2
+    assert confidence[third].mean().item() == pytest.approx(0.6, abs=0.1)
+    assert confidence[~third].mean() > 0.95
+    assert (labels[third] == 2).float().mean().item() == pytest.approx(0.6, abs=0.1)
+
+
+def test_a_fit_on_tables_leaves_the_stride_to_the_size_of_a_grid():
+    images = [LabelledImage(z.flatten(1), y.flatten()) for z, y, _ in detectable_set().images]
+    calibrator = Contextual(4)
+    calibrator.fit(InMemory(4, images), FitContext())
+    assert calibrator.stride == 0
+    assert calibrator.local == 0
+
+
+@pytest.mark.parametrize("labelled", [range(1), range(7, 8), range(4)])
+def test_fit_needs_no_labels_in_every_image(labelled):
+    images = [
+        LabelledImage(z, y if number in labelled else torch.full_like(y, IGNORE))
+        for number, (z, y, _) in enumerate(detectable_set().images)
+    ]
+    calibrator = Contextual(4)
+    calibrator.fit(InMemory(4, images), FitContext())
+    assert all(tensor.isfinite().all() for tensor in calibrator.state_dict().values())
+    assert calibrator.beta != 1
+
+
+def test_fit_survives_labels_that_the_stride_skips():
+    images = []
+    for logits, labels, _ in detectable_set().images:
+        fine = logits.repeat_interleave(15, 1).repeat_interleave(15, 2)
+        sparse = torch.full(fine.shape[1:], IGNORE)
+        sparse[1::15, 1::15] = labels
+        images.append(LabelledImage(fine, sparse))
+    calibrator = Contextual(4)
+    calibrator.fit(InMemory(4, images), FitContext())
+    assert calibrator.stride == 3
+    assert not calibrator.detector.trained
+    assert all(tensor.isfinite().all() for tensor in calibrator.state_dict().values())
