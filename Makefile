@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 8000
-# Package index with a CPU build of torch, where pip's default is a CUDA build (see README).
+# Package index with a CPU build of torch, where pip's default is a CUDA build (see docs/run.md).
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 BENCH ?= --docs docs/benchmarks.md

@@ -180,6 +180,7 @@ def check_models(settings: Settings) -> None:
 
 def find_model(settings: Settings, name: str | None) -> ModelFolder:
     """Read one model's folder by name, or the default or only one; raises SettingsError."""
+    check_models(settings)
     folders = {path.name: path for path in model_folders(settings.models_dir)}
     chosen = name or settings.default_model
     if chosen is None:

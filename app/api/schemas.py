@@ -21,7 +21,9 @@ class SegmentQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="Default: the only model, or the configured one.")
+    model: str | None = Field(
+        None, description="Default: the configured model, else the default or only one."
+    )
     calibrator: str = Field(
         "active", description="A version id, `active`, or `none` for the plain softmax."
     )
@@ -82,10 +84,11 @@ class RunLengths(BaseModel):
 
 
 class Calibration(BaseModel):
-    """The calibrator of an answer, by default none.
+    """The calibrator of a response, by default none.
 
     ECE is image-wise with 10 bins, on images held out from the fit. `in_distribution` in 0..1
-    measures how similar the image is to those of the fit; null where it is not measured.
+    measures how similar the image is to those of the fit: it scales the shift of `contextual`, so
+    that with 0 only temperature scaling is left. Null where it is not measured.
     """
 
     model_config = RESPONSE

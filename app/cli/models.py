@@ -86,7 +86,10 @@ def quantize_command(
     images: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Images that ranges come from.")
     ],
-    model: Annotated[str | None, typer.Option(help="Default: the only model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Default: the configured model, else the default or only one."),
+    ] = None,
     held_out: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="For comparison; default: every second."),

@@ -7,7 +7,10 @@ import typer
 
 from app.client import Client
 
-ModelOption = Annotated[str | None, typer.Option("--model", help="Default: the only model.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Default: the configured model, else the default or only one."),
+]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="A running service; default: the configured folders.")
 ]

@@ -117,6 +117,8 @@ function showTable(body) {
     ? "The confidence is the plain softmax: no calibrator is active."
     : `Calibrated by ${c.calibrator} (${c.method}), fitted ${c.fitted_at} on ${c.images} images; ` +
       `image-wise ECE on held-out images ${c.ece_before.toFixed(4)} before, ${c.ece_after.toFixed(4)} after` +
+      (c.in_distribution === null ? "" : `; in-distribution score of this image ${c.in_distribution.toFixed(2)}` +
+        (c.in_distribution === 0 ? " (unlike those of the fit: temperature scaling only)" : "")) +
       (c.stale ? "; stale: the statistics of recent images differ from those of the fit" : "") + ".";
   $("links").replaceChildren(...Object.entries(body.links).flatMap(([name, url]) => {
     const link = document.createElement("a");
@@ -159,7 +161,8 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 
 const listing = await fetch("/models").then((response) => response.json()).catch(() => null);
 if (listing?.models) {
-  $("model").replaceChildren(...listing.models.map((m) => new Option(m.title || m.name, m.name)));
+  $("model").replaceChildren(...listing.models.map(
+    (m) => new Option(m.title || m.name, m.name, m.default, m.default)));
 } else {
   showMessage(listing?.detail ?? "The service does not respond.", true);
 }
