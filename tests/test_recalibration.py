@@ -13,15 +13,19 @@ from app.calibration.certification import LEVELS
 from app.calibration.dataset import IGNORE, InMemory, LabelledImage
 from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.intervals import Interval, bootstrap_mean
+from app.calibration.registry import auto_methods
 from app.calibration.report import build_report
 from app.calibration.selection import fit
 from app.calibration.splits import split_images
+from app.datasets.arrays import open_npy
+from app.datasets.logits import DenseLogits
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
 from app.recalibration import PublishedCalibrator, calibrate, candidates, decide_activation
 from app.storage.artifacts import ArtifactStore
 from tests.factories.models import write_onnx_model
 from tests.factories.service import publish_temperature
+from tests.factories.validation_data import overconfident
 
 METHODS = ("identity", "temperature")
 CONTEXT = FitContext(seed=3)
@@ -270,6 +274,28 @@ def test_report_lists_metrics_of_every_candidate():
     assert document["seed"] == 3
     assert document["decision"] == {"activated": True, "why": "better"}
     assert document["ece_difference"].keys() == {"mean", "low", "high"}  # type: ignore[attr-defined]
+
+
+def test_logits_near_the_largest_float_are_fitted():
+    images = [
+        LabelledImage(logits.sign() * 3e38, labels, image)
+        for logits, labels, image in labelled(temperature=3).images
+    ]
+    outcome = fit(InMemory(3, images), auto_methods(allow_label_changes=True), CONTEXT)
+    assert all(math.isfinite(one.evaluation.result().ece_image) for one in outcome.candidates)
+
+
+@pytest.mark.parametrize(("side", "resolution"), [(6, "logits"), (12, "image")])
+def test_resolution_of_certificates_is_that_of_the_label_maps(tmp_path, side, resolution):
+    logits, labels = overconfident(20, 6, 6)
+    labels = labels.repeat(side // 6, axis=1).repeat(side // 6, axis=2)
+    files = {}
+    for name, values in {"logits": logits, "labels": labels}.items():
+        np.save(tmp_path / f"{name}.npy", values)
+        files[name] = open_npy(tmp_path / f"{name}.npy", name)
+    data = DenseLogits(files["logits"], files["labels"], None, 3, 255)
+    outcome = fit(data, ("temperature",), CONTEXT)
+    assert build_report(outcome, True, "")["certification"]["resolution"] == resolution  # type: ignore[index]
 
 
 def test_report_lists_error_detection_metrics():

@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.calibration.dataset import ValidationSet
+from app.calibration.dataset import LOGIT_LIMIT, ValidationSet
 
-LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too
 TEMPERATURE_RANGE = (0.05, 1e4)
 FEATURE_FLOOR = -30.0  # smaller log-probabilities would dominate a fit as outliers
 PART = 256  # pixels whose products are summed in float32

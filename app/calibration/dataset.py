@@ -16,6 +16,7 @@ from app.errors import ArgumentError
 
 Augmentation = Literal["none", "corruptions"]
 
+LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too
 IGNORE = -1  # label of unlabelled pixels; each source's own value is converted on loading
 
 
@@ -128,7 +129,7 @@ class InMemory:
 
 
 def labelled_pixels(image: LabelledImage) -> tuple[Tensor, Tensor]:
-    """Select an image's labelled pixels: logits float32 [m,K] and labels int64 [m].
+    """Select an image's labelled pixels: logits float32 [m,K] in [-3e4, 3e4], labels int64 [m].
 
     Raises ArgumentError where a selected logit is NaN or infinite.
     """
@@ -136,9 +137,14 @@ def labelled_pixels(image: LabelledImage) -> tuple[Tensor, Tensor]:
     # A table of labelled pixels, which fits read many times, is not copied.
     whole = image.labels.ndim == 1 and bool(keep.all())
     logits = (image.logits if whole else image.logits[:, keep]).T.float()
-    # NaN and infinities persist in the sum; checking it takes a twentieth of the time.
-    if not torch.isfinite(logits.sum(dtype=torch.float64)):
-        raise ArgumentError("expected finite logits at every labelled pixel, got NaN or infinity")
+    if logits.numel():
+        least, most = logits.aminmax()  # NaN if one is
+        if not (torch.isfinite(least) and torch.isfinite(most)):
+            raise ArgumentError(
+                "expected finite logits at every labelled pixel, got NaN or infinity"
+            )
+        if least < -LOGIT_LIMIT or most > LOGIT_LIMIT:
+            logits = logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)  # as in serving
     return logits, image.labels[keep]
 
 

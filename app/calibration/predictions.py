@@ -56,6 +56,10 @@ class Prediction:
 class PredictsAtImageSize(Protocol):
     """A validation set that predicts its images at the size of their label maps."""
 
+    @property
+    def at_image_size(self) -> bool:
+        """False where the label maps are as small as the logits' grid."""
+
     def predict(self, index: int, calibrator: Calibrator) -> tuple[Prediction, Tensor]:
         """Predict one image as the service does; labels int64 have the prediction's shape."""
 
@@ -90,4 +94,4 @@ def predicts_at_image_size(data: ValidationSet) -> bool:
     """Return whether a set predicts at the size of its label maps."""
     if isinstance(data, Subset):
         return predicts_at_image_size(data.whole)
-    return isinstance(data, PredictsAtImageSize)
+    return isinstance(data, PredictsAtImageSize) and data.at_image_size

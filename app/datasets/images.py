@@ -73,6 +73,8 @@ class CachedLogits:
     can't be read and ArgumentError for labels that do not match their image.
     """
 
+    at_image_size = True
+
     def __init__(
         self,
         predictor: Predictor,

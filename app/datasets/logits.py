@@ -63,6 +63,7 @@ class DenseLogits:
             self.groups = group_index.map().tolist()
         self.num_classes = num_classes
         self._logits, self._labels, self._ignore = logits, labels, ignore_index
+        self.at_image_size = labels.shape[1:] != logits.shape[2:]
         # The pixel that contains the cell's centre, as in torch's mode "nearest-exact".
         self._rows, self._columns = (
             ((np.arange(cells) + 0.5) * pixels / cells).astype(np.int64)

@@ -1,8 +1,9 @@
 """Meta-Cal (Ma and Blaschko 2021): temperature scaling of low entropy, uniform otherwise.
 
-Pixels whose uncalibrated entropy in nats is below eta get temperature scaling, all others 1/K for
-each class. Eta is fitted on whole images that the temperature's fit does not use, since the
-500 samples of the paper would be a small part of one image.
+Pixels whose uncalibrated entropy in nats is below eta get temperature scaling. All others get 1/K
+for each class, up to a margin of 1e-5 by which the predicted class keeps its label. Eta is fitted
+on whole images that the temperature's fit does not use, since the 500 samples of the paper would be
+a small part of one image.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from app.errors import ArgumentError
 ETA_FRACTION = 0.2  # of the images
 ENTROPY_BINS = 16384  # over [0, log K]
 ACCURACY_BINS = 20
+MARGIN = 1e-5  # log-odds of the predicted class of a rejected pixel: a tie would be class 0
 
 
 class MetaCal(Pixelwise):
@@ -34,7 +36,7 @@ class MetaCal(Pixelwise):
     """
 
     method: ClassVar[str] = "metacal"
-    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=False, order=False)
+    invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=False)
     beta: Tensor
     eta: Tensor
 
@@ -52,7 +54,9 @@ class MetaCal(Pixelwise):
     def calibrate_rows(self, rows: Tensor) -> Tensor:
         """Map logits [...,K] to log-probabilities [...,K]."""
         accepted = entropy(rows) < self.eta
-        return torch.where(accepted, rows * self.beta, 0.0).log_softmax(dim=-1)
+        predicted = rows.argmax(dim=-1, keepdim=True)
+        uniform = MARGIN * (torch.arange(rows.shape[-1], device=rows.device) == predicted)
+        return torch.where(accepted, rows * self.beta, uniform).log_softmax(dim=-1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Fit eta on a fifth of the images, the temperature on accepted pixels of the others.

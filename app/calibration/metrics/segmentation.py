@@ -16,6 +16,8 @@ from torch.nn.functional import max_pool2d
 from app.calibration.dataset import IGNORE
 from app.errors import ArgumentError
 
+ROUNDING = 1e-6  # relative
+
 Counts = NDArray[np.int64]
 Ratios = NDArray[np.float64]
 
@@ -105,7 +107,8 @@ class UncertaintyIoU:
         `invalid` bool [m] marks the pixels whose class is uncertain in the ground truth.
         """
         for row, theta in enumerate(self.thetas):
-            kept = confidence >= torch.tensor(theta, dtype=confidence.dtype)
+            # A uniform pixel's confidence is 1/K up to rounding, and is kept at theta = 1/K.
+            kept = confidence >= torch.tensor(theta * (1 - ROUNDING), dtype=confidence.dtype)
             confusion = confusion_matrix(labels[kept], predicted[kept], self.num_classes)
             hits = np.diagonal(confusion)
             invalidated = self._count(labels[~kept])

@@ -30,11 +30,12 @@ def test_miscoverage_bounds_the_rejected_correct_pixels():
     assert given_up == pytest.approx(0.2, abs=0.05)
 
 
-def test_rejected_pixels_are_uniform():
+def test_rejected_pixels_are_uniform_and_keep_their_label():
     calibrator = MetaCal(4)
     calibrator.fit(synthetic_set(4), FitContext())
-    result = calibrator(torch.tensor([[0.1, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]])).exp()
-    assert result[0].tolist() == pytest.approx([0.25] * 4)
+    result = calibrator(torch.tensor([[0.0, 0.0, 0.1, 0.0], [9.0, 0.0, 0.0, 0.0]])).exp()
+    assert result[0].tolist() == pytest.approx([0.25] * 4, abs=1e-5)
+    assert result[0].argmax() == 2
     assert result[1, 0] > 0.5
 
 

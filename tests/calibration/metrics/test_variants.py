@@ -197,6 +197,14 @@ def test_theta_grid_starts_at_the_plain_iou():
     assert measure.uiou()[-1] == 0  # no confidence reaches 1
 
 
+@pytest.mark.parametrize("classes", range(2, 20))
+def test_uniform_pixels_are_kept_at_the_first_theta(classes):
+    confidence = torch.zeros(1, classes).log_softmax(1).exp()[:, 0]
+    only = torch.zeros(1, dtype=torch.int64)
+    measure = UncertaintyIoU(classes, [1 / classes]).add(confidence, only, only, only.bool())
+    assert measure.uiou() == [1]
+
+
 def test_uncertainty_iou_merges():
     invalid = torch.tensor([False, True, False, False, True, True])
     whole = UncertaintyIoU(3, [0.5, 0.8]).add(CONFIDENCE, PREDICTED, LABELS, invalid)
