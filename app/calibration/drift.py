@@ -21,8 +21,8 @@ from app.numerics import compiled
 CONFIDENCE_BINS = 64
 SAMPLE = 1 << 14  # evenly spaced pixels of an image, enough for its histogram
 MOST_IMAGES = 512  # of a reference
-FEWEST_IMAGES = 8  # with fewer, their variance can't be estimated
 RUN = 8  # consecutive images that are resampled together
+FEWEST_IMAGES = 3 * RUN  # with fewer, runs hardly differ and the limits come out too low
 RESAMPLES = 4000
 QUANTILE = 0.9995  # of each of the two divergences: either is exceeded by chance once in 1,000
 
@@ -49,9 +49,9 @@ class Reference:
         return average
 
     def limits(self, window: int) -> Divergence | None:
-        """Compute the divergences that a window of `window` images exceeds with probability 0.001.
+        """Compute the divergences that few windows of `window` images exceed without drift.
 
-        Window and reference are both resampled, since both are samples. None with fewer than 8
+        Window and reference are both resampled, since both are samples. None with fewer than 24
         reference images.
         """
         count = len(self.images)
@@ -61,8 +61,11 @@ class Reference:
         rows = self.images.double().numpy()
         windows = _resample(rng, count, window) @ rows
         references = _resample(rng, count, count) @ rows
+        # Runs of 8 vary by (n-8)/n less around the mean of n images than around the true mean, and
+        # divergences are quadratic in such deviations.
+        wider = count / (count - RUN)
         resampled = divergences(windows, references)
-        return Divergence(*(float(np.quantile(values, QUANTILE)) for values in resampled))
+        return Divergence(*(wider * float(np.quantile(values, QUANTILE)) for values in resampled))
 
 
 def reference_of(rows: list[Tensor]) -> Reference | None:

@@ -6,6 +6,7 @@ import torch
 
 from app.calibration.drift import (
     CONFIDENCE_BINS,
+    FEWEST_IMAGES,
     MOST_IMAGES,
     Reference,
     divergences,
@@ -84,12 +85,12 @@ def test_reference_is_bounded_and_includes_first_and_last_image():
     assert reference_of([]) is None
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.4])
-def test_windows_without_drift_stay_within_the_limit(correlation):
+@pytest.mark.parametrize(("images", "correlation"), [(60, 0.0), (60, 0.4), (FEWEST_IMAGES, 0.0)])
+def test_windows_without_drift_stay_within_the_limit(images, correlation):
     rng = np.random.default_rng(0)
     exceeded = 0
     for _ in range(8):
-        reference = Reference(scattered(rng, 60, correlation=correlation))
+        reference = Reference(scattered(rng, images, correlation=correlation))
         limit = reference.limits(32)
         live = scattered(rng, 10 * 32, correlation=correlation)
         exceeded += sum(beyond(reference, limit, part) for part in live.split(32))
@@ -116,4 +117,4 @@ def test_limit_is_wider_for_smaller_windows():
 
 
 def test_too_few_images_have_no_limit():
-    assert Reference(scattered(np.random.default_rng(0), 7)).limits(32) is None
+    assert Reference(scattered(np.random.default_rng(0), FEWEST_IMAGES - 1)).limits(32) is None
