@@ -197,7 +197,7 @@ class Client:
         try:
             return json.loads(body)
         except ValueError as error:
-            raise InputError(f"expected an answer of segcal, got {body[:80]!r}") from error
+            raise InputError(f"expected a response of segcal, got {body[:80]!r}") from error
 
     def _read(self, method: str, *path: str, **request: Any) -> bytes:  # noqa: ANN401 - httpx's
         """Send a request and return the body of its response."""
@@ -242,4 +242,4 @@ def problem_detail(response: httpx2.Response) -> str:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
         status = f"{response.status_code} {response.reason_phrase}"
-        return f"expected an answer of segcal, got {status}"
+        return f"expected a response of segcal, got {status}"

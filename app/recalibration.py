@@ -161,10 +161,10 @@ def decide_activation(outcome: Outcome, activate: Activate, active_id: str | Non
     elif 2.0**-outcome.test_groups > ALPHA:
         measured += f"; fewer than six {unit} can show nothing"
     if activate == "always":
-        return Decision(True, f"asked to activate always; {measured}")
+        return Decision(True, f"activate=always; {measured}")
     if activate == "never":
-        return Decision(False, f"asked never to activate; {measured}")
-    result = "better" if outcome.better else "not surely better"
+        return Decision(False, f"activate=never; {measured}")
+    result = "better" if outcome.better else "not shown to be better"
     return Decision(outcome.better, f"{result}: {measured}")
 
 

@@ -157,7 +157,7 @@ def test_job_that_does_not_succeed_raises_its_error(serve: Serve, job, message):
 def test_responses_of_another_server_are_rejected(serve: Serve):
     url = serve({"/calibrate/7": ['{"state": "running"}'], "/models": ["<p>hello"]})
     with Client(url, None) as client:
-        with pytest.raises(InputError, match="expected an answer of segcal, got 404 Not Found"):
+        with pytest.raises(InputError, match="expected a response of segcal, got 404 Not Found"):
             client.follow_job("7", lambda _stage, _fraction: None)
-        with pytest.raises(InputError, match="expected an answer of segcal, got b'<p>hello'"):
+        with pytest.raises(InputError, match="expected a response of segcal, got b'<p>hello'"):
             client.models()

@@ -399,7 +399,7 @@ def test_calibrator_that_is_not_better_is_published_but_not_activated(folder, st
     again = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
 
     assert not again.activated
-    assert reason(again).startswith("not surely better: ")
+    assert reason(again).startswith("not shown to be better: ")
     assert first.manifest.id in reason(again)
     assert store.active_id("tiny") == first.manifest.id
     assert len(store.versions("tiny")) == 2

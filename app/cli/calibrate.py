@@ -217,8 +217,8 @@ def print_candidates(report: dict[str, object]) -> None:
     """Print the metrics of a report's candidates."""
     rows = report["candidates"]
     assert isinstance(rows, list)  # noqa: S101 - the report's own shape
-    columns = ("method", "ece_image", "ece_pooled", "nll", "auroc_misprediction", "aurc", "miou")
-    table = Table(*columns, title="on held-out images")
+    columns = ("method", "ece_image", "ece_pooled", "nll", "aurc", "miou")
+    table = Table(*columns, title="on the test images", box=None)
     for row in [report["uncalibrated"], *rows]:
         values = [row[column] for column in columns]
         table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))

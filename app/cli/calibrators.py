@@ -49,16 +49,17 @@ def list_command(
     """List a model's calibrators, newest first; `*` marks the active one."""
     with connect(url, token) as client:
         listing = list_remotely(model, client) if client else list_locally(model)
-    # Ids are not truncated in a narrow terminal, so that they can be copied.
+    # Neither ids, which hold the method, nor numbers are cut in a terminal of 80 columns.
     longest = max((len(version.id) for version in listing.versions), default=0)
     name = Column("calibrator", no_wrap=True, min_width=longest)
-    table = Table("", name, "method", "ECE before", "ECE after", "images", "model")
+    eces = Column("ECE before", min_width=6), Column("ECE after", min_width=6)
+    table = Table("", name, *eces, "images", "model file", box=None)
     for version in listing.versions:
         current = version.model_sha256 == listing.model_sha256
         ece = f"{version.ece_before:.4f}", f"{version.ece_after:.4f}"
         table.add_row(
-            "*" if version.id == listing.active else "", version.id, version.method, *ece,
-            str(version.images), "this" if current else f"other ({version.model_sha256[:12]})",
+            "*" if version.id == listing.active else "", version.id, *ece,
+            str(version.images), "current" if current else "other",
         )  # fmt: skip
     Console().print(table)
 
