@@ -114,7 +114,7 @@ class Links(BaseModel):
     data: str
 
 
-class SegmentAnswer(BaseModel):
+class SegmentResponse(BaseModel):
     """JSON response of `POST /segment`."""
 
     id: str

@@ -17,8 +17,8 @@ from app.api.schemas import (
     Links,
     PresentClass,
     RunLengths,
-    SegmentAnswer,
     SegmentQuery,
+    SegmentResponse,
 )
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
@@ -56,7 +56,7 @@ ANSWERS: dict[int | str, dict[str, object]] = {200: {"content": {PNG: BINARY, NP
 
 
 @router.post(
-    "/segment", response_model=SegmentAnswer, openapi_extra=REQUEST_BODY, responses=ANSWERS
+    "/segment", response_model=SegmentResponse, openapi_extra=REQUEST_BODY, responses=ANSWERS
 )
 async def segment(
     request: Request,
@@ -69,7 +69,7 @@ async def segment(
     async with state.admission.enter():
         upload = await read_upload(request, state.settings.max_upload_bytes)
         return await state.admission.run(
-            lambda: answer_upload(upload, query, media_type, segmenter, state)
+            lambda: respond_to_upload(upload, query, media_type, segmenter, state)
         )
 
 
@@ -101,7 +101,7 @@ async def _image_bytes(request: Request) -> bytes:
         return await part.read()
 
 
-def answer_upload(
+def respond_to_upload(
     upload: bytes, query: SegmentQuery, media_type: str, segmenter: Segmenter, state: State
 ) -> Response:
     """Segment an upload, cache the result and encode the response; blocks, so run in a thread."""
@@ -116,7 +116,7 @@ def answer_upload(
     name = state.results.put(result)
     with timer.stage("encode"):
         if media_type == JSON:
-            body = answer_json(name, done, query.parts).encode()
+            body = response_json(name, done, query.parts).encode()
         elif media_type == NPZ:
             body = encode.npz(done.prediction.mask, done.prediction.confidence)
         else:
@@ -132,12 +132,12 @@ def answer_upload(
     return Response(body, headers=headers, media_type=media_type)
 
 
-def answer_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
+def response_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
     """Return the JSON response; `parts` are the optional parts to include."""
     height, width = done.prediction.mask.shape
     palette = done.predictor.folder.palette
     table = class_table(done)
-    body = SegmentAnswer(
+    body = SegmentResponse(
         id=name,
         model=done.predictor.folder.card.name,
         width=width,
