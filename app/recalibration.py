@@ -120,7 +120,7 @@ def require_inputs(method: str, *, augmentation: Augmentation, maps: bool) -> No
         raise ArgumentError(f"expected images with the method {method}, got logits alone")
     if calibrator.needs_maps and not maps:
         raise ArgumentError(
-            f"expected maps [N,K,h,w] with the method {method}, which looks at neighbours, got a "
+            f"expected maps [N,K,h,w] with the method {method}, which reads neighbours, got a "
             f"table of pixels"
         )
 
@@ -137,7 +137,7 @@ def require_comparable(active: StoredCalibrator, *, images: bool, maps: bool) ->
     else:
         return
     raise ArgumentError(
-        f"expected {expected}, which the active calibrator {active.manifest.id} looks at, to "
+        f"expected {expected}, which the active calibrator {active.manifest.id} reads, to "
         f"compare with it, got {got}; activate another version to do without"
     )
 

@@ -45,7 +45,7 @@ ERRORS = """\
 | 422 | wrong argument, shape, label value or class count; logits with NaN |
 | 429 | queue full; with `Retry-After` |
 | 503 | starting or shutting down; with `Retry-After` |
-| 507 | no room on disk |
+| 507 | disk full |
 | 500 | internal error; the log has the details |
 """
 # JSON Schema's keywords, and the names that pydantic writes for fields outside of it.

@@ -1,6 +1,7 @@
 """Calibrators, their fit and selection, metrics, risk control and drift."""
 
 from app.calibration.base import (
+    MAX_LOG_ODDS,
     Calibrator,
     FitContext,
     LogOddsShift,
@@ -33,6 +34,7 @@ __all__ = [
     "CONFIDENCE_BINS",
     "IGNORE",
     "LOG_FLOOR",
+    "MAX_LOG_ODDS",
     "Assessment",
     "Augmentation",
     "Calibrator",

@@ -23,6 +23,7 @@ from app.calibration.dataset import LOGIT_LIMIT, ValidationSet
 
 TEMPERATURE_RANGE = (0.05, 1e4)
 FEATURE_FLOOR = -30.0  # smaller log-probabilities would dominate a fit as outliers
+MAX_LOG_ODDS = 12.0  # of a confidence before a shift: in float32 larger ones give 1
 PART = 256  # pixels whose products are summed in float32
 
 Floats = NDArray[np.float32]
@@ -180,14 +181,11 @@ class Calibrator(nn.Module, ABC):
         self,
         logits: Tensor,  # noqa: ARG002
         map_rows: MapRows = map_rows_serially,  # noqa: ARG002
-        top: int = 0,  # noqa: ARG002
-        height: int | None = None,  # noqa: ARG002
     ) -> LogOddsShift | None:
         """Compute the shift of the top class's log-odds for rows of an image, None without one.
 
-        Finite float32 logits [K,n,w] are the rows from `top`, a multiple of the stride, of a grid
-        of `height` rows; by default all of it. The log-odds are those of the scaled logits.
-        `map_rows` runs parts of the work in threads.
+        Finite float32 logits [K,n,w] are rows of a grid, the first a multiple of the stride. The
+        log-odds are those of the scaled logits. `map_rows` runs parts of the work in threads.
         """
         return None
 

@@ -65,8 +65,10 @@ def split(data: ValidationSet, fraction: float, seed: int) -> tuple[list[int], l
     """Split a set's image indices at random into (training, held out), each sorted, none empty.
 
     About `fraction` of the images, in (0,1), are for training. Groups are kept together; where
-    there is only one group, its images are split.
+    there is only one group, its images are split. One image serves as both parts.
     """
+    if len(data) == 1:
+        return [0], [0]
     groups = groups_of(data)
     several = len(set(groups)) > 1
     first, second = split_at(groups if several else range(len(data)), [fraction], seed)

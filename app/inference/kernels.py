@@ -18,12 +18,12 @@ that their sum loses precision, it is computed again relative to the column's ma
 confidence changes sharply at class boundaries, while the shift is smooth.
 """
 
-import math
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.calibration.base import MAX_LOG_ODDS
 from app.calibration.predictions import Mask
 from app.numerics import LOG2_E, compiled, power_of_two
 
@@ -47,7 +47,7 @@ FLOOR = np.float32(-1e30)  # keeps differences finite for any logits
 UNDERFLOW = np.float32(2.0**-64)  # sums of powers below it have lost precision
 MIN_EXPONENT = np.float32(-64)  # keeps a confidence of 1 from 0/0
 _LOG2_E, _ONE = np.float32(LOG2_E), np.float32(1)
-MAX_CONFIDENCE = np.float32(1 / (1 + math.exp(-12)))  # before a shift, as in its training
+MAX_CONFIDENCE = np.float32(1 / (1 + np.exp(-MAX_LOG_ODDS)))  # before a shift, as in its training
 
 
 @compiled

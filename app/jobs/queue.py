@@ -217,7 +217,7 @@ class Jobs:
             changes |= {"progress": 1.0, **result}
         job = job.model_copy(update=changes)
         if state not in REPEATABLE:
-            self.files.drop_upload(job.id)  # first, so that there is room for the state
+            self.files.drop_upload(job.id)  # first, to free space for the state
         with storage("a calibration job"):
             self.files.write(job)
         self._endings.pop(job.id, None)

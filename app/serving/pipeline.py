@@ -103,7 +103,7 @@ def calibrate_strip(
         calibrator = calibrator.with_image(thumbnail((band.height, logits.shape[2]), rows))
     scale = calibrator.scale()
     if scale is not None:
-        shift = calibrator.log_odds_shift(logits, map_rows, band.top, band.height)
+        shift = calibrator.log_odds_shift(logits, map_rows)
         return CalibratedStrip(logits, logits, scale, shift)
     calibrated = calibrator(logits[None])[0]
     return CalibratedStrip(logits if calibrator.invariances.argmax else calibrated, calibrated)

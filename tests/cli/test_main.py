@@ -466,7 +466,7 @@ def test_calibrate_reads_images_for_methods_that_need_them(
     assert active.method == "lts_image"
     assert run("segment", *images.iterdir(), "--out", images.parent / "out").code == 0
     result = run("calibrate", "--logits", logits, "--method", "temperature")
-    assert f"expected images, which the active calibrator {active.id} looks at" in result.err
+    assert f"expected images, which the active calibrator {active.id} reads" in result.err
     result = run("calibrate", "--logits", logits, "--method", "magic")
     assert "expected auto or one of identity" in result.err
 

@@ -92,8 +92,7 @@ class LocalTemperature(Calibrator):
         require_two_classes(count_classes(data))
         if data[0].labels.ndim != 2:
             raise ArgumentError("expected images with a grid of two dimensions, got tables")
-        both = [list(range(len(data)))] * 2
-        train, select = split(data, 0.8, context.seed) if len(data) > 1 else both
+        train, select = split(data, 0.8, context.seed)
         generator = torch.Generator().manual_seed(context.seed)
         with torch.no_grad():
             self._begin(generator)

@@ -65,10 +65,8 @@ class MetaCal(Pixelwise):
         reach the requested accuracy.
         """
         require_two_classes(count_classes(data))
-        others, chosen = data, data
-        if len(data) > 1:
-            kept, drawn = split(data, 1 - ETA_FRACTION, context.seed)
-            others, chosen = Subset(data, kept), Subset(data, drawn)
+        parts = split(data, 1 - ETA_FRACTION, context.seed)
+        others, chosen = (Subset(data, part) for part in parts)
         histogram = _entropies(chosen, context)
         eta = (
             eta_for_miscoverage(histogram[0], self.miscoverage)

@@ -265,7 +265,8 @@ class Selective(Calibrator):
         labelled.
         """
         require_two_classes(count_classes(data))
-        train, select = _parts(data, context)
+        parts = split(data, TRAIN_FRACTION, context.seed)
+        train, select = (Subset(data, part) for part in parts)
         self.base.fit(train, context)
         trained, held = (draw(part, context, SELECTOR_FLOATS) for part in (train, select))
         if (trained.logits.argmax(1) == trained.labels).all():
@@ -329,11 +330,3 @@ def over(other: type[Calibrator]) -> type[Selective]:
         base_class = other
 
     return SelectiveOver
-
-
-def _parts(data: ValidationSet, context: FitContext) -> tuple[ValidationSet, ValidationSet]:
-    """Split images into those of the selector and those of the temperatures."""
-    if len(data) < 2:
-        return data, data
-    train, select = split(data, TRAIN_FRACTION, context.seed)
-    return Subset(data, train), Subset(data, select)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from app.calibration.base import (
+    MAX_LOG_ODDS,
     Calibrator,
     FitContext,
     Invariances,
@@ -32,7 +33,6 @@ from app.calibration.dataset import LabelledImage, Subset, ValidationSet, augmen
 from app.calibration.methods.contextual.detector import Detector, PixelSample, sample_pixels
 from app.calibration.methods.contextual.features import (
     MAX_STRIDE,
-    ODDS_LIMIT,
     RECEPTIVE_RADIUS,
     Features,
     compute_features,
@@ -119,7 +119,7 @@ class Contextual(Calibrator):
         scores = self.score(image_statistics(features, self.num_classes))
         shift = self.detector.on_image(features)[:, None]
         shift = shift * scores.view(-1, *[1] * (logs.ndim - 1))
-        own = top_log_odds(logs).clamp(-ODDS_LIMIT, ODDS_LIMIT)  # as in training
+        own = top_log_odds(logs).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)  # as in training
         return own, interpolated(shift, tuple(logs.shape[2:]), stride)
 
     def _stride_for(self, planes: Tensor) -> int:
@@ -140,11 +140,7 @@ class Contextual(Calibrator):
         return self.beta.item()
 
     def log_odds_shift(
-        self,
-        logits: Tensor,
-        map_rows: MapRows = map_rows_serially,
-        top: int = 0,  # noqa: ARG002
-        height: int | None = None,  # noqa: ARG002
+        self, logits: Tensor, map_rows: MapRows = map_rows_serially
     ) -> LogOddsShift | None:
         """Compute the shift of some rows of finite logits [K,n,w]; None where it is always 0."""
         if not self.detector.trained:
@@ -166,8 +162,7 @@ class Contextual(Calibrator):
         mispredicted pixel the detector stays untrained. One image serves as both parts.
         """
         require_two_classes(count_classes(data))
-        both = (list(range(len(data))),) * 2
-        train, held_out = split(data, TRAIN_FRACTION, context.seed) if len(data) > 1 else both
+        train, held_out = split(data, TRAIN_FRACTION, context.seed)
         self.beta.fill_(fit_scale(data, train, held_out, context))
         first = data[0]
         self.local.fill_(float(first.labels.ndim == 2))
@@ -222,19 +217,21 @@ def fit_scale(
     if not all(any(True for _ in pixels(part)) for part in (trained, tested)):
         return fit_inverse_temperature(data, context)
     beta = fit_inverse_temperature(trained, context)
-    if mean_nll(tested, beta) >= mean_nll(tested, 1.0):
+    scaled, unscaled = mean_nll(tested, (beta, 1.0))
+    if scaled >= unscaled:
         return 1.0
     return fit_inverse_temperature(data, context)
 
 
-def mean_nll(data: ValidationSet, beta: float) -> float:
-    """Compute the mean negative log-likelihood of softmax(beta z) over the labelled pixels."""
-    total = count = 0.0
+def mean_nll(data: ValidationSet, scales: tuple[float, ...]) -> list[float]:
+    """Compute the mean negative log-likelihood of softmax(scale z) for each scale, in one pass."""
+    totals, count = [0.0] * len(scales), 0
     for logits, labels in chunks(data):
-        logs = (logits * beta).log_softmax(dim=1).gather(1, labels[:, None])
-        total -= logs.double().sum().item()
+        for index, scale in enumerate(scales):
+            logs = (logits * scale).log_softmax(dim=1).gather(1, labels[:, None])
+            totals[index] -= logs.double().sum().item()
         count += len(labels)
-    return total / count
+    return [total / count for total in totals]
 
 
 def scale_for(logs: Tensor, log_odds: Tensor) -> Tensor:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from app.calibration.base import FEATURE_FLOOR
+from app.calibration.base import FEATURE_FLOOR, MAX_LOG_ODDS
 
 TOP = 3  # largest log-probabilities
 RADII = (2, 7)  # cells to each side: windows of 5 and of 15 cells
 NUM_FEATURES = TOP + 2 + 2 * len(RADII)
 RECEPTIVE_RADIUS = max(RADII) + 1  # a cell's label is compared with that of the next one
-ODDS_LIMIT = 12.0  # log-odds beyond which float32 confidences can't be told from 1
 MIN_COLUMNS, MAX_STRIDE = 80, 3
 
 
@@ -43,7 +42,7 @@ def compute_features(log_probabilities: Tensor, local: Tensor) -> Features:
     first = log_probabilities.argmax(dim=1, keepdim=True)  # topk's indices are arbitrary at ties
     others = log_probabilities.where(is_other(first, logs), -torch.inf)
     second = others.argmax(dim=1, keepdim=True)
-    odds = top_log_odds(log_probabilities).clamp(-ODDS_LIMIT, ODDS_LIMIT)
+    odds = top_log_odds(log_probabilities).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
     entropy = -(logs.exp() * logs).sum(dim=1, keepdim=True)
     around = neighbourhood(entropy, first) * local
     values = torch.cat([top, odds, entropy, around], dim=1)

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.calibration.base import FEATURE_FLOOR, MapRows
-from app.calibration.methods.contextual.features import NUM_FEATURES, ODDS_LIMIT, RADII, TOP
+from app.calibration.base import FEATURE_FLOOR, MAX_LOG_ODDS, MapRows
+from app.calibration.methods.contextual.features import NUM_FEATURES, RADII, TOP
 from app.numerics import LOG2_E, compiled, logarithm, power_of_two
 
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int32]
 
 _ZERO, _ONE, _NONE = np.float32(0), np.float32(1), np.float32(-3e38)
-_ODDS_LIMIT, _FLOOR = np.float32(ODDS_LIMIT), np.float32(FEATURE_FLOOR)
+_MAX_LOG_ODDS, _FLOOR = np.float32(MAX_LOG_ODDS), np.float32(FEATURE_FLOOR)
 _DEEPEST = np.float32(-80)  # e to it is nothing beside 1
 _SMALLEST = np.float32(1e-30)
 _LOG2_E = np.float32(LOG2_E)
@@ -101,7 +101,7 @@ def pixel_sweep(logits: Floats, gain: np.float32, planes: Planes, start: int, st
             carried[x] = gain * leader[x] + log  # the partition function
             entropy[x] = log - mean[x] / total
             # p / (1 - p) of the leader's p = 1 / (1 + others)
-            odds[x] = min(max(-logarithm(max(others[x], _SMALLEST)), -_ODDS_LIMIT), _ODDS_LIMIT)
+            odds[x] = min(max(-logarithm(max(others[x], _SMALLEST)), -_MAX_LOG_ODDS), _MAX_LOG_ODDS)
         for place in range(planes.top.shape[0]):
             largest = planes.top[place, y]
             for x in range(width):

@@ -110,7 +110,7 @@ def test_strips_joined_equal_the_whole_grid():
     for start in range(0, 60, 12):
         top = max(0, (start - radius) // 6 * 6)
         stop = min(60, start + 12 + radius + 1)
-        shift = calibrator.log_odds_shift(logits[:, top:stop], top=top, height=60)
+        shift = calibrator.log_odds_shift(logits[:, top:stop])
         parts.append(shift.within(top, range(start, start + 12)))
     joined, whole = type(parts[0]).joined(parts), calibrator.log_odds_shift(logits)
     assert np.abs(joined.shift - whole.shift).max() < 1e-4
