@@ -40,18 +40,25 @@ bench: .venv-bench/.done
 	.venv-bench/bin/python -m benchmarks.serving compare $(BENCH)
 
 # Trains the networks missing in RUNS (hours on two cores), then fits and measures every method.
-paper: $(RUNS)/strong/averaged.pt $(RUNS)/basic/averaged.pt $(RUNS)/overfit/averaged.pt
-	$(BIN)/python -m benchmarks.paper $(foreach name,strong basic overfit,$(name)=$(RUNS)/$(name)/averaged.pt) --cache $(RUNS)/paper --out docs/paper
+BACKBONES := camvid-pyramid camvid-segformer camvid-unet nuclei-pyramid nuclei-segformer nuclei-unet field-unet
+paper: $(BACKBONES:%=$(RUNS)/%/averaged.pt)
+	$(BIN)/python -m benchmarks.paper fit $(BACKBONES) --runs $(RUNS)
+	$(BIN)/python -m benchmarks.paper write $(BACKBONES) --runs $(RUNS) --out docs/paper
+	$(BIN)/python -m benchmarks.paper.ablation $(filter-out field-%,$(BACKBONES)) --runs $(RUNS) --out docs/ablation-tables.md
 
-TRAIN = $(BIN)/python -m training.train --groups 0016E5 --out $(@D)
-$(RUNS)/rendered: $(VENV)/.dev
-	$(BIN)/python -m training.scenes $@ --count 500 --seed 1
-$(RUNS)/strong/averaged.pt: | $(VENV)/.dev $(RUNS)/rendered
-	$(TRAIN) --augment strong --rendered $(RUNS)/rendered --balance 0.25 --epochs 60 --cooldown 30
-$(RUNS)/basic/averaged.pt: | $(VENV)/.dev
-	$(TRAIN) --augment basic --balance 0.25 --epochs 60 --cooldown 30
-$(RUNS)/overfit/averaged.pt: $(RUNS)/basic/averaged.pt
-	$(TRAIN) --augment none --start $< --balance 0 --boundary 0 --epochs 30 --cooldown 15
+TRAIN = $(BIN)/python -m training.train --balance 0 --boundary 0 --augment basic --network $* --out $(@D)
+$(RUNS)/camvid-%/averaged.pt: | $(VENV)/.dev
+	$(TRAIN) --data camvid --groups 0016E5 --measure 0006R0,0001TP $(SCHEDULE_camvid_$*)
+$(RUNS)/nuclei-%/averaged.pt: | $(VENV)/.dev
+	$(TRAIN) --data nuclei --crop 256 256 $(SCHEDULE_nuclei_$*)
+$(RUNS)/field-%/averaged.pt: | $(VENV)/.dev
+	$(TRAIN) --data field --crop 384 512 --batch 4 --epochs 60 --cooldown 30 --every 20
+SCHEDULE_camvid_pyramid = --epochs 40 --cooldown 20
+SCHEDULE_camvid_segformer = --rate 1e-3 --epochs 40 --cooldown 20
+SCHEDULE_camvid_unet = --epochs 25 --cooldown 12
+SCHEDULE_nuclei_pyramid = --widths 16,32,64,128 --epochs 40 --cooldown 20
+SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
+SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
 	rm -rf $(VENV) .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
-"""Load and augment labelled street images: CamVid's recordings and rendered scenes.
+"""Load and augment labelled images: streets, nuclei, fields, and rendered street scenes.
 
-A frame is an 8-bit RGB image [H,W,3] with a label map uint8 [H,W]; 11 marks void pixels.
+A frame is an 8-bit RGB image [H,W,3] with a label map uint8 [H,W]; 255 marks void pixels.
 Geometry and colour are changed in 8 bits with Pillow, which takes less time on two cores than
 floating-point arithmetic.
 """
@@ -18,47 +18,74 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-VOID = 11
-CLASSES = (
-    "sky", "building", "pole", "road", "pavement", "tree",
-    "sign symbol", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
-THINGS = (2, 6, 7, 8, 9, 10)  # classes that copy-paste copies from one frame to another
+VOID = 255
 
 Bytes = NDArray[np.uint8]
 
 
 class Frame(NamedTuple):
-    """One labelled image: image uint8 [H,W,3], label uint8 [H,W], 11 where unlabelled."""
+    """One labelled image: image uint8 [H,W,3], label uint8 [H,W], 255 where unlabelled."""
 
     image: Bytes
     label: Bytes
 
 
-def camvid_dir(argument: str | None = None) -> Path:
-    """Return CamVid's folder: the argument, else the environment variable `CAMVID_DIR`.
+@dataclass(frozen=True)
+class LabelledSet:
+    """A set of labelled images: its classes, and the setting that holds its folder.
 
-    Raises FileNotFoundError.
+    `things` are the classes that copy-paste copies from one frame to another.
     """
-    folder = argument or os.environ.get("CAMVID_DIR")
-    if not folder or not (Path(folder) / "trainannot").is_dir():
-        raise FileNotFoundError(
-            f"expected a folder with train/ and trainannot/ (CAMVID_DIR), got {folder!r}"
-        )
-    return Path(folder)
+
+    name: str
+    classes: tuple[str, ...]
+    things: tuple[int, ...] = ()
+
+    @property
+    def setting(self) -> str:
+        """Return the name of the environment variable with the folder."""
+        return f"{self.name.upper()}_DIR"
+
+    def folder(self, argument: Path | None = None) -> Path:
+        """Return the folder: the argument, else the setting's; raises FileNotFoundError."""
+        folder = argument or os.environ.get(self.setting)
+        if not folder or not (Path(folder) / "trainannot").is_dir():
+            raise FileNotFoundError(
+                f"expected a folder with train/ and trainannot/ ({self.setting}), got {folder!r}"
+            )
+        return Path(folder)
+
+    def frames(self, folder: Path, part: str, groups: tuple[str, ...] = ()) -> list[Frame]:
+        """Read a part's frames, of some groups or of all; see `load_frames`."""
+        return load_frames(folder / part, folder / f"{part}annot", len(self.classes), groups)
 
 
-def load_frames(images: Path, labels: Path, groups: tuple[str, ...] = ()) -> list[Frame]:
+CAMVID = LabelledSet(
+    "camvid",
+    ("sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car",
+     "pedestrian", "bicyclist"),
+    things=(2, 6, 7, 8, 9, 10),
+)  # fmt: skip
+NUCLEI = LabelledSet("nuclei", ("background", "nucleus", "border"))
+FIELD = LabelledSet("field", ("soil", "crop", "weed"))
+SETS = {each.name: each for each in (CAMVID, NUCLEI, FIELD)}
+
+
+def load_frames(
+    images: Path, labels: Path, num_classes: int, groups: tuple[str, ...] = ()
+) -> list[Frame]:
     """Read the frames of some groups (of all groups by default), sorted by file name.
 
-    A group is one recording of CamVid; the file names start with it.
+    A group is one recording of CamVid; the file names start with it. Labels that are not a class
+    become void.
     """
     frames = []
     for path in sorted(images.glob("*.png")):
         if groups and not path.name.startswith(groups):
             continue
         image = np.asarray(Image.open(path).convert("RGB"))
-        frames.append(Frame(image, np.asarray(Image.open(labels / path.name))))
+        label = np.asarray(Image.open(labels / path.name))
+        frames.append(Frame(image, np.where(label < num_classes, label, VOID).astype(np.uint8)))
     return frames
 
 
@@ -104,7 +131,7 @@ class Augmentation:
         )
 
 
-class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
+class AugmentedFrames(Dataset[tuple[Tensor, Tensor]]):
     """Dataset of augmented crops: image uint8 [3,h,w] RGB, label uint8 [h,w].
 
     An epoch has as many crops as there are real frames.
@@ -115,10 +142,11 @@ class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
         real: list[Frame],
         rendered: list[Frame],
         augmentations: Sequence[Augmentation],
+        things: Sequence[int],
         seed: int,
     ) -> None:
         self.real, self.rendered, self.augmentations = real, rendered, augmentations
-        self.seed, self.epoch = seed, 0
+        self.things, self.seed, self.epoch = things, seed, 0
 
     def __len__(self) -> int:
         """Return the number of real frames; rendered frames replace a fraction of them."""
@@ -131,18 +159,21 @@ class StreetFrames(Dataset[tuple[Tensor, Tensor]]):
         frame = self.real[index]
         if self.rendered and rng.random() < chosen.rendered:
             frame = self.rendered[rng.integers(len(self.rendered))]
-        elif rng.random() < chosen.paste:
-            frame = paste_things(frame, self.real[rng.integers(len(self.real))], rng)
+        elif self.things and rng.random() < chosen.paste:
+            donor = self.real[rng.integers(len(self.real))]
+            frame = paste_things(frame, donor, self.things, rng)
         image, label = augment(frame, chosen, rng)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)
 
 
-def paste_things(frame: Frame, donor: Frame, rng: np.random.Generator) -> Frame:
-    """Paste the pixels of random thing classes of `donor` into a frame.
+def paste_things(
+    frame: Frame, donor: Frame, things: Sequence[int], rng: np.random.Generator
+) -> Frame:
+    """Paste the pixels of random thing classes of `donor` into a frame of the same size.
 
     Their rows stay; they are shifted sideways by at most 60 pixels and mirrored half the time.
     """
-    chosen = [c for c in THINGS if rng.random() < 0.5]
+    chosen = [c for c in things if rng.random() < 0.5]
     image, label = donor
     if rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]

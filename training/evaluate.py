@@ -1,6 +1,6 @@
 """Measure a served model on labelled frames: mIoU, latency and number of parameters.
 
-`python -m training.evaluate models/camvid-street [--split val] [--threads 2]`
+`python -m training.evaluate models/camvid-street [--data camvid] [--split val] [--threads 2]`
 """
 
 import argparse
@@ -14,7 +14,7 @@ import onnx
 from app.inference.model_card import read_model_folder
 from app.inference.postprocess import postprocess
 from app.inference.predictor import Predictor, open_predictor
-from training.data import CLASSES, VOID, Frame, camvid_dir, load_frames
+from training.data import SETS, VOID, Frame
 from training.train import iou
 
 WARM_RUNS, TIMED_RUNS = 10, 60
@@ -22,13 +22,14 @@ WARM_RUNS, TIMED_RUNS = 10, 60
 
 def confusion(predictor: Predictor, frames: list[Frame]) -> np.ndarray:
     """Count labels (rows) against predicted masks (columns) at full size, int64 [K,K]."""
-    table = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+    classes = predictor.folder.num_classes
+    table = np.zeros((classes, classes), np.int64)
     for frame in frames:
         images, geometry = predictor.prepare(frame.image)
         logits = predictor.logits(images)[0]
         mask = postprocess(logits, logits, geometry).mask
         keep = frame.label != VOID
-        pairs = frame.label[keep].astype(np.int64) * len(CLASSES) + mask[keep]
+        pairs = frame.label[keep].astype(np.int64) * classes + mask[keep]
         table += np.bincount(pairs, minlength=table.size).reshape(table.shape)
     return table
 
@@ -56,17 +57,18 @@ def main() -> None:
     """Print parameters, latency and IoU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
-    parser.add_argument("--split", default="val", choices=["train", "val"])
+    parser.add_argument("--data", choices=list(SETS), default="camvid")
+    parser.add_argument("--data-folder", type=Path, help="default: CAMVID_DIR and so on")
+    parser.add_argument("--split", default="val")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    root = camvid_dir(args.camvid)
-    frames = load_frames(root / args.split, root / f"{args.split}annot")
+    data = SETS[args.data]
+    frames = data.frames(data.folder(args.data_folder), args.split)
     predictor = open_predictor(read_model_folder(args.folder), "cpu", args.threads)
     values = iou(confusion(predictor, frames))
     print(f"parameters {parameters(predictor.folder.path)}")
     print(f"milliseconds {milliseconds(predictor, frames[0]):.1f} at {args.threads} threads")
-    for name, value in zip(CLASSES, values, strict=True):
+    for name, value in zip(data.classes, values, strict=True):
         print(f"  {name:12} {value:.3f}")
     print(f"mIoU on {args.split} ({len(frames)} frames): {np.nanmean(values):.4f}")
 

@@ -14,18 +14,19 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from training.network import ConvNorm, PyramidNet
+from training.networks import open_network
+from training.networks.pyramid import ConvNorm, PyramidNet
 
 TOLERANCE = 1e-3  # absolute, on logits of magnitude 10
 SIZES = ((360, 480), (256, 320), (720, 960), (64, 72), (8, 8))
 
 
 def load(path: Path) -> PyramidNet:
-    """Load averaged weights from a file of weights or a checkpoint."""
-    state = torch.load(path, weights_only=True)
-    net = PyramidNet()
-    net.load_state_dict(state.get("averaged", state))
-    return net.eval()
+    """Load a trained pyramid; raises TypeError for another network."""
+    net = open_network(path)
+    if not isinstance(net, PyramidNet):
+        raise TypeError(f"expected a PyramidNet, got a {type(net).__name__}")
+    return net
 
 
 def fold(net: PyramidNet) -> PyramidNet:

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.data import CLASSES, VOID, Frame, camvid_dir, load_frames
+from training.data import CAMVID, VOID, Frame
 from training.export import load
-from training.network import PyramidNet
+from training.networks import Architecture, save_network
+from training.networks.pyramid import PyramidNet
 from training.train import iou
+
+CLASSES = CAMVID.classes
 
 STEPS = (0.6, 0.3, 0.15)
 ROUNDS = 2
@@ -91,12 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
+    parser.add_argument("--camvid", type=Path, help="CamVid's folder (default: CAMVID_DIR)")
     args = parser.parse_args()
-    root, net = camvid_dir(args.camvid), load(args.weights)
-    groups = {"val": sample_pixels(net, load_frames(root / "val", root / "valannot")[::2])}
+    root, net = CAMVID.folder(args.camvid), load(args.weights)
+    groups = {"val": sample_pixels(net, CAMVID.frames(root, "val")[::2])}
     for group in ("0006R0", "0001TP"):
-        frames = load_frames(root / "train", root / "trainannot", (group,))
+        frames = CAMVID.frames(root, "train", (group,))
         groups[group] = sample_pixels(net, frames[::3])
     offsets = choose_offsets(groups)
     for name, sample in groups.items():
@@ -104,7 +107,8 @@ def main() -> None:
         print(f"{name}: mIoU {plain:.4f} -> {mean_iou(sample, offsets):.4f}")
     print("offsets", dict(zip(CLASSES, [round(float(o), 2) for o in offsets], strict=True)))
     shift(net, offsets)
-    torch.save(net.state_dict(), args.out)
+    architecture = Architecture("pyramid", net.shape.num_classes, net.shape.widths)
+    save_network(architecture, net, args.out)
 
 
 if __name__ == "__main__":

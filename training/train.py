@@ -1,4 +1,4 @@
-"""Train a `PyramidNet` on two CPU cores: `python -m training.train --out runs/NAME --epochs N`.
+"""Train a network on two CPU cores: `python -m training.train --data camvid --out runs/NAME`.
 
 The learning rate warms up, stays constant, and falls linearly to zero over the last `--cooldown`
 epochs, so that a run can be prolonged or shortened from its checkpoint. The exponential moving
@@ -18,16 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from training.data import (
-    CLASSES,
-    VOID,
-    Augmentation,
-    Frame,
-    StreetFrames,
-    camvid_dir,
-    load_frames,
-)
-from training.network import NetworkShape, PyramidNet
+from training.data import SETS, VOID, Augmentation, AugmentedFrames, Frame, load_frames
+from training.networks import KINDS, MULTIPLE_OF, Architecture, open_network, save_network
 
 AUGMENTATIONS = {
     "none": (Augmentation.none(),),
@@ -53,14 +45,14 @@ class Recipe:
     seed: int = 0
 
 
-def class_weights(frames: list[Frame], power: float) -> Tensor:
+def class_weights(frames: list[Frame], num_classes: int, power: float) -> Tensor:
     """Compute class weights (median frequency / frequency)^power, float32 [K].
 
     The ratio is clipped to 0.3..5; the mean over pixels is 1.
     """
-    counts = np.zeros(len(CLASSES))
+    counts = np.zeros(num_classes)
     for frame in frames:
-        counts += np.bincount(frame.label.ravel(), minlength=VOID + 1)[: len(CLASSES)]
+        counts += np.bincount(frame.label.ravel(), minlength=VOID + 1)[:num_classes]
     frequency = np.maximum(counts / counts.sum(), 1e-4)
     weights = np.clip((np.median(frequency) / frequency) ** power, 0.3, 5.0)
     return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)
@@ -84,19 +76,27 @@ def loss_of(logits: Tensor, label: Tensor, weights: Tensor, boundary: float) -> 
 
 
 @torch.inference_mode()
-def confusion(net: nn.Module, frames: list[Frame]) -> np.ndarray:
+def confusion(net: nn.Module, frames: list[Frame], num_classes: int) -> np.ndarray:
     """Count labels (rows) against predictions (columns) over whole frames, int64 [K,K]."""
-    table = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+    table = np.zeros((num_classes, num_classes), np.int64)
     for image, label in frames:
-        x = torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div(255).unsqueeze(0)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = padded_image(image).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = net(x)
-        guess = F.interpolate(logits.float(), size=label.shape, mode="bilinear").argmax(1)[0]
+        fine = F.interpolate(logits.float(), size=x.shape[-2:], mode="bilinear")
+        guess = fine.argmax(1)[0, : label.shape[0], : label.shape[1]]
         keep = label != VOID
-        pairs = label[keep].astype(np.int64) * len(CLASSES) + guess.numpy()[keep]
+        pairs = label[keep].astype(np.int64) * num_classes + guess.numpy()[keep]
         table += np.bincount(pairs, minlength=table.size).reshape(table.shape)
     return table
+
+
+def padded_image(image: np.ndarray) -> Tensor:
+    """Convert an image uint8 [H,W,3] to [1,3,H',W'] in 0..1, padded to multiples of 32."""
+    planes = torch.from_numpy(image.transpose(2, 0, 1).copy()).float().div(255)[None]
+    height, width = image.shape[:2]
+    padding = (0, -width % MULTIPLE_OF, 0, -height % MULTIPLE_OF)
+    return F.pad(planes, padding, mode="replicate")
 
 
 def iou(table: np.ndarray) -> np.ndarray:
@@ -113,7 +113,7 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
     return recipe.rate * warm * max(cool, 0.0)
 
 
-def channels_last(net: PyramidNet) -> PyramidNet:
+def channels_last(net: nn.Module) -> nn.Module:
     """Convert the convolutions to channels-last, which is faster on the CPU; in place."""
     for parameter in net.parameters():
         if parameter.ndim == 4:
@@ -124,10 +124,12 @@ def channels_last(net: PyramidNet) -> PyramidNet:
 class Run:
     """Train one network; an interrupted run resumes from its checkpoint."""
 
-    def __init__(self, recipe: Recipe, shape: NetworkShape, weights: Tensor, out: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, architecture: Architecture, weights: Tensor, out: Path
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.weights, self.out = recipe, weights, out
-        self.net = channels_last(PyramidNet(shape))
+        self.net = channels_last(architecture.build())
         self.averaged = copy.deepcopy(self.net)
         matrices = [p for p in self.net.parameters() if p.ndim > 1]
         vectors = [p for p in self.net.parameters() if p.ndim <= 1]
@@ -162,7 +164,7 @@ class Run:
 
     def start_from(self, path: Path) -> None:
         """Load the averaged weights of an earlier run as initial weights."""
-        state = torch.load(path, weights_only=True)
+        state = open_network(path).state_dict()
         self.net.load_state_dict(state)
         self.averaged.load_state_dict(state)
 
@@ -202,9 +204,12 @@ def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--camvid", help="CamVid's folder (default: CAMVID_DIR)")
+    parser.add_argument("--data", choices=list(SETS), default="camvid")
+    parser.add_argument("--folder", type=Path, help="of the data (default: CAMVID_DIR and so on)")
+    parser.add_argument("--network", choices=KINDS, default="pyramid")
     parser.add_argument("--rendered", type=Path, help="folder written by training.scenes")
     parser.add_argument("--groups", default="", help="train on these groups only, comma-separated")
+    parser.add_argument("--measure", default="", help="groups of train to measure on as well")
     parser.add_argument("--augment", choices=list(AUGMENTATIONS), default="strong")
     parser.add_argument("--crop", type=int, nargs=2, default=Augmentation.crop)
     parser.add_argument("--every", type=int, default=10, help="epochs between evaluations")
@@ -226,27 +231,28 @@ def main() -> None:
         **{name: getattr(args, name) for name in asdict(Recipe()) if hasattr(args, name)}
     )
 
-    root = camvid_dir(args.camvid)
+    data = SETS[args.data]
+    root, classes = data.folder(args.folder), len(data.classes)
     groups = tuple(name for name in args.groups.split(",") if name)
-    all_frames = load_frames(root / "train", root / "trainannot")
-    frames = load_frames(root / "train", root / "trainannot", groups)
-    held_out = {"val": load_frames(root / "val", root / "valannot")}
-    for group in ("0016E5", "0006R0", "0001TP"):
-        if groups and group not in groups:
-            held_out[group] = load_frames(root / "train", root / "trainannot", (group,))
+    frames = data.frames(root, "train", groups)
+    held_out = {"val": data.frames(root, "val")}
+    for group in filter(None, args.measure.split(",")):
+        held_out[group] = data.frames(root, "train", (group,))
     rendered = (
-        load_frames(args.rendered / "images", args.rendered / "labels") if args.rendered else []
+        load_frames(args.rendered / "images", args.rendered / "labels", classes)
+        if args.rendered
+        else []
     )
     augmentations = [
         replace(augmentation, crop=tuple(args.crop)) for augmentation in AUGMENTATIONS[args.augment]
     ]
-    dataset = StreetFrames(frames, rendered, augmentations, recipe.seed)
+    dataset = AugmentedFrames(frames, rendered, augmentations, data.things, recipe.seed)
 
-    shape = NetworkShape()
+    architecture = Architecture(args.network, classes)
     if args.widths:
         first, second, third, fourth = (int(width) for width in args.widths.split(","))
-        shape = replace(shape, widths=(first, second, third, fourth))
-    run = Run(recipe, shape, class_weights(all_frames, recipe.balance), args.out)
+        architecture = replace(architecture, widths=(first, second, third, fourth))
+    run = Run(recipe, architecture, class_weights(frames, classes, recipe.balance), args.out)
     if args.start:
         run.start_from(args.start)
     if args.resume:
@@ -266,14 +272,14 @@ def main() -> None:
         if run.epoch % args.every == 0 or run.epoch == recipe.epochs:
             run.averaged.eval()
             for name, subset in held_out.items():
-                ious = iou(confusion(run.averaged, subset))
+                ious = iou(confusion(run.averaged, subset, classes))
                 line[name] = {"miou": round(float(np.nanmean(ious)), 4),
                               "iou": [round(float(v), 3) for v in ious]}  # fmt: skip
             run.save()
         line["minutes"] = round((time.monotonic() - start) / 60, 2)
         with (args.out / "log.jsonl").open("a") as log:
             print(json.dumps(line), file=log)
-    torch.save(run.averaged.state_dict(), args.out / "averaged.pt")
+    save_network(architecture, run.averaged, args.out / "averaged.pt")
 
 
 if __name__ == "__main__":

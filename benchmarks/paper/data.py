@@ -1,162 +1,195 @@
-"""Images of the study and the logits of a backbone on them, stored in files.
+"""Images of the study, split into parts, and a backbone's logits on them, stored in files.
 
-The backbones were trained on group 0016E5 only. Calibrators are fitted on every second frame of
-group 0006R0 and measured on the others (the same day), on group 0001TP (dusk, another day), on
-rendered streets by night, in fog and rain, and on corrupted copies of the held-out frames.
+Backbones are trained on CamVid's drive 0016E5, on the nuclei's or on the field's `train` images.
+Their calibrators are fitted on the part `fit`. The parts `dev` and `dev shift` serve to choose
+between variants (`benchmarks.paper.ablation`) and are not reported; `test`, `shift` and `corrupted`
+are reported, and nothing is chosen on them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 from app.calibration.dataset import IGNORE, LabelledImage
-from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
-from training.data import VOID, Frame, load_frames
-from training.network import NetworkShape, PyramidNet
-from training.scenes import render_scene
+from app.imaging.corruptions import KINDS, corrupt
+from benchmarks.paper.corruptions import KINDS as UNSEEN_KINDS
+from benchmarks.paper.corruptions import corrupted
+from training.data import CAMVID, FIELD, NUCLEI, VOID, Frame, LabelledSet
+from training.train import padded_image
 
-FIT_GROUP, DUSK_GROUP = "0006R0", "0001TP"
-RENDERED_CONDITIONS = ("night", "fog", "rain")
-RENDERED_SEED, RENDERED_COUNT = 900_000, 24
-CORRUPTED_EVERY = 3  # of the held-out frames: neighbouring frames are alike
-SUBSAMPLING = 2  # of the logits' grid each way: a quarter of the image's resolution
-STRIDE = 2  # of the logits
+DAY, DUSK = "0006R0", "0001TP"  # CamVid's other two drives
+BLOCK = 8  # consecutive frames of a drive that are one unit of the intervals
+CELL = 4  # pixels to a side of the cells whose logits are kept
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images that are measured together; `kind` is their corruption, if any."""
+class Part:
+    """Labelled images that serve one purpose; `units` are those resampled by the intervals.
+
+    Frames of a drive are resampled in blocks of eight; the corrupted copies of a frame belong to
+    its unit.
+    """
 
     name: str
     frames: Sequence[Frame]
-    kind: str | None = None
+    units: Sequence[int]
+
+    def every(self, step: int, start: int, name: str) -> "Part":
+        """Return every `step`-th image from `start` on as another part."""
+        return Part(name, self.frames[start::step], self.units[start::step])
 
 
-def image_sets(root: Path) -> Iterator[ImageSet]:
-    """Yield the images of the fit, their corrupted copies, and the measured images."""
-    day = load_frames(root / "train", root / "trainannot", (FIT_GROUP,))
-    fit, held_out = day[::2], day[1::2]
-    yield ImageSet("fit", fit)
-    for kind in KINDS:  # one copy of each kind for each image; its number determines the strength
-        yield ImageSet(f"fit {kind}", [
-            corrupted(frame, kind, STRENGTHS[number * 2 % 5], number)
-            for number, frame in enumerate(fit)
-        ], kind)  # fmt: skip
-    yield ImageSet("day", held_out)
-    yield ImageSet("dusk", load_frames(root / "train", root / "trainannot", (DUSK_GROUP,)))
-    for place, condition in enumerate(RENDERED_CONDITIONS):
-        seeds = range(RENDERED_SEED + 1000 * place, RENDERED_SEED + 1000 * place + RENDERED_COUNT)
-        yield ImageSet(f"rendered {condition}", [rendered(seed, condition) for seed in seeds])
-    for kind in KINDS:
-        for strength in STRENGTHS:
-            yield ImageSet(f"{kind} {strength}", [
-                corrupted(frame, kind, strength, 10_000 + number)
-                for number, frame in enumerate(held_out[::CORRUPTED_EVERY])
-            ], kind)  # fmt: skip
+def parts(data: LabelledSet, folder: Path) -> Iterator[Part]:
+    """Yield the parts of one of the three sets of images."""
+    if data is CAMVID:
+        day, val, dusk = (
+            Part("", frames, [index // BLOCK for index in range(len(frames))])
+            for frames in (
+                data.frames(folder, "train", (DAY,)),
+                data.frames(folder, "val"),
+                data.frames(folder, "train", (DUSK,)),
+            )
+        )
+        yield val.every(4, 0, "dev shift")
+        yield dusk.every(1, 0, "shift")
+        yield from in_domain(day)
+    elif data is NUCLEI:
+        stained = images(data, folder, "shift")
+        yield stained.every(2, 0, "dev shift")
+        yield stained.every(2, 1, "shift")
+        yield from in_domain(images(data, folder, "val"))
+    elif data is FIELD:  # twelve images: none can be spared for development
+        field = images(data, folder, "val")
+        yield from with_copies(field.every(2, 0, "fit"))
+        yield from with_corrupted(field.every(2, 1, "test"))
 
 
-def corrupted(frame: Frame, kind: str, strength: int, seed: int) -> Frame:
-    """Corrupt a frame's image; its labels stay."""
-    return Frame(corrupt(frame.image, kind, strength, seed), frame.label)
+def images(data: LabelledSet, folder: Path, part: str) -> Part:
+    """Read images that do not depend on each other."""
+    frames = data.frames(folder, part)
+    return Part("", frames, range(len(frames)))
 
 
-def rendered(seed: int, condition: str) -> Frame:
-    """Render one street scene."""
-    scene = render_scene(seed, condition=condition)
-    return Frame(np.asarray(scene.image), np.asarray(scene.label))
+def in_domain(whole: Part) -> Iterator[Part]:
+    """Yield half of the images as `fit`, a quarter each as `dev` and `test`, and `corrupted`."""
+    yield from with_copies(whole.every(2, 0, "fit"))
+    yield whole.every(4, 1, "dev")
+    yield from with_corrupted(whole.every(4, 3, "test"))
+
+
+def with_copies(fit: Part) -> Iterator[Part]:
+    """Yield the images of the fit, and one copy of each by the service's own corruptions."""
+    yield fit
+    copies = [
+        Frame(corrupt(frame.image, kind, 1 + index % 5, index), frame.label)
+        for index, (frame, kind) in enumerate(zip(fit.frames, cycle(KINDS)))
+    ]
+    yield Part("fit copies", copies, fit.units)
+
+
+def with_corrupted(test: Part) -> Iterator[Part]:
+    """Yield the images and one copy under each kind of corruption."""
+    yield test
+    copies = [
+        Frame(corrupted(frame.image, kind), frame.label)
+        for kind in UNSEEN_KINDS
+        for frame in test.frames
+    ]
+    yield Part("corrupted", copies, list(test.units) * len(UNSEEN_KINDS))
 
 
 @dataclass(frozen=True)
-class StoredSet:
-    """Logits float16 [N,K,h,w] in a memory-mapped file, with labels uint8 [N,h,w].
+class StoredPart:
+    """A part's logits, labels and mean colours of cells, in memory."""
 
-    `images` uint8 [N,3,h,w] are on the same grid. `augmented` are sets of the same images,
-    corrupted, for methods that are fitted on those as well.
-    """
-
-    logits: Path
-    labels: Path
-    images: Path
-    augmented: tuple["StoredSet", ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        """Return the number of classes."""
-        return int(self._logits().shape[1])
+    num_classes: int
+    images: Sequence[LabelledImage]
+    units: Sequence[int]
 
     def __len__(self) -> int:
-        return int(self._logits().shape[0])
+        return len(self.images)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        logits = torch.from_numpy(self._logits()[index].astype(np.float32))
-        labels = torch.from_numpy(np.load(self.labels, mmap_mode="r")[index].astype(np.int64))
-        image = torch.from_numpy(np.load(self.images, mmap_mode="r")[index].copy())
-        return LabelledImage(logits, labels.where(labels != VOID, IGNORE), image)
-
-    def copies(self, index: int) -> Sequence[LabelledImage]:
-        """Return one image's corrupted copies."""
-        return [other[index] for other in self.augmented]
-
-    def with_augmented(self, augmented: Sequence["StoredSet"]) -> "StoredSet":
-        """Return this set with corrupted copies."""
-        return replace(self, augmented=tuple(augmented))
-
-    def _logits(self) -> NDArray[np.float16]:
-        mapped: NDArray[np.float16] = np.load(self.logits, mmap_mode="r")
-        return mapped
+        return self.images[index]
 
 
-def open_network(weights: Path) -> PyramidNet:
-    """Load a training run's averaged weights; raises FileNotFoundError."""
-    if not weights.is_file():
-        raise FileNotFoundError(
-            f"expected the weights {weights} (docs/paper.md says how to make them), got no file"
-        )
-    network = PyramidNet(NetworkShape()).eval()
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    return network
+def joined(first: StoredPart, second: StoredPart) -> StoredPart:
+    """Join two parts' images."""
+    return StoredPart(
+        first.num_classes, [*first.images, *second.images], [*first.units, *second.units]
+    )
 
 
-def store(network: PyramidNet, images: ImageSet, folder: Path) -> StoredSet:
-    """Run a network on images, unless an earlier run stored its logits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = images.name.replace(" ", "-")
-    kinds = ("logits", "labels", "images")
-    logits, labels, thumbnails = (folder / f"{name}.{kind}.npy" for kind in kinds)
-    stored = StoredSet(logits, labels, thumbnails)
-    if not stored.labels.is_file():
-        np.save(stored.logits, np.stack([logits_of(network, frame) for frame in images.frames]))
-        np.save(stored.labels, np.stack([labels_of(frame) for frame in images.frames]))
-    if not stored.images.is_file():
-        np.save(stored.images, np.stack([thumbnail_of(frame) for frame in images.frames]))
-    return stored
+def stored_parts(
+    network: nn.Module, data: LabelledSet, images_folder: Path, cache: Path
+) -> dict[str, StoredPart]:
+    """Run a network on all parts, or read what an earlier run stored in `cache`."""
+    cache.mkdir(parents=True, exist_ok=True)
+    marker = cache / "complete"
+    if not marker.is_file():
+        for part in parts(data, images_folder):
+            save(network, part, cache / f"{part.name.replace(' ', '-')}.npz")
+        marker.touch()
+    stored = (path.stem for path in sorted(cache.glob("*.npz")))
+    return {name.replace("-", " "): read(cache / f"{name}.npz") for name in stored}
+
+
+def save(network: nn.Module, part: Part, path: Path) -> None:
+    """Write the logits of a part's images, float16, with their labels and mean colours."""
+    arrays: dict[str, NDArray[np.generic]] = {"units": np.array(part.units)}
+    for index, frame in enumerate(part.frames):
+        arrays[f"logits_{index}"] = logits_of(network, frame)
+        arrays[f"labels_{index}"] = labels_of(frame)
+        arrays[f"colours_{index}"] = colours_of(frame)
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # the stub takes allow_pickle for an array
+
+
+def read(path: Path) -> StoredPart:
+    """Read what `save` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+        units = arrays["units"].tolist()
+        found = []
+        for index in range(len(units)):
+            labels = torch.from_numpy(arrays[f"labels_{index}"].astype(np.int64))
+            found.append(
+                LabelledImage(
+                    torch.from_numpy(arrays[f"logits_{index}"].astype(np.float32)),
+                    labels.where(labels != VOID, IGNORE),
+                    torch.from_numpy(arrays[f"colours_{index}"]),
+                )
+            )
+    return StoredPart(found[0].logits.shape[0], found, units)
 
 
 @torch.inference_mode()
-def logits_of(network: PyramidNet, frame: Frame) -> NDArray[np.float16]:
-    """Return the network's subsampled logits of one frame, float16 [K,h,w]."""
-    planes = torch.from_numpy(frame.image.transpose(2, 0, 1).copy()).float().div(255)[None]
-    height, width = frame.label.shape
-    padding = (0, -width % 32, 0, -height % 32)
-    logits = network(torch.nn.functional.pad(planes, padding, mode="replicate"))[0]
-    inside = logits[:, : height // STRIDE : SUBSAMPLING, : width // STRIDE : SUBSAMPLING]
-    kept: NDArray[np.float16] = inside.half().numpy()
+def logits_of(network: nn.Module, frame: Frame) -> NDArray[np.float16]:
+    """Compute the network's logits of one frame at the cells' centres, float16 [K,h,w]."""
+    padded = padded_image(frame.image)
+    logits = network(padded)[0]
+    stride = padded.shape[-1] // logits.shape[-1]
+    height, width = (side // CELL for side in frame.label.shape)
+    step, start = CELL // stride, CELL // stride // 2
+    kept: NDArray[np.float16] = (
+        logits[:, start::step, start::step][:, :height, :width].half().numpy()
+    )
     return kept
 
 
-def thumbnail_of(frame: Frame) -> NDArray[np.uint8]:
-    """Return the mean colour of each kept cell, uint8 [3,h,w]."""
-    height, width = (-(-(side // STRIDE) // SUBSAMPLING) for side in frame.label.shape)
-    small = Image.fromarray(frame.image).resize((width, height), Image.Resampling.BOX)
-    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-
-
 def labels_of(frame: Frame) -> NDArray[np.uint8]:
-    """Return the label at the centre of each kept cell, uint8 [h,w]."""
-    step, half = STRIDE * SUBSAMPLING, STRIDE // 2
-    return np.ascontiguousarray(frame.label[half::step, half::step])
+    """Return the label at the centre of each cell, uint8 [h,w]."""
+    height, width = (side // CELL for side in frame.label.shape)
+    return np.ascontiguousarray(frame.label[CELL // 2 :: CELL, CELL // 2 :: CELL][:height, :width])
+
+
+def colours_of(frame: Frame) -> NDArray[np.uint8]:
+    """Return the mean colour of each cell, uint8 [3,h,w]."""
+    height, width = (side // CELL for side in frame.label.shape)
+    small = Image.fromarray(frame.image[: height * CELL, : width * CELL]).reduce(CELL)
+    return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))

@@ -1,45 +1,96 @@
-"""Fit every method on a backbone's logits, measure it on every set of images."""
+"""Fit every method on a backbone's logits with five seeds, and measure it on every part."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
+from pydantic import BaseModel
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.comparison import evaluate_calibrators
+from app.calibration.comparison import TestResult, evaluate_calibrators, select_best
+from app.calibration.dataset import Subset
+from app.calibration.methods.contextual import Contextual
 from app.calibration.methods.identity import Identity
 from app.calibration.methods.selective import Selective
-from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.registry import build
-from app.imaging.corruptions import KINDS, STRENGTHS
-from benchmarks.paper.data import RENDERED_CONDITIONS, StoredSet
+from app.calibration.sampling import gather
+from app.calibration.selection import fit_methods
+from app.calibration.splits import split_images
+from app.recalibration import AUTO_METHOD, candidates
+from benchmarks.paper.backbones import Backbone
+from benchmarks.paper.cvpr_recipe import CvprSelective
+from benchmarks.paper.data import StoredPart, joined
 
+SEEDS = range(5)
+SETTINGS = ("test", "shift", "corrupted")
+UNCALIBRATED, AUTO, AUTO_BY_ECE = "uncalibrated", "auto", "auto by ECE"
+WITH_COPIES = ", copies"
+CVPR, HARD = "selective, CVPR recipe", "selective, hard, T_mis 2"
 PLAIN = (
     "temperature", "vector", "vector_ti", "matrix_ti", "dirichlet", "ets", "isotonic",
     "isotonic_ova", "lts", "lts_image", "metacal", "cdc", "cmsap", "cmsop",
     "selective", "selective+temperature", "selective+isotonic", "contextual",
 )  # fmt: skip
-HARD_TWO, WITH_CORRUPTIONS = "selective, hard, T_mis 2", "contextual, corruptions"
-UNCALIBRATED = "uncalibrated"
-METHODS = (UNCALIBRATED, *PLAIN, HARD_TWO, WITH_CORRUPTIONS)
+# Fits of this size that draw no random numbers; they are measured once and stand for all seeds.
+DETERMINISTIC = (
+    UNCALIBRATED, "temperature", "vector", "vector_ti", "matrix_ti", "dirichlet", "ets", "isotonic",
+    "isotonic_ova", "cdc", "cmsap", "cmsop",
+)  # fmt: skip
+COPIED = ("temperature", "isotonic", "selective", "contextual")
+METHODS = (
+    UNCALIBRATED, *PLAIN, HARD, CVPR, *(name + WITH_COPIES for name in COPIED), AUTO, AUTO_BY_ECE
+)  # fmt: skip
+Metric = Literal[
+    "ece_image", "ece_pooled", "aurc", "nll", "brier", "auroc_misprediction", "correctness_nll",
+    "miou", "accuracy", "in_distribution",
+]  # fmt: skip
 
-Results = dict[str, dict[str, Evaluation]]  # by method, by setting
+
+class Figures(BaseModel, ser_json_inf_nan="constants"):
+    """One fitted calibrator's metrics on one part; the lists have a value for each image."""
+
+    ece_image: float
+    ece_pooled: float
+    aurc: float
+    nll: float
+    brier: float
+    auroc_misprediction: float
+    correctness_nll: float
+    miou: float
+    accuracy: float
+    image_ece: list[float]
+    image_aurc: list[float]
+    reliability: list[tuple[float, float, int]]  # confidence, accuracy, pixels of a bin
+    risk_coverage: list[tuple[float, float]]  # coverage, risk
+    in_distribution: float  # mean score over the images, 1 for methods without one
+
+
+class BackboneResults(BaseModel, ser_json_inf_nan="constants"):
+    """All figures of one backbone: by method, by part, a list over the seeds."""
+
+    backbone: str
+    units: dict[str, list[int]]  # of each part's images, for the intervals
+    figures: dict[str, dict[str, list[Figures]]]
+    chosen: dict[str, list[str]]  # by the two forms of auto, over the seeds
+
+    def settings(self) -> list[str]:
+        """Return the reported parts that this backbone has."""
+        return [name for name in SETTINGS if name in self.units]
+
+    def mean(self, method: str, setting: str, metric: Metric) -> float:
+        """Return the mean of a metric over the seeds."""
+        values: list[float] = [getattr(one, metric) for one in self.figures[method][setting]]
+        return statistics.mean(values)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Sets of images under one kind of distribution shift, measured as one."""
+class Fitted:
+    """A method's calibrator of one seed; `choice` is the method that `auto` selected."""
 
-    name: str
-    sets: tuple[str, ...]
-
-
-SETTINGS = (
-    Setting("day", ("day",)),
-    Setting("dusk", ("dusk",)),
-    Setting("rendered", tuple(f"rendered {condition}" for condition in RENDERED_CONDITIONS)),
-    Setting("corrupted", tuple(f"{kind} {strength}" for kind in KINDS for strength in STRENGTHS)),
-)
+    method: str
+    calibrator: Calibrator
+    choice: str | None = None
 
 
 def label_keeping(method: str) -> bool:
@@ -47,78 +98,81 @@ def label_keeping(method: str) -> bool:
     return method not in PLAIN or build(method, 2).invariances.argmax
 
 
-def run(
-    sets: Mapping[str, StoredSet], seed: int = 0
-) -> Iterator[tuple[str, dict[str, Evaluation]]]:
-    """Fit and measure every method on one backbone; yields a method's evaluations by setting.
-
-    A method that is fitted on corrupted copies is fitted once without each kind of corruption, and
-    each kind is measured with the fit that excludes it.
-    """
-    classes = sets["fit"].num_classes
-    yield UNCALIBRATED, measured(Identity(classes), sets)
-    for method in PLAIN:
-        yield method, measured(fitted(build(method, classes), sets["fit"], seed), sets)
-    hard = Selective(classes, mixing="hard", mispredicted=2.0)
-    yield HARD_TWO, measured(fitted(hard, sets["fit"], seed), sets)
-    yield WITH_CORRUPTIONS, leaving_one_out(sets, seed)
-
-
-def fitted(calibrator: Calibrator, data: StoredSet, seed: int) -> Calibrator:
-    """Fit a calibrator."""
-    calibrator.fit(data, FitContext(seed=seed))
-    return calibrator.eval()
-
-
-def measured(calibrator: Calibrator, sets: Mapping[str, StoredSet]) -> dict[str, Evaluation]:
-    """Measure one calibrator on every setting."""
-    return {s.name: together(calibrator, sets, s.sets) for s in SETTINGS}
+def run(backbone: Backbone) -> BackboneResults:
+    """Fit and measure every method with every seed on one backbone."""
+    reported = {name: part for name, part in backbone.parts.items() if name in SETTINGS}
+    results = BackboneResults(
+        backbone=backbone.name,
+        units={name: list(part.units) for name, part in reported.items()},
+        figures={method: {name: [] for name in reported} for method in METHODS},
+        chosen={AUTO: [], AUTO_BY_ECE: []},
+    )
+    for seed in SEEDS:
+        fitted = list(fits(backbone.parts, seed))
+        for one in fitted:
+            if one.choice is not None:
+                results.chosen[one.method].append(one.choice)
+        calibrators = [one.calibrator for one in fitted]
+        for name, part in reported.items():
+            measured = evaluate_calibrators(part, calibrators, FitContext())
+            for one, result in zip(fitted, measured, strict=True):
+                score = mean_score(one.calibrator, part)
+                results.figures[one.method][name].append(figures_of(result, score))
+    return results
 
 
-def together(
-    calibrator: Calibrator, sets: Mapping[str, StoredSet], names: Sequence[str]
-) -> Evaluation:
-    """Measure a calibrator on several sets as one."""
-    total = Evaluation(calibrator.num_classes)
-    for name in names:
-        total.merge(evaluate_calibrators(sets[name], [calibrator], FitContext())[0].evaluation)
-    return total
+def fits(parts: Mapping[str, StoredPart], seed: int) -> Iterator[Fitted]:
+    """Fit the methods with one seed, the deterministic ones with the first seed only."""
+    data, context = parts["fit"], FitContext(seed=seed)
+    classes = data.num_classes
+    copied = joined(data, parts["fit copies"])
+    unfitted = {
+        UNCALIBRATED: Identity(classes),
+        **{name: build(name, classes) for name in PLAIN},
+        HARD: Selective(classes, mixing="hard", mispredicted=2.0),
+        CVPR: CvprSelective(classes),
+        **{name + WITH_COPIES: build(name, classes) for name in COPIED},
+    }
+    for name, calibrator in unfitted.items():
+        if seed == SEEDS[0] or name.removesuffix(WITH_COPIES) not in DETERMINISTIC:
+            calibrator.fit(copied if name.endswith(WITH_COPIES) else data, context)
+            yield Fitted(name, calibrator.eval())
+    yield from selected(data, context)
 
 
-def leaving_one_out(sets: Mapping[str, StoredSet], seed: int) -> dict[str, Evaluation]:
-    """Measure each corruption with the fit that excludes it, other settings with all copies."""
-
-    def fit_without(left: str | None) -> Calibrator:
-        augmented = [sets[f"fit {kind}"] for kind in KINDS if kind != left]
-        data = sets["fit"].with_augmented(augmented)
-        return fitted(build("contextual", data.num_classes), data, seed)
-
-    results = measured_uncorrupted(fit_without(None), sets)
-    total = Evaluation(sets["fit"].num_classes)
-    for kind in KINDS:
-        names = [f"{kind} {strength}" for strength in STRENGTHS]
-        total.merge(together(fit_without(kind), sets, names))
-    return {**results, "corrupted": total}
+def selected(data: StoredPart, context: FitContext) -> Iterator[Fitted]:
+    """Fit the candidates of `auto`; yield its choice, and that of the least image-wise ECE."""
+    split = split_images(range(len(data)), context.seed, choosing=True)
+    images = Subset(data, split.fit)
+    methods = candidates(AUTO_METHOD, allow_label_changes=False)
+    fitted, _ = fit_methods(methods, images, gather(images, context), context)
+    results = evaluate_calibrators(
+        Subset(data, split.select), [one.calibrator for one in fitted], context
+    )
+    least = min(range(len(results)), key=lambda i: results[i].evaluation.result().ece_image)
+    for name, index in ((AUTO, select_best(results)), (AUTO_BY_ECE, least)):
+        yield Fitted(name, fitted[index].calibrator, fitted[index].method)
 
 
-def measured_uncorrupted(
-    calibrator: Calibrator, sets: Mapping[str, StoredSet]
-) -> dict[str, Evaluation]:
-    """Measure one calibrator on every setting without corruption."""
-    return {s.name: together(calibrator, sets, s.sets) for s in SETTINGS if s.name != "corrupted"}
+def figures_of(result: TestResult, score: float) -> Figures:
+    """Return a result's metrics as they are stored."""
+    evaluation = result.evaluation
+    metrics = evaluation.result()
+    bins, curve = evaluation.reliability(), evaluation.confidence_histogram.risk_coverage()
+    names = ("ece_image", "ece_pooled", "aurc", "nll", "brier", "auroc_misprediction",
+             "correctness_nll", "miou", "accuracy")  # fmt: skip
+    return Figures(
+        **{name: getattr(metrics, name) for name in names},
+        image_ece=[image.ece for image in evaluation.images],
+        image_aurc=[image.aurc for image in evaluation.images],
+        reliability=[(b.confidence, b.accuracy, b.pixels) for b in bins if b.pixels],
+        risk_coverage=[(p.coverage, p.risk) for p in curve[:: max(len(curve) // 100, 1)]],
+        in_distribution=score,
+    )
 
 
-def mean_ranks(
-    results: Mapping[str, Results], metric: str, methods: Sequence[str]
-) -> dict[str, float]:
-    """Return mean ranks by a metric (less is better) over backbones and settings; 1 is best."""
-    ranks: dict[str, list[int]] = {method: [] for method in methods}
-    for by_method in results.values():
-        for setting in SETTINGS:
-            values = [
-                float(getattr(by_method[method][setting.name].result(), metric))
-                for method in methods
-            ]
-            for place, index in enumerate(np.argsort(values, kind="stable")):
-                ranks[methods[int(index)]].append(place + 1)
-    return {method: float(np.mean(places)) for method, places in ranks.items()}
+def mean_score(calibrator: Calibrator, part: StoredPart) -> float:
+    """Return the mean in-distribution score of a part's images, 1 where there is none."""
+    if not isinstance(calibrator, Contextual):
+        return 1.0
+    return statistics.mean(calibrator.image_score(image.logits) for image in part.images)

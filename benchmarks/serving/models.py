@@ -31,7 +31,7 @@ from app.settings import load_settings
 from app.storage.artifacts import ArtifactStore
 from benchmarks.harness import BUNDLED, EXAMPLE, ROOT, call_in_process
 from training.export import fold
-from training.network import NetworkShape, PyramidNet
+from training.networks.pyramid import NetworkShape, PyramidNet
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -112,10 +112,17 @@ class Contextual(Calibrator):
         own, shift = self._own_and_shift((finite_logits(logits) * self.beta).log_softmax(dim=1))
         return (own + shift)[:, 0] < 0
 
+    @torch.inference_mode()
+    def image_score(self, logits: Tensor) -> float:
+        """Compute the in-distribution score of one image's logits [K,h,w]."""
+        cells = subsampled(finite_logits(logits[None]), self._stride_for(logits[None]))
+        features = self.features((cells * self.beta).log_softmax(dim=1))
+        return self._score_of(image_statistics(features, self.num_classes)[0].numpy())
+
     def _own_and_shift(self, logs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute own log-odds and their shift, [N,1,...] each, from log-probabilities."""
         stride = self._stride_for(logs)
-        features = compute_features(subsampled(logs, stride), self.local)
+        features = self.features(subsampled(logs, stride))
         scores = self.score(image_statistics(features, self.num_classes))
         shift = self.detector.on_image(features)[:, None]
         shift = shift * scores.view(-1, *[1] * (logs.ndim - 1))
@@ -198,7 +205,11 @@ class Contextual(Calibrator):
         logits = finite_logits(image.logits[None])
         stride = self._stride_for(logits)
         logs = (subsampled(logits, stride) * self.beta).log_softmax(dim=1)
-        return compute_features(logs, self.local), subsampled(image.labels, stride)
+        return self.features(logs), subsampled(image.labels, stride)
+
+    def features(self, logs: Tensor) -> Features:
+        """Compute what the detector reads of log-probabilities [N,K,...]."""
+        return compute_features(logs, self.local)
 
     def summary(self) -> dict[str, float]:
         """Return the temperature and whether the detector is in use."""
