@@ -15,11 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from app.calibration.base import Calibrator, FitContext
+from app.calibration.base import FEATURE_FLOOR, Calibrator, FitContext
 from app.calibration.comparison import evaluate_calibrators
 from app.calibration.methods.contextual import Contextual
 from app.calibration.methods.contextual.detector import UNITS, Detector
-from app.calibration.methods.contextual.features import NUM_FEATURES, Features, box_mean
+from app.calibration.methods.contextual.features import (
+    NUM_FEATURES,
+    Features,
+    box_mean,
+    label_changes,
+)
 from app.calibration.methods.temperature import Temperature
 from benchmarks.paper.backbones import Backbone, backbones
 from benchmarks.paper.data import StoredPart, joined
@@ -27,8 +32,8 @@ from benchmarks.paper.study import mean_score
 
 SEEDS = range(5)
 PARTS = ("dev", "dev shift")
-LOG_PROBABILITIES, OWN, ENTROPY = (0, 1, 2), (3,), (4,)  # columns of the features
-NARROW, WIDE = (5, 6), (7, 8)
+ENTROPY, CHANGES = 1, 2  # columns of the features
+NARROW, WIDER = 2, 15  # cells to each side of other windows
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,9 @@ class Change:
     linear: bool = False
     scored: bool = True
     members: int = 1
+    radii: tuple[int, ...] = ()  # of further windows
+    log_probabilities: bool = False  # the three largest, and the entropy
     position: bool = False
-    widest: bool = False
     copies: bool = False
 
 
@@ -50,18 +56,16 @@ VARIANTS: Mapping[str, Change] = {
     "contextual": Change(),
     "no in-distribution score": Change(scored=False),
     "linear": Change(linear=True),
-    "8 units": Change(units=8),
     "16 units": Change(units=16),
     "64 units": Change(units=64),
-    "no log-probabilities": Change(dropped=LOG_PROBABILITIES),
-    "largest log-probability only": Change(dropped=LOG_PROBABILITIES[1:]),
-    "no entropy": Change(dropped=ENTROPY),
     "no classes": Change(classes=False),
-    "no windows": Change(dropped=NARROW + WIDE),
-    "windows of 5 only": Change(dropped=WIDE),
-    "windows of 15 only": Change(dropped=NARROW),
-    "windows of entropy only": Change(dropped=(6, 8)),
-    "windows of 31 as well": Change(widest=True),
+    "no windows": Change(dropped=(ENTROPY, CHANGES)),
+    "no window of entropy": Change(dropped=(ENTROPY,)),
+    "no window of label changes": Change(dropped=(CHANGES,)),
+    "windows of 5 as well": Change(radii=(NARROW,)),
+    "windows of 31 as well": Change(radii=(WIDER,)),
+    "log-probabilities as well": Change(log_probabilities=True),
+    "all of these as well": Change(radii=(NARROW, WIDER), log_probabilities=True),
     "position as well": Change(position=True),
     "three networks": Change(members=3),
     "corrupted copies as well": Change(copies=True),
@@ -74,7 +78,7 @@ class VariantDetector(Detector):
     def __init__(self, num_classes: int, change: Change) -> None:
         super().__init__(num_classes)
         self.change = change
-        extra = 2 * change.widest + 2 * change.position
+        extra = 2 * len(change.radii) + 4 * change.log_probabilities + 2 * change.position
         features = NUM_FEATURES + extra
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -110,9 +114,11 @@ class Variant(Contextual):
     def features(self, logs: Tensor) -> Features:
         """Compute the features, with those of the change."""
         found = super().features(logs)
-        values = [found.values]
-        if self.change.widest:
-            values.append(box_mean(found.values[:, 7:9], 15))
+        around = torch.cat([found.entropy[:, None], label_changes(found.first[:, None])], dim=1)
+        values = [found.values, *(box_mean(around, radius) for radius in self.change.radii)]
+        if self.change.log_probabilities:
+            largest = logs.clamp_min(FEATURE_FLOOR).topk(3, dim=1).values
+            values += [largest, found.entropy[:, None]]
         if self.change.position:
             height, width = logs.shape[2:]
             rows = torch.linspace(-1, 1, height)[:, None].expand(height, width)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.calibration.methods.contextual import Contextual
+from app.calibration.methods.contextual import Contextual, features
 from app.calibration.registry import build
 from app.errors import ModelError
 from app.inference import sliding_window as sliding
@@ -255,10 +255,9 @@ def test_calibrated_strips_predict_the_same_as_the_whole_grid(tiny, method):
     assert np.abs(prediction.confidence - expected[1]).max() < 1e-5
 
 
-def contextual(stride):
+def contextual():
     """Build a calibrator whose detector has random weights."""
     calibrator = Contextual(3)
-    calibrator.set_stride(stride)
     rng = torch.Generator().manual_seed(0)
     for parameter in calibrator.detector.parameters():
         parameter.normal_(0, 0.3, generator=rng)
@@ -266,8 +265,9 @@ def contextual(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_strips_get_the_shift_and_the_score_of_the_whole_image(tiny, stride):
-    calibrator = contextual(stride)
+def test_strips_get_the_shift_and_the_score_of_the_whole_image(tiny, stride, monkeypatch):
+    monkeypatch.setattr(features, "MIN_COLUMNS", 30 // stride)  # of the 30 of the grid
+    calibrator = contextual()
     image = np.concatenate([make_image(64, 60) // 8, 255 - make_image(64, 60) // 8])
     slide = tiny(mode="slide", crop=[8, 60], window_stride=[8, 60], multiple_of=2)
     prepared = slide.prepare_windows(image)

@@ -8,7 +8,7 @@ that is better on held-out images. g is a small network that predicts whether th
 score: on images unlike those of the fit the detector has no say. The pixel's temperature is the one
 at which the top probability has these log-odds, so neither labels nor the order of classes change.
 
-Fine grids are subsampled, by the stride of the fit's first image, and the shift is interpolated.
+Fine grids are subsampled, and the shift is interpolated.
 """
 
 import math
@@ -73,18 +73,12 @@ class Contextual(Calibrator):
     auto_rank: ClassVar[int | None] = 6
     combines_with_selective: ClassVar[bool] = False
     beta: Tensor
-    local: Tensor
-    stride: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.detector = Detector(num_classes)
         self.score = InDistributionScore(num_classes)
         self.register_buffer("beta", torch.ones(()))
-        self.register_buffer("local", torch.ones(()))  # 1 where the fit had neighbourhoods
-        self.register_buffer("stride", torch.zeros(()))  # 0: by the size of the grid
-        self._fitted_stride = 0  # the same as a plain value, since no tensor can slice an export
-        self.register_load_state_dict_post_hook(Contextual._read_stride)  # type: ignore[no-untyped-call]
 
     @classmethod
     def for_warm_up(cls, num_classes: int) -> Self:
@@ -115,32 +109,19 @@ class Contextual(Calibrator):
     @torch.inference_mode()
     def image_score(self, logits: Tensor) -> float:
         """Compute the in-distribution score of one image's logits [K,h,w]."""
-        cells = subsampled(finite_logits(logits[None]), self._stride_for(logits[None]))
+        cells = subsampled(finite_logits(logits[None]), stride_of(logits[None]))
         features = self.features((cells * self.beta).log_softmax(dim=1))
         return self._score_of(image_statistics(features, self.num_classes)[0].numpy())
 
     def _own_and_shift(self, logs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute own log-odds and their shift, [N,1,...] each, from log-probabilities."""
-        stride = self._stride_for(logs)
+        stride = stride_of(logs)
         features = self.features(subsampled(logs, stride))
         scores = self.score(image_statistics(features, self.num_classes))
         shift = self.detector.on_image(features)[:, None]
         shift = shift * scores.view(-1, *[1] * (logs.ndim - 1))
         own = top_log_odds(logs).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)  # as in training
         return own, interpolated(shift, tuple(logs.shape[2:]), stride)
-
-    def _stride_for(self, planes: Tensor) -> int:
-        """Return the fit's stride for maps [N,C,h,w], by the grid before a fit, 1 for tables."""
-        known = self._fitted_stride and planes.ndim == 4
-        return self._fitted_stride if known else stride_of(planes)
-
-    def set_stride(self, stride: int) -> None:
-        """Set the stride at which maps are subsampled, 0 for the one of their size."""
-        self.stride.fill_(stride)
-        self._fitted_stride = stride
-
-    def _read_stride(self, _keys: object) -> None:
-        self._fitted_stride = int(self.stride.item())
 
     def scale(self) -> float | None:
         """Return the inverse temperature."""
@@ -152,10 +133,10 @@ class Contextual(Calibrator):
         """Compute the shift of some rows of finite logits [K,n,w]; None where it is always 0."""
         if not self.detector.trained:
             return None
-        stride = self._stride_for(logits[None])
+        stride = stride_of(logits[None])
         cells = np.ascontiguousarray(logits.numpy()[:, ::stride, ::stride])
         weights = Weights(*(getattr(self.detector, name).numpy() for name in Weights._fields))
-        change, sums = compute_shift(cells, self.beta.item(), self.local.item(), weights, map_rows)
+        change, sums = compute_shift(cells, self.beta.item(), weights, map_rows)
         return LogOddsShift(change, sums, stride, self._score_of)
 
     def _score_of(self, statistics: np.ndarray) -> float:
@@ -171,9 +152,6 @@ class Contextual(Calibrator):
         require_two_classes(count_classes(data))
         train, held_out = split(data, TRAIN_FRACTION, context.seed)
         self.beta.fill_(fit_scale(data, train, held_out, context))
-        first = data[0]
-        self.local.fill_(float(first.labels.ndim == 2))
-        self.set_stride(stride_of(first.logits[None]) if first.labels.ndim == 2 else 0)
         statistics: list[Tensor] = []
         trained, stopping = (
             self._sample(data, indices, statistics, context) for indices in (train, held_out)
@@ -203,13 +181,13 @@ class Contextual(Calibrator):
     def _read(self, image: LabelledImage) -> tuple[Features, Tensor]:
         """Compute the features [1,F,...] of an image's subsampled cells; return their labels."""
         logits = finite_logits(image.logits[None])
-        stride = self._stride_for(logits)
+        stride = stride_of(logits)
         logs = (subsampled(logits, stride) * self.beta).log_softmax(dim=1)
         return self.features(logs), subsampled(image.labels, stride)
 
     def features(self, logs: Tensor) -> Features:
         """Compute what the detector reads of log-probabilities [N,K,...]."""
-        return compute_features(logs, self.local)
+        return compute_features(logs)
 
     def summary(self) -> dict[str, float]:
         """Return the temperature and whether the detector is in use."""

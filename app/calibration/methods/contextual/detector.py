@@ -26,10 +26,9 @@ SCHEDULE = Schedule("training the detector", rate=1e-2, rounds=12, patience=12, 
 
 @dataclass(frozen=True)
 class PixelSample:
-    """Pixels of several images: features [M,F], log-odds [M], classes int64 [M], correct [M]."""
+    """Pixels of several images: features [M,3], classes int64 [M], correct [M]."""
 
     values: Tensor
-    log_odds: Tensor
     first: Tensor
     second: Tensor
     correct: Tensor  # float32, 1 where the most probable class is the label
@@ -55,7 +54,6 @@ def sample_pixels(features: Features, labels: Tensor, generator: torch.Generator
     first = features.first.flatten()[places]
     return PixelSample(
         values=features.values[0].flatten(1)[:, places].T.contiguous(),
-        log_odds=features.log_odds.flatten()[places],
         first=first,
         second=features.second.flatten()[places],
         correct=(first == labels.flatten()[places]).float(),
@@ -88,7 +86,7 @@ class Detector(nn.Module):
         return bool(self.outward.any() or self.offset.any())
 
     def forward(self, values: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Compute the shift of the log-odds [M] from features [M,F] and classes int64 [M]."""
+        """Compute the shift of the log-odds [M] from features [M,3] and classes int64 [M]."""
         standardised = (values - self.mean) * self.scale
         hidden = relu(standardised @ self.inward + self.first[first] + self.second[second])
         return hidden @ self.outward + self.offset
@@ -114,7 +112,7 @@ class Detector(nn.Module):
         batch = min(max(len(train) // MIN_STEPS, 64), BATCH_PIXELS)
 
         def loss(pixels: PixelSample) -> Tensor:
-            odds = pixels.log_odds + self(pixels.values, pixels.first, pixels.second)
+            odds = pixels.values[:, 0] + self(pixels.values, pixels.first, pixels.second)
             return binary_cross_entropy_with_logits(odds, pixels.correct)
 
         def batches() -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """The features of a pixel from which the detector predicts whether its label is correct.
 
-All are translation invariant. The neighbourhood features are 0 for tables of pixels.
+They are its own log-odds, the mean entropy and the mean number of label changes around it, and its
+two most probable classes. All are translation invariant. The means are 0 for tables of pixels.
 """
 
 from typing import NamedTuple
@@ -11,42 +12,40 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from app.calibration.base import FEATURE_FLOOR, MAX_LOG_ODDS
 
-TOP = 3  # largest log-probabilities
-RADII = (2, 7)  # cells to each side: windows of 5 and of 15 cells
-NUM_FEATURES = TOP + 2 + 2 * len(RADII)
-RECEPTIVE_RADIUS = max(RADII) + 1  # a cell's label is compared with that of the next one
+NUM_FEATURES = 3
+RADIUS = 7  # cells to each side: windows of 15 cells
+RECEPTIVE_RADIUS = RADIUS + 1  # a cell's label is compared with that of the next one
 MIN_COLUMNS, MAX_STRIDE = 80, 3
 
 
 class Features(NamedTuple):
-    """Features float32 [N,F,...] of each pixel, and its two most probable classes int64 [N,...].
+    """Features float32 [N,3,...] of each pixel, and its two most probable classes int64 [N,...].
 
-    `log_odds` [N,...] is that of the top probability, within +-12; `entropy` [N,...] in nats.
+    The first feature is the log-odds of the top probability, within +-12; `entropy` [N,...] is in
+    nats.
     """
 
     values: Tensor
-    log_odds: Tensor
     entropy: Tensor
     first: Tensor
     second: Tensor
 
+    @property
+    def log_odds(self) -> Tensor:
+        """Return the log-odds [N,...] of the top probability."""
+        return self.values[:, 0]
 
-def compute_features(log_probabilities: Tensor, local: Tensor) -> Features:
-    """Compute the features of log-probabilities float32 [N,K,h,w] of maps or [N,K,m] of tables.
 
-    `local` multiplies the neighbourhood features: 1, or 0 where the fit had no neighbourhoods.
-    """
+def compute_features(log_probabilities: Tensor) -> Features:
+    """Compute the features of log-probabilities float32 [N,K,h,w] of maps or [N,K,m] of tables."""
     logs = log_probabilities.clamp_min(FEATURE_FLOOR)
-    top = logs.topk(min(TOP, logs.shape[1]), dim=1).values
-    top = torch.cat([top, *[top[:, -1:]] * (TOP - top.shape[1])], dim=1)  # of two classes
-    first = log_probabilities.argmax(dim=1, keepdim=True)  # topk's indices are arbitrary at ties
+    first = log_probabilities.argmax(dim=1, keepdim=True)
     others = log_probabilities.where(is_other(first, logs), -torch.inf)
     second = others.argmax(dim=1, keepdim=True)
     odds = top_log_odds(log_probabilities).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
     entropy = -(logs.exp() * logs).sum(dim=1, keepdim=True)
-    around = neighbourhood(entropy, first) * local
-    values = torch.cat([top, odds, entropy, around], dim=1)
-    return Features(values, odds[:, 0], entropy[:, 0], first[:, 0], second[:, 0])
+    values = torch.cat([odds, neighbourhood(entropy, first)], dim=1)
+    return Features(values, entropy[:, 0], first[:, 0], second[:, 0])
 
 
 def is_other(chosen: Tensor, planes: Tensor) -> Tensor:
@@ -63,18 +62,18 @@ def top_log_odds(log_probabilities: Tensor) -> Tensor:
 
 
 def neighbourhood(entropy: Tensor, labels: Tensor) -> Tensor:
-    """Average entropy and label changes over both windows: [N,1,h,w] twice to [N,4,h,w].
-
-    A cell's label changes are how many of its four neighbours have another label.
-    """
+    """Average entropy and label changes over windows: [N,1,h,w] twice to [N,2,h,w]."""
     if entropy.ndim != 4:
-        return entropy.new_zeros(1).expand(len(entropy), 2 * len(RADII), *entropy.shape[2:])
+        return entropy.new_zeros(1).expand(len(entropy), 2, *entropy.shape[2:])
+    return box_mean(torch.cat([entropy, label_changes(labels)], dim=1), RADIUS)
+
+
+def label_changes(labels: Tensor) -> Tensor:
+    """Count how many of the four neighbours of each cell of [N,1,h,w] have another label."""
     across = (labels[..., :, 1:] != labels[..., :, :-1]).float()
     down = (labels[..., 1:, :] != labels[..., :-1, :]).float()
     changes = pad(across, (0, 1)) + pad(across, (1, 0))
-    changes = changes + pad(down, (0, 0, 0, 1)) + pad(down, (0, 0, 1, 0))
-    both = torch.cat([entropy, changes], dim=1)
-    return torch.cat([box_mean(both, radius) for radius in RADII], dim=1)
+    return changes + pad(down, (0, 0, 0, 1)) + pad(down, (0, 0, 1, 0))
 
 
 def box_mean(planes: Tensor, radius: int) -> Tensor:

@@ -13,7 +13,11 @@ from app.calibration.dataset import IGNORE, InMemory, LabelledImage
 from app.calibration.methods.contextual import Contextual
 from app.calibration.methods.contextual.calibrator import scale_for
 from app.calibration.methods.contextual.detector import sample_pixels
-from app.calibration.methods.contextual.features import compute_features, subsampled
+from app.calibration.methods.contextual.features import (
+    MIN_COLUMNS,
+    compute_features,
+    subsampled,
+)
 from tests.factories.logits import synthetic_set
 
 
@@ -22,7 +26,7 @@ def noise(classes, height, width, seed=0, scale=3.0):
     return scale * torch.randn(classes, height, width, generator=rng)
 
 
-def random_detector(classes, seed=0, local=1.0):
+def random_detector(classes, seed=0):
     """Build a calibrator whose detector has random weights."""
     calibrator = Contextual(classes)
     rng = torch.Generator().manual_seed(seed)
@@ -30,7 +34,6 @@ def random_detector(classes, seed=0, local=1.0):
         parameter.normal_(0, 0.3, generator=rng)
     calibrator.detector.mean.normal_(0, 1, generator=rng)
     calibrator.beta.fill_(0.7)
-    calibrator.local.fill_(local)
     return calibrator.eval()
 
 
@@ -79,18 +82,15 @@ def test_scale_of_ties_and_of_confidences_below_uniform_stays_in_bounds():
 @given(
     classes=st.sampled_from([2, 3, 11]),
     height=st.integers(1, 24),
-    width=st.integers(1, 40),
-    local=st.sampled_from([0.0, 1.0]),
-    stride=st.sampled_from([0, 1, 2, 3]),
+    width=st.one_of(st.integers(1, 40), st.integers(150, 250)),
     seed=st.integers(0, 9),
 )
-def test_kernel_agrees_with_its_definition(classes, height, width, local, stride, seed):
-    calibrator = random_detector(classes, seed, local)
-    calibrator.set_stride(stride)
+def test_kernel_agrees_with_its_definition(classes, height, width, seed):
+    calibrator = random_detector(classes, seed)
     logits = noise(classes, height, width, seed)
     found = calibrator.log_odds_shift(logits)
     logs = (logits[None] * calibrator.beta).log_softmax(1)
-    features = compute_features(subsampled(logs, found.stride), calibrator.local)
+    features = compute_features(subsampled(logs, found.stride))
     expected = calibrator.detector.on_image(features)[0].numpy()
     assert np.abs(found.shift - expected).max() < 1e-4
     statistics = found.sums.sum(0) / found.shift.size
@@ -103,8 +103,7 @@ def test_kernel_agrees_with_its_definition(classes, height, width, local, stride
 
 def test_strips_joined_equal_the_whole_grid():
     calibrator = random_detector(3)
-    calibrator.set_stride(2)
-    logits = noise(3, 60, 50)
+    logits = noise(3, 60, 2 * MIN_COLUMNS)
     radius = calibrator.invariances.receptive_radius
     parts = []
     for start in range(0, 60, 12):
@@ -193,7 +192,7 @@ def test_sample_holds_at_most_3000_labelled_pixels_of_an_image():
     logits = noise(3, 70, 70)
     labels = logits.argmax(0)
     labels[:10] = IGNORE
-    features = compute_features(logits[None].log_softmax(1), torch.ones(()))
+    features = compute_features(logits[None].log_softmax(1))
     sample = sample_pixels(features, labels[None], torch.Generator().manual_seed(0))
     assert len(sample) == 3000
     assert sample.correct.all()
@@ -229,12 +228,12 @@ def test_errors_of_saturated_logits_are_learned():
     assert (labels[third] == 2).float().mean().item() == pytest.approx(0.6, abs=0.1)
 
 
-def test_a_fit_on_tables_leaves_the_stride_to_the_size_of_a_grid():
+def test_a_fit_on_tables_ignores_the_neighbourhood_of_maps():
     images = [LabelledImage(z.flatten(1), y.flatten()) for z, y, _ in detectable_set().images]
     calibrator = Contextual(4)
     calibrator.fit(InMemory(4, images), FitContext())
-    assert calibrator.stride == 0
-    assert calibrator.local == 0
+    assert calibrator.detector.trained
+    assert calibrator.detector.scale[1:].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("labelled", [range(1), range(7, 8), range(4)])
@@ -258,6 +257,5 @@ def test_fit_survives_labels_that_the_stride_skips():
         images.append(LabelledImage(fine, sparse))
     calibrator = Contextual(4)
     calibrator.fit(InMemory(4, images), FitContext())
-    assert calibrator.stride == 3
     assert not calibrator.detector.trained
     assert all(tensor.isfinite().all() for tensor in calibrator.state_dict().values())

@@ -4,7 +4,6 @@ import torch
 from app.calibration.methods.contextual.features import (
     MAX_STRIDE,
     MIN_COLUMNS,
-    NUM_FEATURES,
     RECEPTIVE_RADIUS,
     compute_features,
     interpolated,
@@ -14,8 +13,6 @@ from app.calibration.methods.contextual.features import (
     top_log_odds,
 )
 
-LOCAL = torch.ones(())
-
 
 def noise(*size, seed=0, scale=3.0):
     return scale * torch.randn(*size, generator=torch.Generator().manual_seed(seed))
@@ -23,24 +20,17 @@ def noise(*size, seed=0, scale=3.0):
 
 def test_features_of_one_pixel_by_hand():
     probabilities = torch.tensor([0.1, 0.6, 0.25, 0.05])
-    found = compute_features(probabilities.log()[None, :, None], LOCAL)
-    top = probabilities.sort(descending=True).values[:3].log().tolist()
+    found = compute_features(probabilities.log()[None, :, None])
     entropy = -(probabilities * probabilities.log()).sum().item()
     odds = torch.logit(torch.tensor(0.6)).item()
-    expected = [*top, odds, entropy, 0, 0, 0, 0]
-    assert found.values[0, :, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert found.values[0, :, 0].tolist() == pytest.approx([odds, 0, 0], abs=1e-5)
     assert (found.first.item(), found.second.item()) == (1, 2)
     assert found.log_odds.item() == pytest.approx(odds, abs=1e-5)
     assert found.entropy.item() == pytest.approx(entropy, abs=1e-5)
 
 
-def test_two_classes_repeat_the_second_log_probability():
-    found = compute_features(torch.tensor([0.3, 0.7]).log()[None, :, None], LOCAL)
-    assert found.values[0, 1] == found.values[0, 2]
-
-
 def test_ties_are_led_by_the_lower_class():
-    found = compute_features(torch.zeros(1, 3, 1).log_softmax(1), LOCAL)
+    found = compute_features(torch.zeros(1, 3, 1).log_softmax(1))
     assert (found.first.item(), found.second.item()) == (0, 1)
 
 
@@ -53,17 +43,11 @@ def test_neighbourhood_by_hand():
     labels = torch.zeros(1, 1, 20, 20, dtype=torch.int64)
     labels[..., 10:] = 1  # one boundary: two columns of cells have one neighbour of another label
     entropy = torch.full((1, 1, 20, 20), 0.25)
-    near_entropy, near, far_entropy, far = neighbourhood(entropy, labels)[0]
-    assert near_entropy.flatten().tolist() == pytest.approx([0.25] * 400)
-    assert far_entropy[0, 0].item() == pytest.approx(0.25)
-    assert near[5, 9].item() == pytest.approx(2 / 5)
-    assert far[5, 9].item() == pytest.approx(2 / 15)
-    assert near[5, 2].item() == 0
-
-
-def test_local_zero_hides_the_neighbourhood():
-    logs = noise(1, 4, 9, 9).log_softmax(1)
-    assert not compute_features(logs, torch.zeros(())).values[:, NUM_FEATURES - 4 :].any()
+    around, changes = neighbourhood(entropy, labels)[0]
+    assert around.flatten().tolist() == pytest.approx([0.25] * 400)
+    assert changes[5, 9].item() == pytest.approx(2 / 15)
+    assert changes[5, 2].item() == pytest.approx(1 / 15)  # the window reaches to column 9
+    assert changes[5, 1].item() == 0
 
 
 def test_a_cell_changes_no_features_beyond_the_receptive_radius():
@@ -71,7 +55,7 @@ def test_a_cell_changes_no_features_beyond_the_receptive_radius():
     logits[:, 1] += 20
     changed = logits.clone()
     changed[0, 0, 20, 20] += 40  # another label than all around
-    values = (compute_features(z.log_softmax(1), LOCAL).values for z in (changed, logits))
+    values = (compute_features(z.log_softmax(1)).values for z in (changed, logits))
     rows, columns = torch.ne(*values).any(1)[0].nonzero(as_tuple=True)
     expected = 20 - RECEPTIVE_RADIUS, 20 + RECEPTIVE_RADIUS
     assert (int(rows.min()), int(rows.max())) == expected

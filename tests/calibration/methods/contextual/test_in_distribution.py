@@ -28,7 +28,7 @@ def fitted(count, seed=0):
 
 def test_statistics_by_hand():
     probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.2, 0.2, 0.6]])
-    features = compute_features(probabilities.log().T[None], torch.ones(()))
+    features = compute_features(probabilities.log().T[None])
     found = image_statistics(features, CLASSES)[0]
     entropy = -(probabilities * probabilities.log()).sum(1).mean()
     odds = torch.tensor([0.9, 0.6]).logit().mean()
