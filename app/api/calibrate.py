@@ -19,7 +19,12 @@ from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack
 from app.errors import ArgumentError, NotFoundError
 from app.inference.model_card import ModelFolder
 from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
-from app.recalibration import candidates, require_comparable, require_inputs
+from app.recalibration import (
+    candidates,
+    comparable_version,
+    require_comparable,
+    require_inputs,
+)
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])
 
@@ -153,7 +158,7 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     images = has_images(incoming / UPLOAD)
     if not images:
         require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)
-    active = state.artifacts.active(folder.card.name, folder.sha256)
+    active = comparable_version(state.artifacts, folder)
     if active is not None:
         require_comparable(active, images=images, maps=contents.maps)
     model = {"model": folder.card.name, "model_sha256": folder.sha256}

@@ -13,7 +13,9 @@ from starlette.routing import Match, Mount
 
 from app.api.schemas import Problem
 from app.errors import (
+    ActiveCalibratorError,
     ArgumentError,
+    ArtifactError,
     BusyError,
     ConflictError,
     InputError,
@@ -41,11 +43,13 @@ STATUS: dict[type[BaseException], int] = {
     NotFoundError: 404,
     TooSlowError: 408,
     ConflictError: 409,
+    ArtifactError: 409,  # the same request succeeds once the version is restored
     TooLargeError: 413,
     MediaTypeError: 415,
     ArgumentError: 422,
     BusyError: 429,
     UnavailableError: 503,
+    ActiveCalibratorError: 503,
     StorageError: 507,
 }
 # Error responses of every operation in the OpenAPI document.

@@ -143,7 +143,8 @@ class ClassInfo(BaseModel):
 class ModelInfo(BaseModel):
     """A loaded model; `active_calibrator` is a version id or null.
 
-    `default` marks the model of requests that name none.
+    `default` marks the model of requests that name none. `calibrator_damage` describes the damage
+    of the active calibrator, null without one.
     """
 
     name: str
@@ -158,6 +159,7 @@ class ModelInfo(BaseModel):
     ignore_index: int
     device: str
     active_calibrator: str | None
+    calibrator_damage: str | None
     metrics: dict[str, float | int | str]
 
 
@@ -194,9 +196,10 @@ class CalibratorInfo(Manifest):
 
 
 class CalibratorList(BaseModel):
-    """Calibrator versions of a model, newest first."""
+    """Calibrator versions of a model, newest first; `damaged` has the damage of others by id."""
 
     calibrators: list[CalibratorInfo]
+    damaged: dict[str, str]
 
 
 class Activation(BaseModel):

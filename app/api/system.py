@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api.dependencies import SegmenterDep, StateDep
 from app.api.schemas import ClassInfo, Health, ModelInfo, ModelList
+from app.errors import ActiveCalibratorError
 from app.inference.predictor import Predictor
 from app.serving.segmenter import ACTIVE, Segmenter
 
@@ -58,15 +59,19 @@ def model(model: str, segmenter: SegmenterDep) -> ModelInfo:
     return describe(segmenter, segmenter.predictor(model))
 
 
-def active_id(segmenter: Segmenter, predictor: Predictor) -> str | None:
-    """Return the id of the version in use for a model; None where it is uncalibrated."""
-    stored = segmenter.calibrator(predictor, ACTIVE)
-    return None if stored is None else stored.manifest.id
+def active_state(segmenter: Segmenter, predictor: Predictor) -> tuple[str | None, str | None]:
+    """Return the id of a model's version in use, None without one, and its damage or None."""
+    try:
+        stored = segmenter.calibrator(predictor, ACTIVE)
+    except ActiveCalibratorError as error:
+        return None, str(error)
+    return (None if stored is None else stored.manifest.id), None
 
 
 def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
     """Return a model's card, classes and active calibrator."""
     folder, card = predictor.folder, predictor.folder.card
+    active, damage = active_state(segmenter, predictor)
     return ModelInfo(
         name=card.name,
         default=card.name == segmenter.default_model,
@@ -82,7 +87,8 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         input=card.input.model_dump(mode="json"),
         ignore_index=card.output.ignore_index,
         device=predictor.backbone.device,
-        active_calibrator=active_id(segmenter, predictor),
+        active_calibrator=active,
+        calibrator_damage=damage,
         metrics=card.metrics,
     )
 

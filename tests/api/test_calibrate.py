@@ -138,12 +138,12 @@ def test_upload_not_comparable_with_active_version_is_rejected(
     described = store.versions("tiny")[0].model_copy(
         update={"id": new_id(method), "method": method}
     )
-    store.publish(described, build(method, 3), {})
-    store.activate("tiny", described.id, "for a test", by="a test")
+    version = store.publish(described, build(method, 3), {}).id
+    store.activate("tiny", version, "for a test", by="a test")
     client = make_client(admin_token=TOKEN)
     answer = send(client, TABLE, method="temperature", activate="never")
 
-    assert_problem(answer, 422, f"expected {expected}, .* {described.id} .* got {got}")
+    assert_problem(answer, 422, f"expected {expected}, .* {version} .* got {got}")
     assert client.get("/calibrate").json()["jobs"] == []
 
 

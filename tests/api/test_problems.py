@@ -243,13 +243,13 @@ def test_option_in_the_form_is_rejected(client):
 
 
 def crashing(app: FastAPI) -> FastAPI:
-    """Add a route that raises an unexpected error, and one that raises an `ArtifactError`."""
+    """Add a route that raises an unexpected error, and one that raises a `ModelError`."""
 
     def crash() -> None:
         raise RuntimeError("the secret is 42")
 
     def damaged() -> None:
-        raise errors.ArtifactError("expected a manifest, got none")
+        raise errors.ModelError("expected a model, got none")
 
     app.add_api_route("/crash", crash)
     app.add_api_route("/damaged", damaged)
@@ -265,7 +265,7 @@ def test_internal_error_is_logged_but_not_disclosed(make_settings, caplog):
         assert_problem(response, 500)
         assert "secret" not in response.text
         assert "the secret is 42" in caplog.text
-        assert_problem(client.get("/damaged"), 500, "expected a manifest")
+        assert_problem(client.get("/damaged"), 500, "expected a model")
         assert_serves(client)
 
 
@@ -287,17 +287,6 @@ def test_model_failure_is_a_problem_and_service_continues(make_client: MakeClien
 
     assert post(client, solid(RED, 256, 320), model="rigid").status_code == 200
     assert_problem(post(client, thirds(), model="rigid"), 500)
-    assert_serves(client)
-
-
-def test_damaged_calibrator_by_id_is_a_problem_and_service_continues(
-    make_client: MakeClient, models_dir, artifacts_dir
-):
-    damaged = publish_temperature(artifacts_dir, models_dir / "tiny", 2, activate=False)
-    (artifacts_dir / "tiny" / damaged / "calibrator.safetensors").write_bytes(b"damaged")
-    client = make_client()
-
-    assert_problem(post(client, thirds(), calibrator=damaged), 500, damaged)
     assert_serves(client)
 
 
@@ -323,7 +312,8 @@ def test_every_error_class_has_a_status():
         "SetupError": 500,
         "SettingsError": 500,
         "ModelError": 500,
-        "ArtifactError": 500,
+        "ArtifactError": 409,
+        "ActiveCalibratorError": 503,
     }
 
 
