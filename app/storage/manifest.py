@@ -216,19 +216,19 @@ def _digest(data: bytes, version: str) -> str:
 
 
 def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
-    data = read_file(folder, manifest, CALIBRATOR)
+    state = _read_tensors(folder, manifest, CALIBRATOR)
     try:
         calibrator = build(manifest.method, manifest.num_classes)
-        state = safetensors.torch.load(data)
-        if set(state) != set(calibrator.state_dict()):
-            raise ConflictError(
-                f"expected the parameters that the method {manifest.method} has now, got those of "
-                f"an earlier form of it in {folder.name}: fit it again"
-            )
+    except ArgumentError as error:
+        raise ArtifactError(f"{folder.name}: {error}") from error
+    if set(state) != set(calibrator.state_dict()):
+        raise ConflictError(
+            f"expected the parameters that the method {manifest.method} has now, got those of "
+            f"an earlier form of it in {folder.name}: fit it again"
+        )
+    try:
         calibrator.load_state_dict(state)
-    except ConflictError:
-        raise
-    except Exception as error:  # of earlier releases; safetensors raises many types for damage
+    except RuntimeError as error:
         raise ArtifactError(
             f"{folder.name}: expected a calibrator's state, got: {error}"
         ) from error
@@ -241,17 +241,23 @@ def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
     """Read the histograms that drift is measured against; None where a version has none."""
     if REFERENCE not in file_names(folder, manifest):
         return None
-    data = read_file(folder, manifest, REFERENCE)
-    try:
-        images = safetensors.torch.load(data)["images"]
-    except Exception as error:  # see `_read_calibrator`
-        raise ArtifactError(f"{folder.name}: expected a reference, got: {error}") from error
+    images = _read_tensors(folder, manifest, REFERENCE).get("images")
     bins = CONFIDENCE_BINS + manifest.num_classes
+    if images is None:
+        raise ArtifactError(f"{folder.name}: expected a reference with images, got none")
     if images.ndim != 2 or images.shape[1] != bins or not torch.isfinite(images).all():
         raise ArtifactError(
             f"{folder.name}: expected finite histograms [n,{bins}], got {list(images.shape)}"
         )
     return Reference(images)
+
+
+def _read_tensors(folder: Path, manifest: Manifest, name: str) -> dict[str, torch.Tensor]:
+    data = read_file(folder, manifest, name)
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # of an earlier release; damage makes it raise many types
+        raise ArtifactError(f"{folder.name}: expected tensors in {name}, got: {error}") from error
 
 
 def _json(value: object) -> bytes:

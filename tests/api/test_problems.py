@@ -24,7 +24,6 @@ from tests.factories.service import (
     assert_serves,
     encoded,
     post,
-    publish_temperature,
     solid,
     thirds,
     wait_until_ready,

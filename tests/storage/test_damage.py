@@ -135,7 +135,7 @@ def test_no_version_is_deleted_while_the_active_one_is_unknown(store, tmp_path, 
     version = publish(store)
     store.activate("tiny", version, "better", by="a test")
     damage_pointer(tmp_path / "tiny" / "active", name)
-    with pytest.raises(ArtifactError, match="^active of tiny: expected"):
+    with pytest.raises(ArtifactError, match=r"^active of tiny: expected"):
         store.delete("tiny", version)
     assert store.load("tiny", version, SHA)
 
