@@ -28,6 +28,7 @@ from app.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from app.storage.files import FULL
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,15 @@ async def on_disconnect(request: Request, _error: Exception) -> JSONResponse:
     return problem(400, "expected a complete body, got one that breaks off")
 
 
+async def on_system_error(request: Request, error: Exception) -> JSONResponse:
+    """Respond with 507 to a full disk, such as that of temporary files; with 500 to the others."""
+    assert isinstance(error, OSError)  # noqa: S101
+    if error.errno not in FULL:
+        return await on_crash(request, error)
+    log.error("no space left on %s %s", request.method, request.url.path, exc_info=error)
+    return problem(507, "expected room for temporary files, got: no space left")
+
+
 async def on_crash(request: Request, error: Exception) -> JSONResponse:
     """Respond with 500 to an unexpected exception; its traceback is logged only."""
     log.error("crashed on %s %s", request.method, request.url.path, exc_info=error)
@@ -169,4 +179,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(OSError, on_system_error)
     app.add_exception_handler(Exception, on_crash)

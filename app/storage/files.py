@@ -20,7 +20,7 @@ def storage(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = "no space left" if error.errno in FULL else error.strerror or str(error)
+        cause = "no space left" if error.errno in FULL else error.strerror or "an unknown failure"
         raise StorageError(f"expected to store {what}, got: {cause}") from error
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from app.datasets.uploads import Limits, check, unpack
 from app.errors import ArgumentError, InputError
@@ -105,9 +105,16 @@ def test_upload_found_by_fuzzing_is_rejected(tmp_path, name):
     assert read_upload(tmp_path / "upload", {"labels": npy(LABELS), **FOUND[name]}) is not None
 
 
-def test_encapsulated_postscript_is_never_decoded_as_a_label_map(tmp_path):
+def test_encapsulated_postscript_reaches_no_ghostscript(tmp_path, monkeypatch):
+    called = tmp_path / "called"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {called}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     postscript = encoded(Image.fromarray(np.ones((8, 12), np.uint8)), "EPS")
     maps = {"a.png": LABEL_MAP, "b.png": postscript}
     files = {"images": archive(IMAGES), "labels": archive(maps)}
 
     assert read_upload(tmp_path / "upload", files) is ArgumentError
+    assert not called.exists()
