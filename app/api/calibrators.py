@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
+from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
 from app.api.schemas import Activation, CalibratorInfo, CalibratorList
-from app.evaluation.charts import reliability_curves, reliability_diagram
+from app.api.security import CSP, SVG_POLICY
 from app.storage.manifest import Manifest
 
 router = APIRouter(prefix="/calibrators", tags=["calibrators"])
@@ -13,7 +13,7 @@ SVG = "image/svg+xml"
 ZIP = "application/zip"
 
 
-@router.get("")
+@router.get("", dependencies=[TokenCheck])
 def calibrators(
     state: StateDep, segmenter: SegmenterDep, model: str | None = None
 ) -> CalibratorList:
@@ -23,26 +23,26 @@ def calibrators(
     return CalibratorList(calibrators=listed, damaged=damaged)
 
 
-@router.get("/{calibrator}")
+@router.get("/{calibrator}", dependencies=[TokenCheck])
 def calibrator(calibrator: str, state: StateDep) -> CalibratorInfo:
     """Return one calibrator version."""
     return describe(state, state.artifacts.find(calibrator))
 
 
-@router.get("/{calibrator}/report")
+@router.get("/{calibrator}/report", dependencies=[TokenCheck])
 def report(calibrator: str, state: StateDep) -> dict[str, object]:
     """Return the fit's report: metrics of all candidates, reliability curves, the decision."""
     return state.artifacts.report(state.artifacts.model_of(calibrator), calibrator)
 
 
-@router.get("/{calibrator}/reliability.svg", response_class=Response)
-def reliability(calibrator: str, state: StateDep) -> Response:
+@router.get("/{calibrator}/reliability.svg", response_class=Response, dependencies=[TokenCheck])
+async def reliability(calibrator: str, state: StateDep) -> Response:
     """Draw the reliability diagram, uncalibrated and calibrated, on the held-out images."""
-    document = state.artifacts.report(state.artifacts.model_of(calibrator), calibrator)
-    return Response(reliability_diagram(reliability_curves(document)), media_type=SVG)
+    body = await state.diagrams.svg(calibrator)
+    return Response(body, headers={CSP: SVG_POLICY}, media_type=SVG)
 
 
-@router.get("/{calibrator}/archive", response_class=Response)
+@router.get("/{calibrator}/archive", response_class=Response, dependencies=[TokenCheck])
 def archive(calibrator: str, state: StateDep) -> Response:
     """Download a version: manifest, parameters and report in a zip archive."""
     body = state.artifacts.archive(state.artifacts.model_of(calibrator), calibrator)

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
 from app.api.schemas import Problem
+from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
     ActiveCalibratorError,
     ArgumentError,
@@ -82,7 +83,8 @@ def problem(
     }  # fmt: skip
     if errors is not None:
         body["errors"] = errors
-    all_headers = {**HEADERS.get(status, {}), **(headers or {})}
+    # A 500 and a rejected request line pass no middleware.
+    all_headers = {**SECURITY_HEADERS, **HEADERS.get(status, {}), **(headers or {})}
     return JSONResponse(body, status, headers=all_headers, media_type=PROBLEM_JSON)
 
 

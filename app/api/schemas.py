@@ -27,11 +27,12 @@ class SegmentQuery(BaseModel):
     calibrator: str = Field(
         "active", description="A version id, `active`, or `none` for the plain softmax."
     )
-    min_confidence: float | SkipJsonSchema[None] = Field(
-        None, ge=0, le=1, description="Abstain below this confidence."
+    # With its bounds outside of the union, the OpenAPI document would not have them as bounds.
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | SkipJsonSchema[None] = Field(
+        None, description="Abstain below this confidence."
     )
-    max_error: float | SkipJsonSchema[None] = Field(
-        None, gt=0, lt=1, description="Abstain so that this error rate is kept, where certified."
+    max_error: Annotated[float, Field(gt=0, lt=1)] | SkipJsonSchema[None] = Field(
+        None, description="Abstain so that this error rate is kept, where certified."
     )
     tta: Literal["none", "flip", "multiscale"] = "none"
     include: str = Field("", description="Comma list of `mask`, `confidence`, `rle`.")

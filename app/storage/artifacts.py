@@ -176,6 +176,7 @@ class ArtifactStore:
         ActiveCalibratorError for a damaged version or pointer, with the last whole version in its
         message; that version is never used in place of the active one.
         """
+        version = None
         try:
             version = self.active_id(model)
             return None if version is None else self.load(model, version, model_sha256)
@@ -183,6 +184,8 @@ class ArtifactStore:
             self._log_once(f"the active calibrator of {model} can't be used: {error}")
             return None
         except (ArtifactError, NotFoundError) as error:
+            if self._replaced(model, version):  # and deleted, since the pointer was read
+                return self.active(model, model_sha256)
             message = (
                 f"expected a whole active calibrator of {model}, got damage: {error}; "
                 f"{self._repair(model, model_sha256)}"
@@ -326,6 +329,13 @@ class ArtifactStore:
                 if active is not None and history.last() != active:
                     history.append(timestamp(), active, "recovery", "found active after a crash")
             yield history
+
+    def _replaced(self, model: str, version: str | None) -> bool:
+        """Return whether another version than `version` is active by now."""
+        try:
+            return version is not None and self.active_id(model) != version
+        except ArtifactError:
+            return False
 
     def _log_once(self, message: str) -> None:
         if message not in self._logged:

@@ -200,6 +200,14 @@ def test_invalid_upload_is_rejected(service, files, fields, status, detail):
 
 
 @pytest.mark.usefixtures("no_new_jobs")
+def test_option_in_the_query_is_rejected(service):
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = service.post("/calibrate?method=temperature", content=b"", headers=ADMIN | kind)
+
+    assert_problem(answer, 422, r"expected options as form fields, got \['method'\] in the query")
+
+
+@pytest.mark.usefixtures("no_new_jobs")
 @pytest.mark.parametrize(
     ("kind", "body", "status", "detail"),
     [

@@ -336,6 +336,23 @@ def test_openapi_names_the_paths(client):
     }  # fmt: skip
 
 
+def keys_of(value: object) -> set[str]:
+    """Return the keys of all objects of a JSON document."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+def test_openapi_has_bounds_in_the_words_of_json_schema(client):
+    document = client.get("/openapi.json").json()
+    query = {p["name"]: p["schema"] for p in document["paths"]["/segment"]["post"]["parameters"]}
+
+    assert keys_of(document).isdisjoint({"ge", "gt", "le", "lt"})
+    assert (query["min_confidence"]["minimum"], query["min_confidence"]["maximum"]) == (0, 1)
+    bounds = query["max_error"]["exclusiveMinimum"], query["max_error"]["exclusiveMaximum"]
+    assert bounds == (0, 1)
+
+
 def test_unparsable_form_gives_an_error_message(client):
     kind = {"Content-Type": "multipart/form-data; boundary=zzz"}
     answer = client.post("/segment", content=b"hello", headers=kind)

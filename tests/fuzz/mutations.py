@@ -55,7 +55,9 @@ def overwrite_integer(data: bytes, draw: random.Random) -> bytes:
     size = draw.choice((1, 2, 4, 8))
     value = draw.choice((0, 1, 1 << 8 * size - 1, (1 << 8 * size - 1) - 1, (1 << 8 * size) - 1))
     place = _place(data, draw)
-    return data[:place] + value.to_bytes(size, draw.choice(("little", "big"))) + data[place + size :]
+    return (
+        data[:place] + value.to_bytes(size, draw.choice(("little", "big"))) + data[place + size :]
+    )
 
 
 def replace_number(data: bytes, draw: random.Random) -> bytes:

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from app.calibration.drift import Reference
-from app.errors import ActiveCalibratorError, ArtifactError
+from app.errors import ActiveCalibratorError, ArtifactError, NotFoundError
 from app.storage.artifacts import ArtifactStore
+from app.storage.manifest import (
+    StoredCalibrator,
+    read_file,
+    read_manifest,
+    read_report,
+    read_version,
+)
 from tests.storage.test_artifacts import SHA, halving, manifest, publish, publish_earlier
 
 BRACKETS = b"[" * 100_000
@@ -177,6 +184,36 @@ def test_damage_stays_with_its_model(store, tmp_path):
     assert store.scan("wide") == ([active.manifest], {})
     with pytest.raises(ActiveCalibratorError):
         store.active("tiny", SHA)
+
+
+def test_version_deleted_while_it_is_read_is_not_found(store, version):
+    described = read_manifest(version)
+    store.delete("tiny", version.name)
+    for read in (
+        lambda: read_version(version),
+        lambda: read_file(version, described, "calibrator.safetensors"),
+        lambda: read_report(version, described),
+        lambda: store.archive("tiny", version.name),
+    ):
+        with pytest.raises(NotFoundError, match=version.name):
+            read()
+
+
+def test_version_replaced_and_deleted_while_it_is_read_is_no_damage(store, tmp_path, monkeypatch):
+    first, second = publish(store), publish(store)
+    store.activate("tiny", first, "better", by="a test")
+    load = store.load
+
+    def load_late(model: str, version: str, sha256: str) -> StoredCalibrator:
+        if version == first:
+            ArtifactStore(tmp_path).activate("tiny", second, "meanwhile", by="a test")
+            ArtifactStore(tmp_path).delete("tiny", first)
+        return load(model, version, sha256)
+
+    monkeypatch.setattr(store, "load", load_late)
+    active = store.active("tiny", SHA)
+    assert active is not None
+    assert active.manifest.id == second
 
 
 def test_damaged_version_can_be_deleted(store, tmp_path):
