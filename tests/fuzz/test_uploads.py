@@ -59,7 +59,7 @@ def read_upload(folder: Path, files: dict[str, bytes]) -> type[Exception] | None
     except InputError as error:
         rejected = error
     assert str(folder) not in str(rejected)
-    return rejected and type(rejected)
+    return type(rejected) if rejected else None
 
 
 @pytest.mark.parametrize("kind", FIELDS)

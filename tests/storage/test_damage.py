@@ -208,7 +208,8 @@ def test_version_replaced_and_deleted_while_it_is_read_is_no_damage(store, tmp_p
         if version == first:
             ArtifactStore(tmp_path).activate("tiny", second, "meanwhile", by="a test")
             ArtifactStore(tmp_path).delete("tiny", first)
-        return load(model, version, sha256)
+        stored: StoredCalibrator = load(model, version, sha256)
+        return stored
 
     monkeypatch.setattr(store, "load", load_late)
     active = store.active("tiny", SHA)
