@@ -29,7 +29,7 @@ from app.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from app.storage.files import FULL
+from app.storage.files import is_full
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ async def on_disconnect(request: Request, _error: Exception) -> JSONResponse:
 async def on_system_error(request: Request, error: Exception) -> JSONResponse:
     """Respond with 507 to a full disk, such as that of temporary files; with 500 to the others."""
     assert isinstance(error, OSError)  # noqa: S101
-    if error.errno not in FULL:
+    if not is_full(error):
         return await on_crash(request, error)
     log.error("no space left on %s %s", request.method, request.url.path, exc_info=error)
     return problem(507, "expected room for temporary files, got: no space left")
