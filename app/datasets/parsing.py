@@ -35,7 +35,7 @@ def parsing(what: str) -> Iterator[None]:
     except MemoryError as error:
         raise TooLargeError(f"expected {what} that fits in memory, got a larger one") from error
     except Exception as error:
-        log.warning("%s was rejected by its parser", what, exc_info=error)
+        log.info("%s was rejected by its parser", what, exc_info=error)
         raise UndecodableError(
             f"expected {what} whose files are whole, got one that can't be read "
             f"({type(error).__name__})"

@@ -330,6 +330,11 @@ class ArtifactStore:
                     history.append(timestamp(), active, "recovery", "found active after a crash")
             yield history
 
+    def _last_used_first(self, model: str) -> Iterator[str]:
+        """Yield the ids of the activated versions, latest activation first, then of all others."""
+        yield from History(self._folder(model) / "history.jsonl").newest_first()
+        yield from (manifest.id for manifest in self.versions(model))
+
     def _replaced(self, model: str, version: str | None) -> bool:
         """Return whether another version than `version` is active by now."""
         try:
@@ -344,9 +349,7 @@ class ArtifactStore:
 
     def _repair(self, model: str, model_sha256: str) -> str:
         """Return the sentence that names the last whole version and the ways to use it."""
-        history = History(self._folder(model) / "history.jsonl")
-        newest = (manifest.id for manifest in self.versions(model))
-        for version in (*history.newest_first(), *newest):
+        for version in self._last_used_first(model):
             try:
                 self.load(model, version, model_sha256)
             except SegcalError:

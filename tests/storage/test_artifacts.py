@@ -213,13 +213,26 @@ def change(path: Path, **entries: object) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:50]),
         lambda path: path.write_text("[]"),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_bytes(b"\xff" * 50),
         lambda path: path.unlink(),
         lambda path: change(path, format="another"),
         lambda path: change(path, format_version=2),
         lambda path: change(path, id=new_id("temperature")),
         lambda path: change(path, num_classes="three"),
     ],
-    ids=["empty", "cut", "list", "gone", "format", "version", "id", "type"],
+    ids=[
+        "empty",
+        "cut",
+        "list",
+        "brackets",
+        "above 127",
+        "gone",
+        "format",
+        "version",
+        "id",
+        "type",
+    ],
 )
 def test_damaged_manifest_is_rejected_and_not_listed(store, tmp_path, damage):
     whole, damaged = publish(store), publish_earlier(store, tmp_path)
