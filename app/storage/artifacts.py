@@ -179,7 +179,11 @@ class ArtifactStore:
         version = None
         try:
             version = self.active_id(model)
-            return None if version is None else self.load(model, version, model_sha256)
+            if version is None:
+                return None
+            if not (self._folder(model) / version).is_dir():  # a ConflictError for another model's
+                raise NotFoundError(f"expected the id of a calibrator of {model}, got {version}")  # noqa: TRY301
+            return self.load(model, version, model_sha256)
         except ConflictError as error:
             self._log_once(f"the active calibrator of {model} can't be used: {error}")
             return None

@@ -147,6 +147,15 @@ def test_no_version_is_deleted_while_the_active_one_is_unknown(store, tmp_path, 
     assert store.load("tiny", version, SHA)
 
 
+def test_pointer_to_a_version_of_another_model_is_damage(store, tmp_path):
+    ours, theirs = publish(store), publish(store, model="wide")
+    store.activate("tiny", ours, "better", by="a test")
+    (tmp_path / "tiny" / "active").write_text(f"{theirs}\n")
+
+    with pytest.raises(ActiveCalibratorError, match=f"got {theirs}; the last whole one is {ours}"):
+        store.active("tiny", SHA)
+
+
 def test_last_whole_version_is_named_and_not_used(store, tmp_path):
     oldest, previous, unused, active = (
         publish(store, id=f"2026010{day}T000000Z-temperature") for day in (1, 2, 3, 4)
