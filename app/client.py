@@ -132,11 +132,11 @@ class Client:
         names = sorted(model["name"] for model in models)
         raise InputError(f"expected one of the models {names}, got none by name and no default")
 
-    def calibrators(self, model: str | None) -> list[Calibrator]:
-        """List the versions of a model, newest first."""
+    def calibrators(self, model: str | None) -> tuple[list[Calibrator], dict[str, str]]:
+        """List the versions of a model, newest first, and the damage of the others by id."""
         query = {"model": model} if model else {}
-        versions: list[Calibrator] = self._json("GET", "calibrators", params=query)["calibrators"]
-        return versions
+        body = self._json("GET", "calibrators", params=query)
+        return body["calibrators"], body.get("damaged", {})
 
     def calibrator(self, version: str) -> Calibrator:
         """Return the record of one version."""

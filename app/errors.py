@@ -17,6 +17,7 @@ SegcalError
     ├── SettingsError         an environment variable with an invalid value
     ├── ModelError            a model folder that can't be served
     └── ArtifactError         a stored calibrator that is damaged or does not fit
+        └── ActiveCalibratorError  the active calibrator is damaged
 """
 
 
@@ -86,3 +87,7 @@ class ModelError(SetupError):
 
 class ArtifactError(SetupError):
     """A stored calibrator is damaged or does not fit."""
+
+
+class ActiveCalibratorError(ArtifactError):
+    """The active calibrator of a model, or the pointer to it, is damaged."""

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import calibrate, calibrators, problem_details, results, segment, server, system
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
+from app.api.diagrams import Diagrams
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
@@ -20,6 +22,7 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.security import SecurityHeadersMiddleware
 from app.errors import ModelError, SettingsError
 from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
@@ -37,6 +40,9 @@ log = logging.getLogger(__name__)
 
 WORKERS = 2  # concurrent requests, each on half of the threads
 GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
+EXPOSED_HEADERS = [
+    "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
+]  # fmt: skip
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
 
@@ -49,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     check_models(settings)
     drift = DriftMonitor(DriftPolicy(settings.drift_window, settings.drift_patience))
+    artifacts = ArtifactStore(settings.artifacts_dir)
     state = State(
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
@@ -57,7 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
         metrics=ServiceMetrics(drift),
         drift=drift,
-        artifacts=ArtifactStore(settings.artifacts_dir),
+        artifacts=artifacts,
+        diagrams=Diagrams(artifacts),
         jobs=Jobs(settings),
     )
 
@@ -78,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Segmentation with confidence you can act on",
         lifespan=lifespan,
         docs_url=None,
+        redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,
         responses=problem_details.ANSWERS,
     )
@@ -91,6 +100,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(DrainBodyMiddleware)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=state.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    app.add_middleware(SecurityHeadersMiddleware)
     for routes in (segment, results, calibrators, calibrate):
         app.include_router(routes.router)
     system.install(app)
@@ -109,7 +127,7 @@ def load_models(state: State) -> None:
         predictors, refused = open_models(state.settings, state.admission.active_requests)
     except Exception as error:
         log.exception("loading models failed")
-        state.readiness.reason = f"loading models failed: {error}"
+        state.readiness.reason = f"loading models failed ({type(error).__name__}), see the log"
         return
     state.readiness.refused.update(refused)
     if not predictors:
@@ -145,7 +163,8 @@ def open_models(
             )
         except ModelError as error:
             log.warning("refused model %s: %s", path.name, error)
-            refused[path.name] = str(error)
+            # Clients read it in /models, so that paths are given below the folder of models.
+            refused[path.name] = str(error).replace(f"{settings.models_dir}/", "")
     # Threads of concurrent torch calls wait for each other by spinning; ONNX Runtime has its own.
     in_torch = any(p.folder.path.suffix != ".onnx" for p in predictors.values())
     torch.set_num_threads(settings.threads if in_torch else 1)

@@ -17,7 +17,7 @@ from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover
 from app.calibration.report import build_report
 from app.calibration.selection import ALPHA, Outcome, fit
-from app.errors import ArgumentError
+from app.errors import ActiveCalibratorError, ArgumentError
 from app.inference.model_card import ModelFolder
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
@@ -74,7 +74,7 @@ def calibrate(
     `by` is who or what started the fit, for the store's history. Raises ArgumentError for a set
     that does not fit the method or the active version, and StorageError.
     """
-    active = store.active(folder.card.name, folder.sha256)
+    active = comparable_version(store, folder)
     if active is not None:
         first = data[0]
         require_comparable(active, images=first.image is not None, maps=first.labels.ndim == 2)
@@ -83,6 +83,17 @@ def calibrate(
     decision = decide_activation(outcome, activate, active.manifest.id if active else None)
     context.progress(PUBLISHING, 1.0)
     return publish_version(store, build_manifest(folder, outcome, note), outcome, decision, by)
+
+
+def comparable_version(store: ArtifactStore, folder: ModelFolder) -> StoredCalibrator | None:
+    """Load the active version that a fit is compared with; None for a damaged one as well.
+
+    A new fit is one way to repair the damage, which must not prevent it.
+    """
+    try:
+        return store.active(folder.card.name, folder.sha256)
+    except ActiveCalibratorError:
+        return None
 
 
 def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
@@ -176,14 +187,14 @@ def publish_version(
     Raises StorageError.
     """
     document = build_report(outcome, decision.activate, decision.reason)
-    store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
+    manifest = store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if decision.activate:
         store.activate(manifest.model, manifest.id, decision.reason, by)
     return PublishedCalibrator(manifest, document, decision.activate)
 
 
 def build_manifest(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:
-    """Build the manifest of a new version, with a new id and the current time."""
+    """Build the manifest of a new version, with the current time."""
     metrics = outcome.chosen.evaluation.result()
     return Manifest(
         id=new_id(outcome.chosen.method),

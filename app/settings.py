@@ -1,6 +1,8 @@
 """Settings of the service, read once from environment variables with the prefix `SEGCAL_`."""
 
 import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +12,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.errors import SettingsError
 
 MEBI = 1 << 20
+PREFIX = "SEGCAL_"
+CLIENT_VARIABLES = {"SEGCAL_TOKEN"}  # read by the command line
+# Set by Kubernetes in all containers beside a Service named "segcal".
+SERVICE_LINK = re.compile(r"SEGCAL_(SERVICE_(HOST|PORT\w*)|PORT(_[0-9]+_\w+)?)")
+ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 
 
 def available_cores() -> int:
@@ -31,7 +38,7 @@ class Settings(BaseSettings):
     """Settings; the variable of a field is its name in capitals with the prefix."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SEGCAL_", frozen=True, extra="ignore", env_ignore_empty=True
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True
     )
 
     models_dir: Path = Path("models")
@@ -39,12 +46,15 @@ class Settings(BaseSettings):
     default_model: str | None = None
     admin_token: str | None = Field(None, min_length=8)
     api_tokens: Annotated[tuple[str, ...], NoDecode] = ()
+    metrics_token: str | None = Field(None, min_length=8)
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     max_upload_bytes: int = Field(32 * MEBI, ge=1)
     max_calibration_bytes: int = Field(8192 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
     upload_timeout_s: float = Field(30.0, gt=0)
     queue_limit: int = Field(64, ge=1)
     job_limit: int = Field(8, ge=1)
+    retry_bytes: int = Field(16384 * MEBI, ge=0)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
     threads: int = Field(default_factory=available_cores, ge=1)
@@ -70,14 +80,39 @@ class Settings(BaseSettings):
             raise ValueError("expected tokens separated by commas")
         return tokens
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        """Split a comma-separated list; raises ValueError for an entry that no browser sends."""
+        if not isinstance(value, str):
+            return value
+        origins = tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        if not origins or not all(ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("expected origins such as https://example.org, separated by commas")
+        return origins
+
+
+def check_names() -> None:
+    """Raise SettingsError for a variable with the prefix that is no setting: it has no effect."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
+    for name, value in os.environ.items():
+        if not value or not name.upper().startswith(PREFIX) or name.upper() in known:
+            continue
+        if SERVICE_LINK.fullmatch(name) and (name != "SEGCAL_PORT" or "://" in value):
+            continue
+        close = get_close_matches(name.upper(), known, n=1)
+        hint = f", such as {close[0]}" if close else ""
+        raise SettingsError(f"{name}: expected a setting of this release{hint}, got no such one")
+
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings; raises SettingsError naming the variable of a wrong value."""
+    """Read the settings; raises SettingsError naming the variable of a wrong value or name."""
+    check_names()
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        name = "SEGCAL_" + str(first["loc"][0]).upper()
+        name = PREFIX + str(first["loc"][0]).upper()
         # Tokens must not be logged, so the chained error, which contains them, is dropped.
         got = "a secret" if name.endswith(("TOKEN", "TOKENS")) else repr(first["input"])
         raise SettingsError(f"{name}: {first['msg']}, got {got}") from None

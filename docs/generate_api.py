@@ -23,7 +23,9 @@ Generated from the OpenAPI document by `make docs`; do not edit. A running servi
 document at `/openapi.json` and as a page at `/docs`.
 
 - Tokens are sent as `Authorization: Bearer TOKEN`. An operation marked *admin token* needs the
-  admin token. One marked *API token* needs a token only where `SEGCAL_API_TOKENS` is set.
+  admin token. One marked *API token* needs an API token or the admin token where
+  `SEGCAL_API_TOKENS` is set. One marked *metrics token* needs that token or the admin token where
+  `SEGCAL_METRICS_TOKEN` is set, else it is as one marked *API token*.
 - Every answer of 400 and above is `{PROBLEM}` (RFC 9457) with `type`, `title`,
   `status` and `detail`, and with `errors` for 422. Its status codes are listed
   [at the end](#errors).
@@ -39,25 +41,20 @@ ERRORS = """\
 | 405 | the path takes other methods, named in `Allow` |
 | 406 | no media type of `Accept` is offered |
 | 408 | the body arrives too slowly |
-| 409 | conflict: no certified threshold, version active, job ended, other model hash |
+| 409 | conflict: no certified threshold, version active, job ended, damaged version |
 | 413 | too many bytes or pixels |
 | 415 | wrong media type |
 | 422 | wrong argument, shape, label value or class count; logits with NaN |
 | 429 | queue full; with `Retry-After` |
-| 503 | starting or shutting down; with `Retry-After` |
+| 503 | starting or shutting down, or the active calibrator is damaged; with `Retry-After` |
 | 507 | disk full |
 | 500 | internal error; the log has the details |
 """
-# JSON Schema's keywords, and the names that pydantic writes for fields outside of it.
 BOUNDS = {
     "minimum": ">=",
-    "ge": ">=",
     "exclusiveMinimum": ">",
-    "gt": ">",
     "maximum": "<=",
-    "le": "<=",
     "exclusiveMaximum": "<",
-    "lt": "<",
     "maxLength": "length <=",
 }
 # Media types of responses whose content the document leaves out, by the end of their path.
@@ -69,7 +66,11 @@ MEDIA = {
     "/metrics": "text/plain",
 }
 FILES = (".png", ".npz", ".svg")
-SECURITY = {"api_token": "API token", "admin_token": "admin token"}
+SECURITY = {
+    "api_token": "API token",
+    "metrics_token": "metrics token",
+    "admin_token": "admin token",
+}
 
 Schema = Mapping[str, Any]
 

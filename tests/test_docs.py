@@ -14,6 +14,9 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 CODE_PATH = re.compile(r"`((?:app|docs|tests|training|benchmarks)/[\w/.]*)`")
 
 
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+
+
 def name_of(path: Path) -> str:
     """Return a document's path below the repository's root."""
     return str(path.relative_to(ROOT))
@@ -27,6 +30,15 @@ def test_every_setting_is_in_the_table():
     text = (ROOT / "docs" / "run.md").read_text("utf-8")
     documented = set(re.findall(r"^\| `SEGCAL_(\w+)` \|", text, flags=re.MULTILINE))
     assert documented == {name.upper() for name in Settings.model_fields}
+
+
+def test_tests_of_the_threat_model_exist():
+    text = (ROOT / "docs" / "security.md").read_text("utf-8")
+    threats = text.partition("## Threats")[2].splitlines()
+    rows = [line for line in threats if line.startswith("|")][2:]
+    assert [row for row in rows if not NAMED_TEST.search(row)] == []
+    for path, name in NAMED_TEST.findall(text):
+        assert f"def {name}(" in (ROOT / path).read_text("utf-8"), f"{path}::{name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

@@ -7,8 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.errors import SettingsError
+from app.jobs.process import SECRETS
 from app.main import create_app
-from app.settings import available_cores, load_settings
+from app.settings import Settings, available_cores, load_settings
 from tests.factories.models import write_onnx_model
 
 
@@ -34,6 +35,9 @@ def test_defaults_serve_the_bundled_model_to_everyone():
         ("MAX_UPLOAD_BYTES", "1000", 1000),
         ("MAX_CALIBRATION_BYTES", "1000", 1000),
         ("MAX_PIXELS", "1000", 1000),
+        ("METRICS_TOKEN", "for-metrics", "for-metrics"),
+        ("CORS_ORIGINS", "https://a.example, *", ("https://a.example", "*")),
+        ("RETRY_BYTES", "0", 0),
         ("JOB_LIMIT", "3", 3),
         ("FIT_THREADS", "3", 3),
         ("QUEUE_LIMIT", "1", 1),
@@ -57,6 +61,8 @@ def test_variable_sets_its_setting(monkeypatch, name, value, expected):
         ("MAX_PIXELS", "1.5"), ("QUEUE_LIMIT", "many"), ("QUEUE_LIMIT", "0"),
         ("UPLOAD_TIMEOUT_S", "0"),
         ("RESULT_TTL_S", "-1"), ("RESULT_TTL_S", "nan"), ("RESULT_TTL_S", "10m"),
+        ("CORS_ORIGINS", "a.example"), ("CORS_ORIGINS", "https://a.example/path"),
+        ("CORS_ORIGINS", ","), ("RETRY_BYTES", "-1"),
         ("RESULT_BYTES", "-1"), ("THREADS", "0"), ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
     ],
 )  # fmt: skip
@@ -65,6 +71,35 @@ def test_invalid_value_is_rejected_by_name_and_value(monkeypatch, name, value):
 
     with pytest.raises(SettingsError, match=rf"^SEGCAL_{name}: .*, got '{value}'$"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("SEGCAL_MAX_PIXEL", "SEGCAL_MAX_PIXELS"), ("SEGCAL_API_TOKEN", "SEGCAL_API_TOKENS"),
+     ("segcal_thread", "SEGCAL_THREADS"), ("SEGCAL_XYZZY", ""), ("SEGCAL_PORT", "")],
+)  # fmt: skip
+def test_unknown_variable_stops_the_start(monkeypatch, name, close):
+    monkeypatch.setenv(name, "9000")
+
+    with pytest.raises(SettingsError, match=rf"^{name}: expected a setting .*{close}, got no such"):
+        load_settings()
+
+
+def test_variables_of_the_command_line_and_of_kubernetes_are_no_settings(monkeypatch):
+    plain = load_settings()
+    monkeypatch.setenv("SEGCAL_TOKEN", "of the command line")
+    monkeypatch.setenv("SEGCAL_UNKNOWN", "")
+    # Of a Service named "segcal" in the same namespace.
+    monkeypatch.setenv("SEGCAL_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SEGCAL_SERVICE_PORT_HTTP", "8000")
+    monkeypatch.setenv("SEGCAL_PORT", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("SEGCAL_PORT_8000_TCP_ADDR", "10.0.0.1")
+
+    assert load_settings() == plain
+
+
+def test_no_token_is_sent_to_a_fit(monkeypatch):
+    assert {name for name in Settings.model_fields if "token" in name} == SECRETS
 
 
 @pytest.mark.parametrize("name", ["DEFAULT_MODEL", "API_TOKENS", "THREADS", "DEVICE"])
@@ -100,7 +135,9 @@ def test_missing_default_model_stops_the_start(tmp_path: Path):
         create_app(load_settings(models_dir=tmp_path, default_model="street"))
 
 
-@pytest.mark.parametrize(("name", "value"), [("ADMIN_TOKEN", "hush"), ("API_TOKENS", ",")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ADMIN_TOKEN", "hush"), ("METRICS_TOKEN", "hush"), ("API_TOKENS", ",")]
+)
 def test_error_for_invalid_token_names_variable_without_value(monkeypatch, name, value):
     monkeypatch.setenv(f"SEGCAL_{name}", value)
     with pytest.raises(SettingsError, match=rf"^SEGCAL_{name}: .*, got a secret$") as refused:

@@ -2,6 +2,7 @@
 
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
+from app.api.diagrams import Diagrams
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
@@ -9,14 +10,17 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.security import SecurityHeadersMiddleware
 
 __all__ = [
     "Admission",
     "BodySizeMiddleware",
+    "Diagrams",
     "DrainBodyMiddleware",
     "HeadMiddleware",
     "MetricsMiddleware",
     "Readiness",
+    "SecurityHeadersMiddleware",
     "ServiceMetrics",
     "State",
     "UploadTimeoutMiddleware",

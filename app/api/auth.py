@@ -4,7 +4,7 @@ import logging
 import secrets
 from pathlib import Path
 
-from app.errors import UnauthorizedError
+from app.errors import SettingsError, UnauthorizedError
 from app.storage.files import locked, replace_file
 
 log = logging.getLogger(__name__)
@@ -37,11 +37,18 @@ def admin_token(configured: str | None, folder: Path) -> str:
 
 
 def _read_token(path: Path) -> str | None:
-    """Read the stored token; None where the file is missing or empty."""
+    """Read the stored token; None where the file is missing or empty.
+
+    Raises SettingsError for a damaged one.
+    """
     try:
         return path.read_text("ascii").strip() or None
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{path}: expected a token in ASCII, got other bytes; delete it to have one created"
+        ) from error
 
 
 def check(authorization: str, tokens: tuple[str, ...]) -> None:

@@ -12,14 +12,19 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse
 from pydantic import ValidationError
 
-from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
+from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
 from app.api.multipart import write_multipart
 from app.api.schemas import CalibrateForm, JobInfo, JobList
 from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack
 from app.errors import ArgumentError, NotFoundError
 from app.inference.model_card import ModelFolder
 from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
-from app.recalibration import candidates, require_comparable, require_inputs
+from app.recalibration import (
+    candidates,
+    comparable_version,
+    require_comparable,
+    require_inputs,
+)
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])
 
@@ -63,6 +68,8 @@ async def calibrate(
     never split between fit and test. With `augmentation=corruptions` the fit also uses copies of
     the images with fog, darkness, rain, noise, blur and low contrast.
     """
+    if misplaced := sorted(request.query_params):
+        raise ArgumentError(f"expected options as form fields, got {misplaced} in the query")
     incoming = await anyio.to_thread.run_sync(state.jobs.reserve)
     try:
         texts = await write_multipart(
@@ -80,19 +87,19 @@ async def calibrate(
     return describe(state, job)
 
 
-@router.get("")
+@router.get("", dependencies=[TokenCheck])
 def jobs(state: StateDep) -> JobList:
     """List all jobs, newest first."""
     return JobList(jobs=[describe(state, job) for job in state.jobs.files.all()])
 
 
-@router.get("/{job}")
+@router.get("/{job}", dependencies=[TokenCheck])
 def job(job: JobDep, state: StateDep) -> JobInfo:
     """Return a job's status, and its report once it has succeeded."""
     return describe(state, job)
 
 
-@router.get("/{job}/events", response_class=EventSourceResponse)
+@router.get("/{job}/events", response_class=EventSourceResponse, dependencies=[TokenCheck])
 async def events(job: JobDep, state: StateDep) -> AsyncIterator[JobInfo]:
     """Send a job's status as server-sent events, with every change and until the job ends."""
     sent = None
@@ -153,7 +160,7 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     images = has_images(incoming / UPLOAD)
     if not images:
         require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)
-    active = state.artifacts.active(folder.card.name, folder.sha256)
+    active = comparable_version(state.artifacts, folder)
     if active is not None:
         require_comparable(active, images=images, maps=contents.maps)
     model = {"model": folder.card.name, "model_sha256": folder.sha256}

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
+from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
 from app.api.schemas import Activation, CalibratorInfo, CalibratorList
-from app.evaluation.charts import reliability_curves, reliability_diagram
+from app.api.security import CSP, SVG_POLICY
 from app.storage.manifest import Manifest
 
 router = APIRouter(prefix="/calibrators", tags=["calibrators"])
@@ -13,39 +13,39 @@ SVG = "image/svg+xml"
 ZIP = "application/zip"
 
 
-@router.get("")
+@router.get("", dependencies=[TokenCheck])
 def calibrators(
     state: StateDep, segmenter: SegmenterDep, model: str | None = None
 ) -> CalibratorList:
-    """List a model's calibrator versions, newest first."""
-    name = segmenter.predictor(model).folder.card.name
-    versions = state.artifacts.versions(name)
-    return CalibratorList(calibrators=[describe(state, manifest) for manifest in versions])
+    """List a model's calibrator versions, newest first, and the damage of each damaged one."""
+    versions, damaged = state.artifacts.scan(segmenter.predictor(model).folder.card.name)
+    listed = [describe(state, manifest) for manifest in versions]
+    return CalibratorList(calibrators=listed, damaged=damaged)
 
 
-@router.get("/{calibrator}")
+@router.get("/{calibrator}", dependencies=[TokenCheck])
 def calibrator(calibrator: str, state: StateDep) -> CalibratorInfo:
     """Return one calibrator version."""
     return describe(state, state.artifacts.find(calibrator))
 
 
-@router.get("/{calibrator}/report")
+@router.get("/{calibrator}/report", dependencies=[TokenCheck])
 def report(calibrator: str, state: StateDep) -> dict[str, object]:
     """Return the fit's report: metrics of all candidates, reliability curves, the decision."""
-    return state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
+    return state.artifacts.report(state.artifacts.model_of(calibrator), calibrator)
 
 
-@router.get("/{calibrator}/reliability.svg", response_class=Response)
-def reliability(calibrator: str, state: StateDep) -> Response:
+@router.get("/{calibrator}/reliability.svg", response_class=Response, dependencies=[TokenCheck])
+async def reliability(calibrator: str, state: StateDep) -> Response:
     """Draw the reliability diagram, uncalibrated and calibrated, on the held-out images."""
-    document = state.artifacts.report(state.artifacts.find(calibrator).model, calibrator)
-    return Response(reliability_diagram(reliability_curves(document)), media_type=SVG)
+    body = await state.diagrams.svg(calibrator)
+    return Response(body, headers={CSP: SVG_POLICY}, media_type=SVG)
 
 
-@router.get("/{calibrator}/archive", response_class=Response)
+@router.get("/{calibrator}/archive", response_class=Response, dependencies=[TokenCheck])
 def archive(calibrator: str, state: StateDep) -> Response:
     """Download a version: manifest, parameters and report in a zip archive."""
-    body = state.artifacts.archive(state.artifacts.find(calibrator).model, calibrator)
+    body = state.artifacts.archive(state.artifacts.model_of(calibrator), calibrator)
     headers = {"Content-Disposition": f'attachment; filename="{calibrator}.zip"'}
     return Response(body, media_type=ZIP, headers=headers)
 
@@ -66,11 +66,11 @@ def activate(
 @router.delete("/{calibrator}", status_code=204, dependencies=[AdminCheck])
 def delete(calibrator: str, state: StateDep) -> None:
     """Delete a version that is not active."""
-    state.artifacts.delete(state.artifacts.find(calibrator).model, calibrator)
+    state.artifacts.delete(state.artifacts.model_of(calibrator), calibrator)
 
 
 def describe(state: State, manifest: Manifest) -> CalibratorInfo:
     """Return a version's manifest, and whether it is active and stale."""
-    active = state.artifacts.active_id(manifest.model) == manifest.id
+    active = state.artifacts.is_active(manifest)
     stale = state.drift.is_stale(manifest.model, manifest.id)
     return CalibratorInfo(**manifest.model_dump(), active=active, stale=stale)

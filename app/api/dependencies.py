@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from app.api import auth as tokens
+from app.api.diagrams import Diagrams
 from app.api.metrics import ServiceMetrics
 from app.errors import BusyError, UnavailableError
 from app.inference.threads import ActiveRequests
@@ -27,6 +28,11 @@ T = TypeVar("T")
 # Security schemes of the OpenAPI document only; `tokens.check` reads the header.
 API_TOKEN = HTTPBearer(
     scheme_name="api_token", description="Where SEGCAL_API_TOKENS is set.", auto_error=False
+)
+METRICS_TOKEN = HTTPBearer(
+    scheme_name="metrics_token",
+    description="Where SEGCAL_METRICS_TOKEN or SEGCAL_API_TOKENS is set.",
+    auto_error=False,
 )
 ADMIN_TOKEN = HTTPBearer(scheme_name="admin_token", auto_error=False)
 
@@ -96,6 +102,7 @@ class State:
     metrics: ServiceMetrics
     drift: DriftMonitor
     artifacts: ArtifactStore
+    diagrams: Diagrams
     jobs: Jobs
 
 
@@ -126,6 +133,22 @@ async def check_token(
         )
 
 
+async def check_metrics(
+    request: Request,
+    state: Annotated[State, Depends(get_state)],
+    _scheme: Annotated[object, Depends(METRICS_TOKEN)],
+) -> None:
+    """Require the metrics token or the admin token, where a metrics token is configured.
+
+    Without one the rule is that of `check_token`.
+    """
+    settings = state.settings
+    accepted = (settings.metrics_token,) if settings.metrics_token else settings.api_tokens
+    if accepted:
+        authorization = request.headers.get("authorization", "")
+        tokens.check(authorization, (*accepted, state.admin_token))
+
+
 async def check_admin(
     request: Request,
     state: Annotated[State, Depends(get_state)],
@@ -138,4 +161,5 @@ async def check_admin(
 StateDep = Annotated[State, Depends(get_state)]
 SegmenterDep = Annotated[Segmenter, Depends(get_segmenter)]
 TokenCheck = Depends(check_token)
+MetricsCheck = Depends(check_metrics)
 AdminCheck = Depends(check_admin)

@@ -12,8 +12,11 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
 from app.api.schemas import Problem
+from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
+    ActiveCalibratorError,
     ArgumentError,
+    ArtifactError,
     BusyError,
     ConflictError,
     InputError,
@@ -26,6 +29,7 @@ from app.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from app.storage.files import is_full
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +45,13 @@ STATUS: dict[type[BaseException], int] = {
     NotFoundError: 404,
     TooSlowError: 408,
     ConflictError: 409,
+    ArtifactError: 409,  # the same request succeeds once the version is restored
     TooLargeError: 413,
     MediaTypeError: 415,
     ArgumentError: 422,
     BusyError: 429,
     UnavailableError: 503,
+    ActiveCalibratorError: 503,
     StorageError: 507,
 }
 # Error responses of every operation in the OpenAPI document.
@@ -77,7 +83,8 @@ def problem(
     }  # fmt: skip
     if errors is not None:
         body["errors"] = errors
-    all_headers = {**HEADERS.get(status, {}), **(headers or {})}
+    # A 500 and a rejected request line pass no middleware.
+    all_headers = {**SECURITY_HEADERS, **HEADERS.get(status, {}), **(headers or {})}
     return JSONResponse(body, status, headers=all_headers, media_type=PROBLEM_JSON)
 
 
@@ -153,6 +160,15 @@ async def on_disconnect(request: Request, _error: Exception) -> JSONResponse:
     return problem(400, "expected a complete body, got one that breaks off")
 
 
+async def on_system_error(request: Request, error: Exception) -> JSONResponse:
+    """Respond with 507 to a full disk, such as that of temporary files; with 500 to the others."""
+    assert isinstance(error, OSError)  # noqa: S101
+    if not is_full(error):
+        return await on_crash(request, error)
+    log.error("no space left on %s %s", request.method, request.url.path, exc_info=error)
+    return problem(507, "expected room for temporary files, got: no space left")
+
+
 async def on_crash(request: Request, error: Exception) -> JSONResponse:
     """Respond with 500 to an unexpected exception; its traceback is logged only."""
     log.error("crashed on %s %s", request.method, request.url.path, exc_info=error)
@@ -165,4 +181,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(OSError, on_system_error)
     app.add_exception_handler(Exception, on_crash)

@@ -27,11 +27,12 @@ class SegmentQuery(BaseModel):
     calibrator: str = Field(
         "active", description="A version id, `active`, or `none` for the plain softmax."
     )
-    min_confidence: float | SkipJsonSchema[None] = Field(
-        None, ge=0, le=1, description="Abstain below this confidence."
+    # With its bounds outside of the union, the OpenAPI document would not have them as bounds.
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | SkipJsonSchema[None] = Field(
+        None, description="Abstain below this confidence."
     )
-    max_error: float | SkipJsonSchema[None] = Field(
-        None, gt=0, lt=1, description="Abstain so that this error rate is kept, where certified."
+    max_error: Annotated[float, Field(gt=0, lt=1)] | SkipJsonSchema[None] = Field(
+        None, description="Abstain so that this error rate is kept, where certified."
     )
     tta: Literal["none", "flip", "multiscale"] = "none"
     include: str = Field("", description="Comma list of `mask`, `confidence`, `rle`.")
@@ -143,7 +144,8 @@ class ClassInfo(BaseModel):
 class ModelInfo(BaseModel):
     """A loaded model; `active_calibrator` is a version id or null.
 
-    `default` marks the model of requests that name none.
+    `default` marks the model of requests that name none. `calibrator_damage` describes the damage
+    of the active calibrator, null without one.
     """
 
     name: str
@@ -158,6 +160,7 @@ class ModelInfo(BaseModel):
     ignore_index: int
     device: str
     active_calibrator: str | None
+    calibrator_damage: str | None
     metrics: dict[str, float | int | str]
 
 
@@ -194,9 +197,10 @@ class CalibratorInfo(Manifest):
 
 
 class CalibratorList(BaseModel):
-    """Calibrator versions of a model, newest first."""
+    """Calibrator versions of a model, newest first; `damaged` has the damage of others by id."""
 
     calibrators: list[CalibratorInfo]
+    damaged: dict[str, str]
 
 
 class Activation(BaseModel):

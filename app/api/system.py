@@ -11,16 +11,15 @@ from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.api.dependencies import SegmenterDep, StateDep
+from app.api.dependencies import MetricsCheck, SegmenterDep, StateDep
 from app.api.schemas import ClassInfo, Health, ModelInfo, ModelList
+from app.api.security import CSP, PAGE_POLICY, docs_policy
+from app.errors import ActiveCalibratorError
 from app.inference.predictor import Predictor
 from app.serving.segmenter import ACTIVE, Segmenter
 
 ASSETS = "/docs/assets"
 STATIC = Path(__file__).parent / "static"
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data:; style-src 'self'"
-)
 
 router = APIRouter()
 
@@ -38,7 +37,7 @@ async def readyz(state: StateDep) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", tags=["health"], response_class=Response)
+@router.get("/metrics", tags=["health"], response_class=Response, dependencies=[MetricsCheck])
 def metrics(state: StateDep) -> Response:
     """Return all metrics in Prometheus' text format."""
     text = generate_latest(state.metrics.registry)
@@ -58,15 +57,19 @@ def model(model: str, segmenter: SegmenterDep) -> ModelInfo:
     return describe(segmenter, segmenter.predictor(model))
 
 
-def active_id(segmenter: Segmenter, predictor: Predictor) -> str | None:
-    """Return the id of the version in use for a model; None where it is uncalibrated."""
-    stored = segmenter.calibrator(predictor, ACTIVE)
-    return None if stored is None else stored.manifest.id
+def active_state(segmenter: Segmenter, predictor: Predictor) -> tuple[str | None, str | None]:
+    """Return the id of a model's version in use, None without one, and its damage or None."""
+    try:
+        stored = segmenter.calibrator(predictor, ACTIVE)
+    except ActiveCalibratorError as error:
+        return None, str(error)
+    return (None if stored is None else stored.manifest.id), None
 
 
 def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
     """Return a model's card, classes and active calibrator."""
     folder, card = predictor.folder, predictor.folder.card
+    active, damage = active_state(segmenter, predictor)
     return ModelInfo(
         name=card.name,
         default=card.name == segmenter.default_model,
@@ -82,7 +85,8 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         input=card.input.model_dump(mode="json"),
         ignore_index=card.output.ignore_index,
         device=predictor.backbone.device,
-        active_calibrator=active_id(segmenter, predictor),
+        active_calibrator=active,
+        calibrator_damage=damage,
         metrics=card.metrics,
     )
 
@@ -90,19 +94,21 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
 @router.get("/docs", include_in_schema=False)
 def docs() -> HTMLResponse:
     """Return the API documentation as a web page."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="segcal",
         swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
         swagger_css_url=f"{ASSETS}/swagger-ui.css",
         swagger_favicon_url=f"{ASSETS}/favicon-32x32.png",
     )
+    page.headers[CSP] = docs_policy(bytes(page.body).decode())
+    return page
 
 
 @router.get("/", include_in_schema=False)
 def page() -> FileResponse:
     """Return the web page that segments an image."""
-    return FileResponse(STATIC / "index.html", headers={"Content-Security-Policy": POLICY})
+    return FileResponse(STATIC / "index.html", headers={CSP: PAGE_POLICY})
 
 
 def install(app: FastAPI) -> None:

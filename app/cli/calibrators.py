@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from app.cli.options import ModelOption, TokenOption, UrlOption, connect
 from app.client import Client
+from app.errors import ArtifactError
 from app.main import find_model
 from app.settings import load_settings
 from app.storage.artifacts import ArtifactStore
@@ -20,11 +21,12 @@ console = Console(stderr=True)
 
 
 class Listing(NamedTuple):
-    """A model's versions, newest first, the active one's id, and the model's current hash."""
+    """A model's versions, newest first, the active one's id, the model's hash, and all damage."""
 
     versions: list[Manifest]
     active: str | None
     model_sha256: str
+    damage: list[str]
 
 
 def list_locally(model: str | None) -> Listing:
@@ -32,15 +34,22 @@ def list_locally(model: str | None) -> Listing:
     settings = load_settings()
     folder = find_model(settings, model)
     store, name = ArtifactStore(settings.artifacts_dir), folder.card.name
-    return Listing(store.versions(name), store.active_id(name), folder.sha256)
+    versions, damaged = store.scan(name)
+    damage, active = list(damaged.values()), None
+    try:
+        active = store.active_id(name)
+    except ArtifactError as error:
+        damage.append(str(error))
+    return Listing(versions, active, folder.sha256, damage)
 
 
 def list_remotely(model: str | None, client: Client) -> Listing:
     """List the versions of a running service."""
-    versions = client.calibrators(model)
+    versions, damage = client.calibrators(model)
     active = next((version["id"] for version in versions if version["active"]), None)
     sha256 = client.model(versions[0]["model"])["sha256"] if versions else ""
-    return Listing(TypeAdapter(list[Manifest]).validate_python(versions), active, sha256)
+    manifests = TypeAdapter(list[Manifest]).validate_python(versions)
+    return Listing(manifests, active, sha256, list(damage.values()))
 
 
 def list_command(
@@ -62,6 +71,8 @@ def list_command(
             str(version.images), "current" if current else "other",
         )  # fmt: skip
     Console().print(table)
+    for damage in listing.damage:
+        console.print(f"damaged: {damage}", style="red", markup=False, soft_wrap=True)
 
 
 def activate_command(
@@ -97,7 +108,7 @@ def archive_command(
             data = client.archive(calibrator)
     else:
         store = ArtifactStore(load_settings().artifacts_dir)
-        data = store.archive(store.find(calibrator).model, calibrator)
+        data = store.archive(store.model_of(calibrator), calibrator)
     with storage("the archive"):
         replace_file(out, data)
     console.print(f"wrote {out}", markup=False)

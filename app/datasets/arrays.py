@@ -1,5 +1,6 @@
 """Read and validate the headers of .npy and .safetensors files, for memory maps without pickle."""
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ Kind = Literal["npy", "zip", "safetensors"]
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+MAX_NPY_HEADER = 64 << 10  # bytes; numpy rejects more than 10,000 characters
 MAX_HEADER = 1 << 20  # bytes of a safetensors header; three tensors take 300
 SAFETENSORS_TYPES = {
     "F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?",
@@ -67,18 +69,19 @@ def kind_of(path: Path, name: str) -> Kind:
 
 def open_npy(path: Path, name: str) -> ArrayFile:
     """Read a .npy header; raises UndecodableError where it is damaged or the file too short."""
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(MAX_NPY_HEADER))  # numpy would read what the header declares
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            else:
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-            offset = file.tell()
-    except (ValueError, TypeError, SyntaxError, EOFError, OverflowError) as error:
+        version = np.lib.format.read_magic(start)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(start)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(start)
+    except Exception as error:  # numpy evaluates the header as Python, which raises many types
         raise UndecodableError(
             f"{name}: expected a .npy header, got one that can't be read"
         ) from error
+    offset = start.tell()
     if dtype.hasobject:
         raise UndecodableError(f"{name}: expected numbers, got pickled objects, which are not read")
     return _checked(ArrayFile(name, path, dtype, shape, offset, fortran))

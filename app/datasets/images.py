@@ -1,5 +1,6 @@
 """Read folders of images with label maps, and compute their logits as a validation set."""
 
+import io
 import shutil
 import tempfile
 import weakref
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from app.calibration.base import Calibrator
@@ -24,6 +25,8 @@ from app.inference.preprocess import Geometry, Size
 from app.inference.sliding_window import Strip
 from app.serving.pipeline import predict_logits
 
+# Lossless formats only. Pillow's other decoders are never reached; that of EPS runs a program.
+LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -188,17 +191,23 @@ def read_labels_for(
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
-    """Read a label map int32 [H,W] from an indexed or grey image, whose values are class ids.
+    """Read a label map int32 [H,W] from an indexed or grey PNG, TIFF or BMP of class ids.
 
     Raises ArgumentError for other files and TooLargeError above `max_pixels`.
     """
+    data = path.read_bytes()
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data), formats=LABEL_FORMATS) as image:
             check_size(image.size, max_pixels)
             _check_grey(image.mode, path.name)
             return np.asarray(image).astype(np.int32)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise ArgumentError(
+            f"{path.name}: expected a label map, got: {len(data)} bytes that are no PNG, TIFF or "
+            f"BMP image"
+        ) from error
     except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise ArgumentError(f"{path.name}: expected a label map, got: {error}") from error
 

@@ -16,17 +16,17 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from zipfile import ZipFile, ZipInfo
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.datasets.archives import ByteBudget, extract, files_in, open_archive
 from app.datasets.arrays import ArrayFile, kind_of, open_npy, open_safetensors
 from app.datasets.images import ENDINGS, CachedLogits, checked, find_pairs, read_labels
 from app.datasets.logits import Contents, open_logits, require_images
+from app.datasets.parsing import parsing
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
 from app.imaging.decode import FORMATS, check_size
 from app.inference.predictor import Predictor
-from app.storage.files import storage
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def unpack(folder: Path, limits: Limits) -> None:
 
     Raises UndecodableError, ArgumentError, TooLargeError and StorageError.
     """
-    with storage("what was unpacked"):
+    with parsing("an upload"):
         if (folder / "images").exists():
             _unpack_images(folder, limits)
             if (folder / GROUP_INDEX).exists():
@@ -70,9 +70,10 @@ def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> 
 
     Of images only the headers are read. Raises ArgumentError, TooLargeError and UndecodableError.
     """
-    if has_images(folder):
+    with parsing("an upload"):
+        if not has_images(folder):
+            return open_logits(_arrays(folder), num_classes, ignore_index).check()
         return _with_names(folder, lambda: _check_images(folder, num_classes, ignore_index, limits))
-    return open_logits(_arrays(folder), num_classes, ignore_index).check()
 
 
 def open_upload(
@@ -231,6 +232,10 @@ def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
             sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     except InputError:
         raise
+    except UnidentifiedImageError as error:  # its message holds the path
+        raise UndecodableError(
+            f"{path.name}: expected an image, got {path.stat().st_size} bytes of another kind"
+        ) from error
     except Exception as error:  # Pillow's decoders raise many types for hostile bytes
         raise UndecodableError(f"{path.name}: expected an image, got: {error}") from error
     return (width, height) if sideways else (height, width)

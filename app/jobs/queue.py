@@ -221,4 +221,5 @@ class Jobs:
         with storage("a calibration job"):
             self.files.write(job)
         self._endings.pop(job.id, None)
+        self.files.limit_uploads(self._settings.retry_bytes)
         self.files.prune()

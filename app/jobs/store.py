@@ -2,7 +2,8 @@
 
     <artifacts>/.jobs/<id>/request.json    the fit's options
                           /state.json      status, replaced atomically
-                          /upload/         validation data; deleted on success and cancellation
+                          /upload/         validation data; deleted on success and cancellation,
+                                           and above the byte budget for retries
                           /report.json     report of the published calibrator
                           /result.json     id of the published calibrator, and its activation
                           /log.txt         standard error of the fit's process
@@ -118,7 +119,7 @@ class JobFiles:
         """Read a job; raises NotFoundError, for a damaged record too."""
         try:
             return Job.model_validate_json((self.folder(job) / STATE).read_bytes())
-        except (FileNotFoundError, ValidationError) as error:
+        except (OSError, ValidationError) as error:
             raise NotFoundError(f"expected a readable state of the job {job}, got none") from error
 
     def all(self) -> list[Job]:
@@ -143,7 +144,7 @@ class JobFiles:
         """Read the report of a job's calibrator; None before the job has succeeded."""
         try:
             document = json.loads((self.folder(job) / REPORT).read_bytes())
-        except FileNotFoundError:
+        except (OSError, ValueError, RecursionError):  # missing or damaged
             return None
         return document if isinstance(document, dict) else None
 
@@ -223,6 +224,16 @@ class JobFiles:
     def drop_upload(self, job: str) -> None:
         """Delete a job's upload."""
         shutil.rmtree(self.root / job / UPLOAD, ignore_errors=True)
+
+    def limit_uploads(self, limit: int) -> None:
+        """Delete the oldest uploads kept for a retry while all exceed `limit` bytes."""
+        total = 0
+        for job in self.all():
+            if job.state in REPEATABLE:
+                files = (self.root / job.id / UPLOAD).rglob("*")
+                total += sum(path.lstat().st_size for path in files if path.is_file())
+                if total > limit:
+                    self.drop_upload(job.id)
 
     def prune(self) -> None:
         """Delete the records of ended jobs but the newest `KEPT`."""

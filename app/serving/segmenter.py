@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.calibration.predictions import Prediction
-from app.errors import ConflictError, NotFoundError
+from app.errors import ActiveCalibratorError, ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.inference.model_card import ModelFolder, default_name
 from app.inference.postprocess import ClassStatistics, class_statistics
@@ -130,7 +130,10 @@ class Segmenter:
     def warm_up(self) -> None:
         """Compile all kernels, so that no request waits for it (see `warmup`)."""
         for predictor in self.predictors.values():
-            stored = self.calibrator(predictor, ACTIVE)
+            try:
+                stored = self.calibrator(predictor, ACTIVE)
+            except ActiveCalibratorError:  # one model's damage must not stop the others
+                stored = None
             warm_up(predictor.folder.num_classes, stored.calibrator if stored else None)
 
     def predictor(self, name: str | None) -> Predictor:
@@ -158,8 +161,9 @@ def find_calibrator(
 ) -> StoredCalibrator | None:
     """Load a model's calibrator by version id, or the active one; None for "none".
 
-    None as well for "active" where no version is. Raises NotFoundError for an unknown version and
-    ConflictError for one of another model.
+    None as well for "active" where no version is. Raises NotFoundError for an unknown version,
+    ConflictError for one of another model, ArtifactError for a damaged one, and
+    ActiveCalibratorError where that is the active one.
     """
     if name == NO_CALIBRATOR:
         return None

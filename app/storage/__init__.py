@@ -1,13 +1,14 @@
 """Files, manifests and versioned calibrators."""
 
 from app.storage.artifacts import ArtifactStore
-from app.storage.files import locked, replace_file, storage, sync_folder, write_json
+from app.storage.files import is_full, locked, replace_file, storage, sync_folder, write_json
 from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
 
 __all__ = [
     "ArtifactStore",
     "Manifest",
     "StoredCalibrator",
+    "is_full",
     "locked",
     "new_id",
     "replace_file",

@@ -14,13 +14,18 @@ from app.errors import StorageError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_full(error: OSError) -> bool:
+    """Return whether an error means that a disk has no space left."""
+    return error.errno in FULL
+
+
 @contextmanager
 def storage(what: str) -> Iterator[None]:
     """Raise OSError as StorageError; `what` names the stored object in the message."""
     try:
         yield
     except OSError as error:
-        cause = "no space left" if error.errno in FULL else error.strerror or str(error)
+        cause = "no space left" if is_full(error) else error.strerror or "an unknown failure"
         raise StorageError(f"expected to store {what}, got: {cause}") from error
 
 

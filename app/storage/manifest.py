@@ -1,7 +1,12 @@
-"""Files of one calibrator version: the manifest's schema, writing, reading and validation."""
+"""Files of one calibrator version: the manifest's schema, writing, reading and validation.
 
+The manifest holds the SHA-256 of every other file. The last part of the version's id is the
+beginning of the manifest's own SHA-256, computed without the line of the id. Versions of earlier
+releases, whose ids end in 6 digits, have no checksums.
+"""
+
+import hashlib
 import json
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,20 +19,22 @@ from app.calibration.base import Calibrator
 from app.calibration.drift import CONFIDENCE_BINS, Reference
 from app.calibration.registry import build
 from app.calibration.risk_control import CertifiedThreshold
-from app.errors import ArgumentError, ArtifactError, ConflictError
+from app.errors import ArgumentError, ArtifactError, ConflictError, NotFoundError
 from app.storage.files import sync_folder, write_synced
 
 FORMAT = "segcal-calibrator"
 FORMAT_VERSION = 1
-FILES = ("manifest.json", "calibrator.safetensors", "report.json")
+MANIFEST, CALIBRATOR, REPORT = "manifest.json", "calibrator.safetensors", "report.json"
 REFERENCE = "reference.safetensors"  # optional: histograms that drift is measured against
+DIGEST_DIGITS = 12  # of the manifest's SHA-256 in an id
 
 
 class Manifest(BaseModel):
     """Identity, model and held-out quality of a stored calibrator.
 
-    ECE is image-wise with 10 bins, on images held out from the fit. Fields that a newer version
-    of the service has added are ignored when a manifest is read.
+    ECE is image-wise with 10 bins, on images held out from the fit. `files` holds the SHA-256 of
+    each other file by name; it is empty in versions of earlier releases. Fields that a newer
+    version of the service has added are ignored when a manifest is read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +53,7 @@ class Manifest(BaseModel):
     note: str = ""
     summary: dict[str, float] = {}
     thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
+    files: dict[str, str] = {}
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -60,9 +68,11 @@ class StoredCalibrator:
 
 
 def new_id(method: str) -> str:
-    """Return a new version id that sorts by time and needs no escaping in a URL's query."""
-    named = method.replace("+", "_on_")
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{named}-{secrets.token_hex(3)}"
+    """Return the id of a new version without its last part, which `write_version` appends.
+
+    Ids sort by time and need no escaping in a URL's query.
+    """
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{method.replace('+', '_on_')}"
 
 
 def timestamp() -> str:
@@ -76,10 +86,11 @@ def write_version(
     calibrator: Calibrator,
     report: dict[str, object],
     reference: Reference | None,
-) -> None:
-    """Write a version's files into an empty folder; the manifest comes last.
+) -> Manifest:
+    """Write a version's files into an empty folder; return its manifest with checksums and id.
 
-    Raises ArgumentError for parameters that are not finite: they could not be read back.
+    The manifest is written last. Raises ArgumentError for parameters that are not finite: they
+    could not be read back.
     """
     broken = [
         name for name, tensor in calibrator.state_dict().items() if not tensor.isfinite().all()
@@ -87,32 +98,67 @@ def write_version(
     if broken:
         raise ArgumentError(f"expected finite parameters from the fit, got others in {broken}")
     tensors = {name: tensor.contiguous() for name, tensor in calibrator.state_dict().items()}
-    write_synced(folder / "calibrator.safetensors", safetensors.torch.save(tensors))
+    contents = {CALIBRATOR: safetensors.torch.save(tensors), REPORT: _json(report)}
     if reference is not None:
-        images = {"images": reference.images.contiguous()}
-        write_synced(folder / REFERENCE, safetensors.torch.save(images))
-    write_synced(folder / "report.json", _json(report))
-    write_synced(folder / "manifest.json", _json(manifest.model_dump()))
+        contents[REFERENCE] = safetensors.torch.save({"images": reference.images.contiguous()})
+    for name, data in contents.items():
+        write_synced(folder / name, data)
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    manifest = manifest.model_copy(update={"files": files})
+    digest = _digest(_json(manifest.model_dump()), manifest.id)
+    manifest = manifest.model_copy(update={"id": f"{manifest.id}-{digest}"})
+    write_synced(folder / MANIFEST, _json(manifest.model_dump()))
     sync_folder(folder)
+    return manifest
 
 
 def read_version(folder: Path) -> StoredCalibrator:
-    """Read all files of a version.
+    """Read and verify all files of a version.
 
-    Raises ArtifactError for damaged files, ConflictError for parameters of an earlier release.
+    Raises ArtifactError for damaged files, ConflictError for parameters of an earlier release and
+    NotFoundError where the version was deleted meanwhile.
     """
-    manifest = read_manifest(folder)
+    manifest = check_version(folder)
     return StoredCalibrator(
         manifest, _read_calibrator(folder, manifest), _read_reference(folder, manifest)
     )
 
 
+def check_version(folder: Path) -> Manifest:
+    """Verify the checksums of all files and the report's JSON; return the manifest.
+
+    Raises ArtifactError, NotFoundError.
+    """
+    manifest = read_manifest(folder)
+    for name in file_names(folder, manifest):
+        read_file(folder, manifest, name)
+    read_report(folder, manifest)
+    return manifest
+
+
+def file_names(folder: Path, manifest: Manifest) -> list[str]:
+    """List the names of a version's files besides the manifest."""
+    if _has_checksums(manifest.id):
+        return list(manifest.files)
+    return [CALIBRATOR, REPORT, *([REFERENCE] if (folder / REFERENCE).exists() else [])]
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Read and validate a version's manifest; raises ArtifactError."""
+    """Read and validate a version's manifest; raises ArtifactError, NotFoundError."""
+    data = read_bytes(folder, MANIFEST)
+    expected = folder.name.rpartition("-")[2]
+    if _has_checksums(folder.name) and (got := _digest(data, folder.name)) != expected:
+        raise ArtifactError(
+            f"{folder.name}: expected a manifest with the checksum {expected}, got {got}"
+        )
     try:
-        manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ArtifactError(f"{folder.name}: expected a manifest, got: {error}") from error
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(
+            f"{folder.name}: expected a manifest, got an error at "
+            f"{'.'.join(map(str, first['loc'])) or 'its start'}: {first['msg']}"
+        ) from error
     if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
         raise ArtifactError(
             f"{folder.name}: expected {FORMAT} version {FORMAT_VERSION}, "
@@ -123,17 +169,66 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+    """Read and verify one file of a version; raises ArtifactError, NotFoundError."""
+    data = read_bytes(folder, name)
+    if not _has_checksums(manifest.id):
+        return data
+    got = hashlib.sha256(data).hexdigest()
+    if got != manifest.files.get(name):
+        raise ArtifactError(
+            f"{folder.name}: expected {name} with the checksum of its manifest, got {got[:12]}"
+        )
+    return data
+
+
+def read_bytes(folder: Path, name: str) -> bytes:
+    """Read a file unverified; raises ArtifactError, NotFoundError, whose messages hold no path."""
+    try:
+        with (folder / name).open("rb") as file:
+            return file.read()
+    except OSError as error:
+        if not folder.is_dir():  # deleted since it was found
+            raise NotFoundError(f"expected the id of a calibrator, got {folder.name!r}") from error
+        raise ArtifactError(f"{folder.name}: expected {name}, got: {error.strerror}") from error
+
+
+def read_report(folder: Path, manifest: Manifest) -> dict[str, object]:
+    """Read and verify a version's report; raises ArtifactError, NotFoundError."""
+    data = read_file(folder, manifest, REPORT)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{folder.name}: expected a report in JSON, got other data") from error
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{folder.name}: expected a report, got {type(document).__name__}")
+    return document
+
+
+def _has_checksums(version: str) -> bool:
+    return len(version.rpartition("-")[2]) == DIGEST_DIGITS
+
+
+def _digest(data: bytes, version: str) -> str:
+    """Compute the last part of an id from a manifest's bytes, without the line of the id."""
+    line = f'  "id": "{version}",\n'.encode()
+    return hashlib.sha256(data.replace(line, b"", 1)).hexdigest()[:DIGEST_DIGITS]
+
+
 def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
+    state = _read_tensors(folder, manifest, CALIBRATOR)
     try:
         calibrator = build(manifest.method, manifest.num_classes)
-        state = safetensors.torch.load_file(folder / "calibrator.safetensors")
-        if set(state) != set(calibrator.state_dict()):
-            raise ConflictError(
-                f"expected the parameters that the method {manifest.method} has now, got those of "
-                f"an earlier form of it in {folder.name}: fit it again"
-            )
+    except ArgumentError as error:
+        raise ArtifactError(f"{folder.name}: {error}") from error
+    if set(state) != set(calibrator.state_dict()):
+        raise ConflictError(
+            f"expected the parameters that the method {manifest.method} has now, got those of "
+            f"an earlier form of it in {folder.name}: fit it again"
+        )
+    try:
         calibrator.load_state_dict(state)
-    except (ArgumentError, OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except RuntimeError as error:
         raise ArtifactError(
             f"{folder.name}: expected a calibrator's state, got: {error}"
         ) from error
@@ -144,19 +239,25 @@ def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
 
 def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
     """Read the histograms that drift is measured against; None where a version has none."""
-    path = folder / REFERENCE
-    if not path.exists():
+    if REFERENCE not in file_names(folder, manifest):
         return None
-    try:
-        images = safetensors.torch.load_file(path)["images"]
-    except (KeyError, OSError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{folder.name}: expected a reference, got: {error}") from error
+    images = _read_tensors(folder, manifest, REFERENCE).get("images")
     bins = CONFIDENCE_BINS + manifest.num_classes
+    if images is None:
+        raise ArtifactError(f"{folder.name}: expected a reference with images, got none")
     if images.ndim != 2 or images.shape[1] != bins or not torch.isfinite(images).all():
         raise ArtifactError(
             f"{folder.name}: expected finite histograms [n,{bins}], got {list(images.shape)}"
         )
     return Reference(images)
+
+
+def _read_tensors(folder: Path, manifest: Manifest, name: str) -> dict[str, torch.Tensor]:
+    data = read_file(folder, manifest, name)
+    try:
+        return safetensors.torch.load(data)
+    except Exception as error:  # of an earlier release; damage makes it raise many types
+        raise ArtifactError(f"{folder.name}: expected tensors in {name}, got: {error}") from error
 
 
 def _json(value: object) -> bytes:

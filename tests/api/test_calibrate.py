@@ -138,12 +138,12 @@ def test_upload_not_comparable_with_active_version_is_rejected(
     described = store.versions("tiny")[0].model_copy(
         update={"id": new_id(method), "method": method}
     )
-    store.publish(described, build(method, 3), {})
-    store.activate("tiny", described.id, "for a test", by="a test")
+    version = store.publish(described, build(method, 3), {}).id
+    store.activate("tiny", version, "for a test", by="a test")
     client = make_client(admin_token=TOKEN)
     answer = send(client, TABLE, method="temperature", activate="never")
 
-    assert_problem(answer, 422, f"expected {expected}, .* {described.id} .* got {got}")
+    assert_problem(answer, 422, f"expected {expected}, .* {version} .* got {got}")
     assert client.get("/calibrate").json()["jobs"] == []
 
 
@@ -197,6 +197,14 @@ def test_invalid_upload_is_rejected(service, files, fields, status, detail):
         answer = send(service, files, **fields)
 
     assert_problem(answer, status, detail)
+
+
+@pytest.mark.usefixtures("no_new_jobs")
+def test_option_in_the_query_is_rejected(service):
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = service.post("/calibrate?method=temperature", content=b"", headers=ADMIN | kind)
+
+    assert_problem(answer, 422, r"expected options as form fields, got \['method'\] in the query")
 
 
 @pytest.mark.usefixtures("no_new_jobs")

@@ -24,7 +24,6 @@ from tests.factories.service import (
     assert_serves,
     encoded,
     post,
-    publish_temperature,
     solid,
     thirds,
     wait_until_ready,
@@ -243,13 +242,13 @@ def test_option_in_the_form_is_rejected(client):
 
 
 def crashing(app: FastAPI) -> FastAPI:
-    """Add a route that raises an unexpected error, and one that raises an `ArtifactError`."""
+    """Add a route that raises an unexpected error, and one that raises a `ModelError`."""
 
     def crash() -> None:
         raise RuntimeError("the secret is 42")
 
     def damaged() -> None:
-        raise errors.ArtifactError("expected a manifest, got none")
+        raise errors.ModelError("expected a model, got none")
 
     app.add_api_route("/crash", crash)
     app.add_api_route("/damaged", damaged)
@@ -265,7 +264,7 @@ def test_internal_error_is_logged_but_not_disclosed(make_settings, caplog):
         assert_problem(response, 500)
         assert "secret" not in response.text
         assert "the secret is 42" in caplog.text
-        assert_problem(client.get("/damaged"), 500, "expected a manifest")
+        assert_problem(client.get("/damaged"), 500, "expected a model")
         assert_serves(client)
 
 
@@ -287,17 +286,6 @@ def test_model_failure_is_a_problem_and_service_continues(make_client: MakeClien
 
     assert post(client, solid(RED, 256, 320), model="rigid").status_code == 200
     assert_problem(post(client, thirds(), model="rigid"), 500)
-    assert_serves(client)
-
-
-def test_damaged_calibrator_by_id_is_a_problem_and_service_continues(
-    make_client: MakeClient, models_dir, artifacts_dir
-):
-    damaged = publish_temperature(artifacts_dir, models_dir / "tiny", 2, activate=False)
-    (artifacts_dir / "tiny" / damaged / "calibrator.safetensors").write_bytes(b"damaged")
-    client = make_client()
-
-    assert_problem(post(client, thirds(), calibrator=damaged), 500, damaged)
     assert_serves(client)
 
 
@@ -323,7 +311,8 @@ def test_every_error_class_has_a_status():
         "SetupError": 500,
         "SettingsError": 500,
         "ModelError": 500,
-        "ArtifactError": 500,
+        "ArtifactError": 409,
+        "ActiveCalibratorError": 503,
     }
 
 
@@ -345,6 +334,23 @@ def test_openapi_names_the_paths(client):
     assert parameters == {
         "model", "calibrator", "min_confidence", "max_error", "tta", "include", "output",
     }  # fmt: skip
+
+
+def keys_of(value: object) -> set[str]:
+    """Return the keys of all objects of a JSON document."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_of, value.values()))
+    return set().union(*map(keys_of, value)) if isinstance(value, list) else set()
+
+
+def test_openapi_has_bounds_in_the_words_of_json_schema(client):
+    document = client.get("/openapi.json").json()
+    query = {p["name"]: p["schema"] for p in document["paths"]["/segment"]["post"]["parameters"]}
+
+    assert keys_of(document).isdisjoint({"ge", "gt", "le", "lt"})
+    assert (query["min_confidence"]["minimum"], query["min_confidence"]["maximum"]) == (0, 1)
+    bounds = query["max_error"]["exclusiveMinimum"], query["max_error"]["exclusiveMaximum"]
+    assert bounds == (0, 1)
 
 
 def test_unparsable_form_gives_an_error_message(client):

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from app.api.auth import FILE, admin_token
+from app.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +70,9 @@ def test_token_is_not_stored_in_a_read_only_folder(tmp_path, capsys):
     (tmp_path / "file").touch()
     made = admin_token(None, tmp_path / "file" / "inside")
     assert f"not stored: it changes with every start): {made}" in capsys.readouterr().out
+
+
+def test_damaged_token_file_stops_the_start_with_a_sentence(tmp_path):
+    (tmp_path / FILE).write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="expected a token in ASCII, got other bytes"):
+        admin_token(None, tmp_path)

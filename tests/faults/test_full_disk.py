@@ -1,6 +1,8 @@
 """A full disk gives a 507, and stored versions remain valid."""
 
 import os
+import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +126,22 @@ def test_fit_on_full_disk_is_marked_failed_once_disk_has_space(
     assert_no_partial_files(folder)
     again = client.post(f"{location}/retry", headers=ADMIN)
     assert again.status_code == 202
+
+
+@pytest.fixture
+def full_temporary_folder() -> Iterator[None]:
+    """Let each write of a file beyond 64 KiB fail, as on a full disk."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_full_temporary_folder_is_a_507(make_client: MakeClient, full_temporary_folder):
+    client = make_client()
+    answer = client.post("/segment", files={"image": bytes(3 << 20)})  # kept in memory up to 1 MiB
+
+    assert_problem(answer, 507, "no space left")
+    assert_serves(client)

@@ -224,3 +224,20 @@ def test_a_job_of_an_earlier_release_is_not_retried(make_jobs, request_for):
     with pytest.raises(ConflictError, match="earlier release: upload it again"):
         jobs.retry(job.id)
     assert state_of(jobs, job) == "interrupted"
+
+
+def test_uploads_kept_for_a_retry_have_a_byte_budget(make_settings, request_for):
+    jobs = Jobs(make_settings(retry_bytes=20_000))
+    jobs.files.open()
+    logits, labels = (npy(array) for array in overconfident(10, 8, 8))
+    assert 2 * (len(logits) + len(labels)) < 20_000 < 3 * (len(logits) + len(labels))
+    queued = [submit(jobs, request_for()) for _ in range(4)]
+    for job in queued[:3]:
+        jobs._end(job, "failed", "for a test")
+
+    assert [has_upload(jobs, job) for job in queued] == [False, True, True, True]
+    with pytest.raises(ConflictError, match="with its upload"):
+        jobs.retry(queued[0].id)
+    jobs._end(queued[3], "cancelled", None)
+    assert [has_upload(jobs, job) for job in queued] == [False, True, True, False]
+    jobs.files.close()

@@ -124,8 +124,22 @@ function showTable(body) {
     const link = document.createElement("a");
     link.href = url;
     link.textContent = name;
+    link.addEventListener("click", (event) => download(event, url));
     return [link, " "];
   }));
+}
+
+// A link sends no token: with one, its file is fetched and saved.
+async function download(event, url) {
+  if (!$("token").value) return;
+  event.preventDefault();
+  const response = await fetch(url, { headers: headers() });
+  if (!response.ok) { showMessage((await response.json()).detail, true); return; }
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await response.blob());
+  link.download = url.split("/").pop();
+  link.click();
+  URL.revokeObjectURL(link.href);
 }
 
 function showPixel(event) {
