@@ -10,13 +10,12 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse
-from pydantic import ValidationError
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep
 from app.api.multipart import write_multipart
 from app.api.schemas import CalibrateForm, JobInfo, JobList
 from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack
-from app.errors import ArgumentError, NotFoundError
+from app.errors import NotFoundError
 from app.inference.model_card import ModelFolder
 from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
 from app.recalibration import candidates, require_comparable, require_inputs
@@ -130,14 +129,8 @@ def retry(job: JobDep, response: Response, state: StateDep) -> JobInfo:
 
 def parse_form(texts: dict[str, str]) -> CalibrateForm:
     """Validate the text fields; raises ArgumentError for the first invalid one."""
-    try:
-        form = CalibrateForm.model_validate(texts)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArgumentError(
-            f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}"
-        ) from error
-    candidates(form.method, form.allow_label_changes)
+    form = CalibrateForm.parse(texts)
+    candidates(form)
     return form
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from app.jobs.store import JobStatus
-from app.recalibration import FitOptions
+from app.recalibration import FitOptions, IgnoreIndex
 from app.serving.segmenter import NO_CALIBRATOR
 from app.storage.manifest import Manifest
 
@@ -213,6 +213,7 @@ class CalibrateForm(FitOptions):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
+    ignore_index: IgnoreIndex = 255
 
 
 class JobInfo(JobStatus):

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -104,20 +105,22 @@ def fit(
     methods: Sequence[str],
     context: FitContext,
     current: Calibrator | None = None,
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> Outcome:
     """Fit the methods, select one (see `select_best`), and test it on images of neither step.
 
     Images, or groups where the set has them, are split at random by the seed (see `splits`). The
     first of several tied methods is selected. Of several methods, one that the set does not
     determine is skipped, with its reason. `current` is the calibrator to compare with, by default
-    the uncalibrated model. Progress runs over all methods. Raises ArgumentError for an unknown
-    method and for a set without a method that can be fitted.
+    the uncalibrated model. `options` are those of the methods, by name (`Calibrator.options`).
+    Progress runs over all methods. Raises ArgumentError for an unknown method, for an option that
+    a method does not have, and for a set without a method that can be fitted.
     """
     split = split_images(groups_of(data), context.seed, choosing=len(methods) > 1)
     fit_images, test_images = Subset(data, split.fit), Subset(data, split.test)
     fit_pixels = gather(fit_images, stage_progress(context, "reading", 0.0, FITTING_START))
 
-    fitted, skipped = fit_methods(methods, fit_images, fit_pixels, context)
+    fitted, skipped = fit_methods(methods, fit_images, fit_pixels, context, options)
     calibrators = [one.calibrator for one in fitted]
 
     # With one method there are no selection images; then the fit's give the confidence histogram
@@ -174,7 +177,11 @@ def fit(
 
 
 def fit_methods(
-    methods: Sequence[str], images: ValidationSet, pixels: InMemory, context: FitContext
+    methods: Sequence[str],
+    images: ValidationSet,
+    pixels: InMemory,
+    context: FitContext,
+    options: Mapping[str, object],
 ) -> tuple[list[FittedMethod], dict[str, str]]:
     """Fit spatial methods on whole images, and the others on the pixels in memory.
 
@@ -184,7 +191,7 @@ def fit_methods(
     fitted: list[FittedMethod] = []
     skipped: dict[str, str] = {}
     for index, method in enumerate(methods):
-        calibrator = build(method, pixels.num_classes)
+        calibrator = build(method, pixels.num_classes, options)
         source = images if calibrator.invariances.spatial else pixels
         start = time.perf_counter()
         try:

@@ -26,8 +26,9 @@ REFERENCE = "reference.safetensors"  # optional: histograms that drift is measur
 class Manifest(BaseModel):
     """Identity, model and held-out quality of a stored calibrator.
 
-    ECE is image-wise with 10 bins, on images held out from the fit. Fields that a newer version
-    of the service has added are ignored when a manifest is read.
+    ECE is image-wise with 10 bins, on images held out from the fit. `options` are those given for
+    the method. Fields that a newer version of the service has added are ignored when a manifest is
+    read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +45,7 @@ class Manifest(BaseModel):
     ece_after: float
     seed: int = 0
     note: str = ""
+    options: dict[str, str | float] = {}
     summary: dict[str, float] = {}
     thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
     format: str = FORMAT
