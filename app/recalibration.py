@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from app.calibration.base import TEMPERATURE_RANGE, FitContext, ignore_progress
 from app.calibration.dataset import Augmentation, ValidationSet
@@ -47,9 +48,9 @@ class FitOptions(BaseModel):
     augmentation: Augmentation = "none"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     note: Annotated[str, Field(max_length=1000)] = ""
-    routing: Routing | None = None
-    mispredicted_temperature: Temperature | None = None
-    rejected_temperature: Temperature | None = None
+    routing: Routing | SkipJsonSchema[None] = None
+    mispredicted_temperature: Temperature | SkipJsonSchema[None] = None
+    rejected_temperature: Temperature | SkipJsonSchema[None] = None
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Self:

@@ -213,7 +213,7 @@ class CalibrateForm(FitOptions):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    ignore_index: IgnoreIndex = 255
+    ignore_index: IgnoreIndex | SkipJsonSchema[None] = None
 
 
 class JobInfo(JobStatus):

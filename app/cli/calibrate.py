@@ -16,8 +16,17 @@ from rich.table import Table
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.cli.options import ModelOption, TokenOption, UrlOption
 from app.client import Client, OnProgress
-from app.datasets.images import ENDINGS, CachedLogits, find_pairs
-from app.datasets.uploads import GROUP_INDEX, Limits, check, image_groups, open_upload, unpack
+from app.datasets.images import ENDINGS, CachedLogits, find_pairs, read_labels
+from app.datasets.uploads import (
+    GROUP_INDEX,
+    Limits,
+    check,
+    image_groups,
+    open_upload,
+    unpack,
+    void_label,
+)
+from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
@@ -77,9 +86,12 @@ def validation_set(
     options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> Iterator[ValidationSet]:
     """Yield the validation set of images and label maps, or of a file of logits."""
-    void = folder.card.output.ignore_index if options.ignore_index is None else options.ignore_index
+    void, of_card = options.ignore_index, folder.card.output.ignore_index
     if "images" in options.paths:
         pairs = find_pairs(options.paths["images"], options.paths["labels"])
+        if void is None:
+            label_maps = (read_labels(pair.labels, settings.max_pixels) for pair in pairs)
+            void = find_void_label(label_maps, of_card, folder.num_classes)
         predictor = open_predictor(folder, settings.device, settings.threads)
         groups = image_groups(options.paths.get(GROUP_INDEX), len(pairs))
         yield CachedLogits(
@@ -98,6 +110,7 @@ def validation_set(
         for field, path in options.paths.items():
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
+        void = void_label(scratch, void, of_card, folder.num_classes, settings.max_pixels)
         contents = check(scratch, folder.num_classes, void, limits)
         require_inputs(options.method, augmentation=options.augmentation, maps=contents.maps)
         yield open_upload(
@@ -115,10 +128,9 @@ def fit_remotely(
 ) -> FitResult:
     """Fit on a running service: upload the files and wait for the job to end."""
     fields = options.without_data().model_dump(exclude_none=True)
-    if model is not None:
-        fields["model"] = model
-    void = options.ignore_index
-    fields["ignore_index"] = client.model(model)["ignore_index"] if void is None else void
+    fields["model"] = client.model(model)["name"]  # raises before files are sent
+    if options.ignore_index is not None:
+        fields["ignore_index"] = options.ignore_index
     with ExitStack() as stack:
         files = {
             field: stack.enter_context(zipped(path)) if path.is_dir() else path
@@ -167,7 +179,7 @@ def calibrate_command(
         Augmentation, typer.Option(help="Train on corrupted copies of the images as well.")
     ] = "none",
     ignore_index: Annotated[
-        int | None, typer.Option(help="Label of void pixels; default: the card's.")
+        int | None, typer.Option(help="Label of void pixels; default: the card's, else 255.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     note: str = "",

@@ -27,7 +27,7 @@ from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import new_id
 from tests.conftest import MakeClient, MakeServer
 from tests.factories.jobs import wait_for, worker_pid
-from tests.factories.models import write_onnx_model
+from tests.factories.models import write_card, write_onnx_model
 from tests.factories.service import (
     RED,
     encoded,
@@ -37,7 +37,7 @@ from tests.factories.service import (
     solid,
     wait_until_ready,
 )
-from tests.factories.validation_data import archive, npy, npz, overconfident
+from tests.factories.validation_data import VOID, archive, npy, npz, overconfident
 
 TOKEN = "a token for tests"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -322,6 +322,45 @@ def test_options_of_a_method_are_fitted_and_recorded(service, method, options, p
     record = service.get(f"/calibrators/{last['calibrator']}").json()
     assert record["options"] == last["report"]["options"] == options  # type: ignore[index]
     assert record["summary"] == pytest.approx(record["summary"] | parameters)
+
+
+@pytest.fixture
+def client_of_void_nine(make_client: MakeClient, models_dir: Path) -> TestClient:
+    """Open a service whose model has 3 classes and the void label 9."""
+    write_card(models_dir / "tiny", ignore_index=9)
+    return make_client(admin_token=TOKEN)
+
+
+def uploads_with(*voids: int) -> Iterator[dict[str, bytes]]:
+    """Yield logits, a table and images whose labels contain each of the void labels."""
+    labels = np.where(LABELS == VOID, 0, LABELS)
+    pixels = PIXELS % 3
+    truth = np.zeros((8, 12), np.uint8)
+    for place, void in enumerate(voids):
+        labels[:, place] = pixels[place::10] = truth[place] = void
+    yield {"logits": npz(logits=LOGITS, labels=labels)}
+    yield {"logits": npz(logits=LOGITS[:, :, 0, 0][PIXELS % len(LOGITS)], labels=pixels,
+                         image_index=PIXELS % 4)}  # fmt: skip
+    images = {f"{i}.png": encoded(solid(RED)) for i in range(2)}
+    maps = {f"{i}.png": encoded(truth) for i in range(2)}
+    yield {"images": archive(images), "labels": archive(maps)}
+
+
+@pytest.mark.parametrize(("void", "used"), [(9, 9), (255, 255), (None, 9)])
+def test_void_label_is_that_of_the_card_or_255(client_of_void_nine, artifacts_dir, void, used):
+    for files in uploads_with(*([] if void is None else [void])):
+        answer = send(client_of_void_nine, files, method="temperature")
+        assert answer.status_code == 202, answer.text
+        request = artifacts_dir / ".jobs" / answer.json()["id"] / "request.json"
+        assert json.loads(request.read_bytes())["ignore_index"] == used
+
+
+def test_ambiguous_void_labels_are_rejected(client_of_void_nine):
+    for files in uploads_with(9, 255):
+        answer = send(client_of_void_nine, files)
+        assert_problem(answer, 422, "one label for void pixels, got both 9, .* and 255; name one")
+        answer = send(client_of_void_nine, files, ignore_index="9")
+        assert_problem(answer, 422, r"labels in 0\.\.2 or 9 for void, got (-1\.\.)?255")
 
 
 def test_fit_on_images_with_activate_never_is_not_activated(service, folder):

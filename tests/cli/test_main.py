@@ -311,6 +311,21 @@ def test_calibrate_fits_publishes_and_activates(run: Run, labelled, artifacts_di
     assert "temperature" in result.out
 
 
+def test_calibrate_takes_255_for_void_where_the_card_has_another_label(
+    run: Run, labelled, logits, models_dir
+):
+    write_card(models_dir / "tiny", ignore_index=9)
+    images, labels = labelled
+    assert run("calibrate", "--images", images, "--labels", labels, "--method", "ets").code == 0
+    assert run("calibrate", "--logits", logits, "--method", "ets").code == 0
+
+    mixed = np.full((16, 16), 9, np.uint8)
+    Image.fromarray(mixed).save(labels / "7.png")
+    rejected = run("calibrate", "--images", images, "--labels", labels)
+    assert rejected.code == 2
+    assert "expected one label for void pixels, got both 9" in rejected.err
+
+
 def test_calibrate_with_activate_never_publishes_only(run: Run, labelled, artifacts_dir):
     images, labels = labelled
     arguments = ["--images", images, "--labels", labels, "--method", "temperature"]
