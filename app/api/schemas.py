@@ -83,12 +83,27 @@ class RunLengths(BaseModel):
     counts: str
 
 
+class Guarantee(BaseModel):
+    """The certified level behind `max_error`, and whether it applies to this image.
+
+    `applies` is false where `in_distribution` is below 0.5: the image is unlike those for which
+    the level is certified. Null where the calibrator does not measure it. `detail` is a sentence.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_error: float
+    applies: bool | None
+    detail: str
+
+
 class Calibration(BaseModel):
     """The calibrator of a response, by default none.
 
     ECE is image-wise with 10 bins, on images held out from the fit. `in_distribution` in 0..1
     measures how similar the image is to those of the fit: it scales the shift of `contextual`, so
-    that with 0 only temperature scaling is left. Null where it is not measured.
+    that with 0 only temperature scaling is left. Null where it is not measured. `guarantee` is
+    null without `max_error`.
     """
 
     model_config = RESPONSE
@@ -102,6 +117,7 @@ class Calibration(BaseModel):
     images: int = 0
     stale: bool = False
     in_distribution: float | None = None
+    guarantee: Guarantee | None = None
 
 
 class Links(BaseModel):
