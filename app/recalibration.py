@@ -47,6 +47,7 @@ class FitOptions(BaseModel):
     allow_label_changes: bool = False
     augmentation: Augmentation = "none"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    certify: bool = True
     note: Annotated[str, Field(max_length=1000)] = ""
     routing: Routing | SkipJsonSchema[None] = None
     mispredicted_temperature: Temperature | SkipJsonSchema[None] = None
@@ -105,7 +106,9 @@ def calibrate(
         require_comparable(active, images=first.image is not None, maps=first.labels.ndim == 2)
     current = None if active is None else active.calibrator
     context = FitContext(options.seed, progress)
-    outcome = fit(data, candidates(options), context, current, options.of_method)
+    outcome = fit(
+        data, candidates(options), context, current, options.of_method, certify=options.certify
+    )
     decision = decide_activation(outcome, options.activate, active.manifest.id if active else None)
     progress(PUBLISHING, 1.0)
     manifest = build_manifest(folder, outcome, options)

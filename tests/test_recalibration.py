@@ -337,6 +337,40 @@ def test_groups_are_kept_together_and_are_the_unit_of_intervals():
     assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), CONTEXT.seed))
 
 
+def test_certificates_count_groups_with_the_mean_over_their_images():
+    """Twenty groups of six copies certify what twenty images do, and less than 120 images."""
+    alone = labelled(temperature=3, images=60, side=8)
+
+    @dataclass(frozen=True)
+    class Groups(InMemory):
+        groups: tuple[int, ...] = ()
+
+    copies = [image for image in alone.images for _ in range(6)]
+    groups = tuple(copy // 6 for copy in range(360))
+    single, grouped, independent = (
+        fit(data, ("temperature",), CONTEXT).certification
+        for data in (alone, Groups(3, copies, groups), InMemory(3, copies))
+    )
+    assert grouped.images == single.images == 27
+    assert independent.images == 162
+    levels = [[level.max_error for level in found.thresholds] for found in (single, grouped)]
+    assert levels[0] == levels[1]
+    assert len(independent.thresholds) > len(grouped.thresholds)
+
+
+def test_fit_without_certificates_keeps_the_rest(folder, store):
+    done = calibrate(folder, labelled(3, images=60), store, options(certify=False))
+    certified = calibrate(folder, labelled(3, images=60), store, options(activate="never"))
+
+    assert done.activated
+    assert done.manifest.thresholds == ()
+    assert len(certified.manifest.thresholds) > 0
+    reasons = done.report["certification"]["uncertified"]  # type: ignore[index]
+    assert reasons == {str(level): "the fit was asked to certify nothing" for level in LEVELS}
+    assert done.report["candidates"][0]["ece_image"] == certified.manifest.ece_after  # type: ignore[index]
+    assert store.load("tiny", done.manifest.id, folder.sha256).reference is not None
+
+
 def test_report_holds_reliability_curves_before_and_after():
     curves = build_report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["reliability"]
     assert isinstance(curves, dict)

@@ -14,7 +14,12 @@ from typing import Literal
 import numpy as np
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.certification import Certification, compute_guarantees
+from app.calibration.certification import (
+    NOT_INDEPENDENT,
+    NOT_REQUESTED,
+    Certification,
+    compute_guarantees,
+)
 from app.calibration.comparison import (
     TestResult,
     evaluate_calibrators,
@@ -106,6 +111,8 @@ def fit(
     context: FitContext,
     current: Calibrator | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
+    *,
+    certify: bool = True,
 ) -> Outcome:
     """Fit the methods, select one (see `select_best`), and test it on images of neither step.
 
@@ -113,8 +120,9 @@ def fit(
     first of several tied methods is selected. Of several methods, one that the set does not
     determine is skipped, with its reason. `current` is the calibrator to compare with, by default
     the uncalibrated model. `options` are those of the methods, by name (`Calibrator.options`).
-    Progress runs over all methods. Raises ArgumentError for an unknown method, for an option that
-    a method does not have, and for a set without a method that can be fitted.
+    Without `certify` no threshold is certified. Progress runs over all methods. Raises
+    ArgumentError for an unknown method, for an option that a method does not have, and for a set
+    without a method that can be fitted.
     """
     split = split_images(groups_of(data), context.seed, choosing=len(methods) > 1)
     fit_images, test_images = Subset(data, split.fit), Subset(data, split.test)
@@ -151,7 +159,7 @@ def fit(
         calibrators[best],
         selection[best].evaluation.confidence_histogram,
         stage_progress(context, "certifying", CERTIFYING_START, 1.0),
-        independent_test=split.independent_test,
+        uncertified=_reason_for_no_certificate(split, certify=certify),
     )
     seed = context.seed
     ece, aurc, score = (
@@ -252,6 +260,13 @@ def method_progress(context: FitContext, method: str, index: int, count: int) ->
         )
 
     return replace(context, progress=progress)
+
+
+def _reason_for_no_certificate(split: Split, *, certify: bool) -> str | None:
+    """Return why nothing is certified; None where thresholds are."""
+    if not certify:
+        return NOT_REQUESTED
+    return None if split.independent_test else NOT_INDEPENDENT
 
 
 def _uncalibrated(fitted: Sequence[FittedMethod], num_classes: int) -> Calibrator:

@@ -55,6 +55,7 @@ class CalibrateOptions:
     routing: Routing | None = None
     mispredicted_temperature: float | None = None
     rejected_temperature: float | None = None
+    certify: bool = True
 
     def without_data(self) -> FitOptions:
         """Return the options that do not concern the data; raises ArgumentError."""
@@ -192,6 +193,9 @@ def calibrate_command(
     rejected_temperature: Annotated[
         float | None, typer.Option(help="Of metacal; default: rejected pixels are uniform.")
     ] = None,
+    certify: Annotated[
+        bool, typer.Option(help="Certify thresholds for max_error on the test images or groups.")
+    ] = True,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -204,7 +208,7 @@ def calibrate_command(
     check_sources(paths)
     options = CalibrateOptions(
         paths, method, activate, allow_label_changes, augmentation, ignore_index, seed, note,
-        routing, mispredicted_temperature, rejected_temperature,
+        routing, mispredicted_temperature, rejected_temperature, certify,
     )  # fmt: skip
     with Progress(console=console) as progress:
         task = progress.add_task("starting", total=1.0)

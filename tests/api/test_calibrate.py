@@ -363,6 +363,15 @@ def test_ambiguous_void_labels_are_rejected(client_of_void_nine):
         assert_problem(answer, 422, r"labels in 0\.\.2 or 9 for void, got (-1\.\.)?255")
 
 
+def test_fit_may_certify_nothing(service):
+    answer = send(service, method="temperature", activate="never", certify="false")
+    assert answer.status_code == 202, answer.text
+    last = events(service, answer.headers["location"])[-1]
+
+    uncertified = last["report"]["certification"]["uncertified"]  # type: ignore[index]
+    assert {*uncertified.values()} == {"the fit was asked to certify nothing"}
+
+
 def test_fit_on_images_with_activate_never_is_not_activated(service, folder):
     truth = np.zeros((8, 12), np.uint8)
     truth[:, 8:] = 1

@@ -311,6 +311,16 @@ def test_calibrate_fits_publishes_and_activates(run: Run, labelled, artifacts_di
     assert "temperature" in result.out
 
 
+def test_calibrate_may_certify_nothing(run: Run, logits, artifacts_dir):
+    result = run("calibrate", "--logits", logits, "--method", "temperature", "--no-certify")
+    (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
+    report = ArtifactStore(artifacts_dir).report("tiny", manifest.id)
+
+    assert result.code == 0, result.err
+    assert manifest.thresholds == ()
+    assert "asked to certify nothing" in str(report["certification"])
+
+
 def test_calibrate_takes_255_for_void_where_the_card_has_another_label(
     run: Run, labelled, logits, models_dir
 ):
