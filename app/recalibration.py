@@ -65,7 +65,7 @@ class FitOptions(BaseModel):
             ) from error
 
     @property
-    def of_method(self) -> dict[str, str | float]:
+    def method_options(self) -> dict[str, str | float]:
         """Return the given options of single methods, by name."""
         known = {name for calibrator in discover().values() for name in calibrator.options}
         return {name: value for name, value in self if name in known and value is not None}
@@ -107,7 +107,7 @@ def calibrate(
     current = None if active is None else active.calibrator
     context = FitContext(options.seed, progress)
     outcome = fit(
-        data, candidates(options), context, current, options.of_method, certify=options.certify
+        data, candidates(options), context, current, options.method_options, certify=options.certify
     )
     decision = decide_activation(outcome, options.activate, active.manifest.id if active else None)
     progress(PUBLISHING, 1.0)
@@ -124,7 +124,7 @@ def candidates(options: FitOptions) -> Sequence[str]:
     method, methods = options.method, discover()
     if method not in (AUTO_METHOD, *methods):
         raise ArgumentError(f"expected {AUTO_METHOD} or one of {', '.join(methods)}, got {method}")
-    require_options(method, options.of_method)
+    require_options(method, options.method_options)
     if method == AUTO_METHOD:
         return auto_methods(allow_label_changes=options.allow_label_changes)
     if not (options.allow_label_changes or methods[method].invariances.argmax):
@@ -229,7 +229,7 @@ def build_manifest(folder: ModelFolder, outcome: Outcome, options: FitOptions) -
         ece_after=metrics.ece_image,
         seed=outcome.seed,
         note=options.note,
-        options=options.of_method,
+        options=options.method_options,
         summary=outcome.chosen.calibrator.summary(),
         thresholds=outcome.certification.thresholds,
     )

@@ -154,10 +154,9 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     active = state.artifacts.active(folder.card.name, folder.sha256)
     if active is not None:
         require_comparable(active, images=images, maps=contents.maps)
-    known = {
-        "model": folder.card.name, "model_sha256": folder.sha256, "ignore_index": void,
-    }  # fmt: skip
-    return state.jobs.submit(incoming, FitRequest.model_validate(form.model_dump() | known))
+    model = {"model": folder.card.name, "model_sha256": folder.sha256}
+    values = form.model_dump() | model | {"ignore_index": void}
+    return state.jobs.submit(incoming, FitRequest.model_validate(values))
 
 
 def describe(state: State, job: Job) -> JobInfo:

@@ -165,5 +165,5 @@ def test_every_option_of_a_method_is_a_field_of_a_fit():
     known = {name for calibrator in discover().values() for name in calibrator.options}
     assert known == {"routing", "mispredicted_temperature", "rejected_temperature"}
     given = FitOptions(routing="soft", mispredicted_temperature=2, rejected_temperature=3)
-    assert set(given.of_method) == known
-    assert FitOptions().of_method == {}
+    assert set(given.method_options) == known
+    assert FitOptions().method_options == {}

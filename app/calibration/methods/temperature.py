@@ -3,17 +3,17 @@
 The mean negative log-likelihood is convex in the inverse temperature beta. A few guarded Newton
 steps, each one pass over the pixels, solve it to convergence. Labels never change.
 
-Without a misclassified pixel the likelihood alone has no maximum: it rises with beta for ever. So
-beta has a weak prior, normal around 1 with standard deviation 1/2. The objective, with N pixels
-that count as independent, is
+Without a misclassified pixel the likelihood alone has no maximum: it rises with beta without end.
+So beta has a weak prior, normal with mean 1 and standard deviation 0.5. With N independent pixels
+the objective is
 
-    mean NLL + (beta - 1)^2 / (2 N / 4).
+    mean NLL + (beta - 1)^2 / (2 * 0.5^2 * N).
 
-Pixels of one image are correlated, so an image counts for at most 100 of them. (The scores of the
-fit on 51 frames of CamVid vary between images as if each had 250 independent pixels; neighbouring
-frames resemble each other, so the truth is below that.) The prior is in beta and not in log T, as
-the objective then stays convex and is bounded where beta is large. An over-confident model has beta
-between 0 and 1, where the prior varies least.
+Pixels of one image are correlated, so each image counts for at most 100. (On 51 frames of CamVid
+val the derivative of the loss varies between images as if each had 250 independent pixels. This is
+an upper bound, as neighbouring frames resemble each other.) A prior of beta instead of log T keeps
+the objective convex, restrains large beta most, and varies little between 0 and 1, where the beta
+of over-confident models is.
 """
 
 from typing import ClassVar
