@@ -156,7 +156,7 @@ class Client:
     def calibrate(
         self,
         files: Mapping[str, Path],
-        fields: Mapping[str, str | int | bool],
+        fields: Mapping[str, str | float],
         on_progress: OnProgress,
     ) -> Job:
         """Upload the files of a validation set without loading them, and return the queued job."""

@@ -5,16 +5,17 @@ version and is the one place of a fit that switches the active one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
-from app.calibration.base import FitContext
+from app.calibration.base import TEMPERATURE_RANGE, FitContext, ignore_progress
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.calibration.metrics.intervals import Interval
-from app.calibration.registry import auto_methods, discover
+from app.calibration.registry import auto_methods, discover, require_options
 from app.calibration.report import build_report
 from app.calibration.selection import ALPHA, Outcome, fit
 from app.errors import ActiveCalibratorError, ArgumentError
@@ -27,8 +28,17 @@ PUBLISHING = "publishing"  # progress stage from which a fit can no longer be ca
 Activate = Literal["if_better", "always", "never"]
 
 
+Routing = Literal["soft", "hard"]
+IgnoreIndex = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # label of void pixels
+Temperature = Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])]
+
+
 class FitOptions(BaseModel):
-    """Options of a fit; `ignore_index` is the label of void pixels."""
+    """Options of a fit.
+
+    `routing` and the temperatures are options of some methods only (`Calibrator.options`): see
+    `Selective` and `MetaCal`. None leaves the method's own choice.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,9 +46,29 @@ class FitOptions(BaseModel):
     activate: Activate = "if_better"
     allow_label_changes: bool = False
     augmentation: Augmentation = "none"
-    ignore_index: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 255
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    certify: bool = True
     note: Annotated[str, Field(max_length=1000)] = ""
+    routing: Routing | SkipJsonSchema[None] = None
+    mispredicted_temperature: Temperature | SkipJsonSchema[None] = None
+    rejected_temperature: Temperature | SkipJsonSchema[None] = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """Validate options by name; raises ArgumentError for the first invalid one."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ArgumentError(
+                f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}"
+            ) from error
+
+    @property
+    def method_options(self) -> dict[str, str | float]:
+        """Return the given options of single methods, by name."""
+        known = {name for calibrator in discover().values() for name in calibrator.options}
+        return {name: value for name, value in self if name in known and value is not None}
 
 
 @dataclass(frozen=True)
@@ -61,13 +91,9 @@ def calibrate(
     folder: ModelFolder,
     data: ValidationSet,
     store: ArtifactStore,
-    context: FitContext,
-    method: str = AUTO_METHOD,
-    activate: Activate = "if_better",
-    note: str = "",
+    options: FitOptions,
+    progress: Callable[[str, float], None] = ignore_progress,
     by: str = "command",
-    *,
-    allow_label_changes: bool = False,
 ) -> PublishedCalibrator:
     """Fit on a validation set, publish the version, and activate it where the gate allows.
 
@@ -79,10 +105,14 @@ def calibrate(
         first = data[0]
         require_comparable(active, images=first.image is not None, maps=first.labels.ndim == 2)
     current = None if active is None else active.calibrator
-    outcome = fit(data, candidates(method, allow_label_changes), context, current)
-    decision = decide_activation(outcome, activate, active.manifest.id if active else None)
-    context.progress(PUBLISHING, 1.0)
-    return publish_version(store, build_manifest(folder, outcome, note), outcome, decision, by)
+    context = FitContext(options.seed, progress)
+    outcome = fit(
+        data, candidates(options), context, current, options.method_options, certify=options.certify
+    )
+    decision = decide_activation(outcome, options.activate, active.manifest.id if active else None)
+    progress(PUBLISHING, 1.0)
+    manifest = build_manifest(folder, outcome, options)
+    return publish_version(store, manifest, outcome, decision, by)
 
 
 def comparable_version(store: ArtifactStore, folder: ModelFolder) -> StoredCalibrator | None:
@@ -96,18 +126,19 @@ def comparable_version(store: ArtifactStore, folder: ModelFolder) -> StoredCalib
         return None
 
 
-def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
+def candidates(options: FitOptions) -> Sequence[str]:
     """Return the names of the methods to fit: those of `auto`, or the one method.
 
-    Raises ArgumentError for an unknown method, and for one that may change labels unless
-    `allow_label_changes`.
+    Raises ArgumentError for an unknown method, for one that may change labels unless
+    `allow_label_changes`, and for an option of other methods.
     """
-    if method == AUTO_METHOD:
-        return auto_methods(allow_label_changes=allow_label_changes)
-    methods = discover()
-    if method not in methods:
+    method, methods = options.method, discover()
+    if method not in (AUTO_METHOD, *methods):
         raise ArgumentError(f"expected {AUTO_METHOD} or one of {', '.join(methods)}, got {method}")
-    if not (allow_label_changes or methods[method].invariances.argmax):
+    require_options(method, options.method_options)
+    if method == AUTO_METHOD:
+        return auto_methods(allow_label_changes=options.allow_label_changes)
+    if not (options.allow_label_changes or methods[method].invariances.argmax):
         raise ArgumentError(
             f"expected allow_label_changes with the method {method}, which may change labels"
         )
@@ -186,14 +217,14 @@ def publish_version(
 
     Raises StorageError.
     """
-    document = build_report(outcome, decision.activate, decision.reason)
+    document = build_report(outcome, decision.activate, decision.reason, manifest.options)
     manifest = store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if decision.activate:
         store.activate(manifest.model, manifest.id, decision.reason, by)
     return PublishedCalibrator(manifest, document, decision.activate)
 
 
-def build_manifest(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest:
+def build_manifest(folder: ModelFolder, outcome: Outcome, options: FitOptions) -> Manifest:
     """Build the manifest of a new version, with the current time."""
     metrics = outcome.chosen.evaluation.result()
     return Manifest(
@@ -208,7 +239,8 @@ def build_manifest(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest
         ece_before=outcome.uncalibrated.evaluation.result().ece_image,
         ece_after=metrics.ece_image,
         seed=outcome.seed,
-        note=note,
+        note=options.note,
+        options=options.method_options,
         summary=outcome.chosen.calibrator.summary(),
         thresholds=outcome.certification.thresholds,
     )

@@ -21,7 +21,13 @@ from app.datasets.arrays import open_npy
 from app.datasets.logits import DenseLogits
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
-from app.recalibration import PublishedCalibrator, calibrate, candidates, decide_activation
+from app.recalibration import (
+    FitOptions,
+    PublishedCalibrator,
+    calibrate,
+    candidates,
+    decide_activation,
+)
 from app.storage.artifacts import ArtifactStore
 from tests.factories.models import write_onnx_model
 from tests.factories.service import publish_temperature
@@ -331,6 +337,40 @@ def test_groups_are_kept_together_and_are_the_unit_of_intervals():
     assert outcome.ece_difference == pytest.approx(bootstrap_mean(means.tolist(), CONTEXT.seed))
 
 
+def test_certificates_count_groups_with_the_mean_over_their_images():
+    """Twenty groups of six copies certify what twenty images do, and less than 120 images."""
+    alone = labelled(temperature=3, images=60, side=8)
+
+    @dataclass(frozen=True)
+    class Groups(InMemory):
+        groups: tuple[int, ...] = ()
+
+    copies = [image for image in alone.images for _ in range(6)]
+    groups = tuple(copy // 6 for copy in range(360))
+    single, grouped, independent = (
+        fit(data, ("temperature",), CONTEXT).certification
+        for data in (alone, Groups(3, copies, groups), InMemory(3, copies))
+    )
+    assert grouped.images == single.images == 27
+    assert independent.images == 162
+    levels = [[level.max_error for level in found.thresholds] for found in (single, grouped)]
+    assert levels[0] == levels[1]
+    assert len(independent.thresholds) > len(grouped.thresholds)
+
+
+def test_fit_without_certificates_keeps_the_rest(folder, store):
+    done = calibrate(folder, labelled(3, images=60), store, options(certify=False))
+    certified = calibrate(folder, labelled(3, images=60), store, options(activate="never"))
+
+    assert done.activated
+    assert done.manifest.thresholds == ()
+    assert len(certified.manifest.thresholds) > 0
+    reasons = done.report["certification"]["uncertified"]  # type: ignore[index]
+    assert reasons == {str(level): "the fit was asked to certify nothing" for level in LEVELS}
+    assert done.report["candidates"][0]["ece_image"] == certified.manifest.ece_after  # type: ignore[index]
+    assert store.load("tiny", done.manifest.id, folder.sha256).reference is not None
+
+
 def test_report_holds_reliability_curves_before_and_after():
     curves = build_report(fit(labelled(temperature=3), METHODS, CONTEXT), True, "")["reliability"]
     assert isinstance(curves, dict)
@@ -374,6 +414,10 @@ def store(tmp_path):
     return ArtifactStore(tmp_path / "artifacts")
 
 
+def options(**given: object) -> FitOptions:
+    return FitOptions.parse({"method": "temperature", "seed": CONTEXT.seed, **given})
+
+
 def reason(published: PublishedCalibrator) -> str:
     decision = published.report["decision"]
     assert isinstance(decision, dict)
@@ -381,7 +425,7 @@ def reason(published: PublishedCalibrator) -> str:
 
 
 def test_better_calibrator_is_published_and_activated(folder, store):
-    done = calibrate(folder, labelled(3), store, CONTEXT, "temperature", note="first")
+    done = calibrate(folder, labelled(3), store, options(note="first"))
     stored = store.load("tiny", done.manifest.id, folder.sha256)
 
     assert done.activated
@@ -395,8 +439,8 @@ def test_better_calibrator_is_published_and_activated(folder, store):
 
 
 def test_calibrator_that_is_not_better_is_published_but_not_activated(folder, store):
-    first = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
-    again = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
+    first = calibrate(folder, labelled(3), store, options())
+    again = calibrate(folder, labelled(3), store, options())
 
     assert not again.activated
     assert reason(again).startswith("not shown to be better: ")
@@ -407,7 +451,7 @@ def test_calibrator_that_is_not_better_is_published_but_not_activated(folder, st
 
 @pytest.mark.parametrize(("activate", "temperature"), [("always", 1.0), ("never", 3.0)])
 def test_activate_option_overrides_the_gate(folder, store, activate, temperature):
-    done = calibrate(folder, labelled(temperature), store, CONTEXT, "temperature", activate)
+    done = calibrate(folder, labelled(temperature), store, options(activate=activate))
 
     assert done.activated == (activate == "always")
     assert activate in reason(done)
@@ -416,7 +460,7 @@ def test_activate_option_overrides_the_gate(folder, store, activate, temperature
 
 def test_version_of_replaced_model_is_not_compared_with(folder, store, tmp_path):
     publish_temperature(tmp_path / "artifacts", folder.path.parent, 3, sha256="0" * 64)
-    done = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
+    done = calibrate(folder, labelled(3), store, options())
 
     assert done.activated
     assert "against the uncalibrated model" in reason(done)
@@ -425,7 +469,7 @@ def test_version_of_replaced_model_is_not_compared_with(folder, store, tmp_path)
 def test_damaged_active_calibrator_is_replaced_by_a_new_fit(folder, store, tmp_path):
     active = publish_temperature(tmp_path / "artifacts", folder.path.parent, 3)
     (tmp_path / "artifacts" / "tiny" / active / "manifest.json").write_text("damaged")
-    done = calibrate(folder, labelled(3), store, CONTEXT, "temperature")
+    done = calibrate(folder, labelled(3), store, options())
 
     assert store.active_id("tiny") == done.manifest.id
 
@@ -445,13 +489,13 @@ def test_method_that_data_does_not_determine_is_skipped():
 
 def test_methods_that_change_labels_need_permission():
     keeping = ("identity", "temperature", "ets", "isotonic", "cmsap", "selective", "contextual")
-    assert candidates("auto", False) == keeping
-    assert candidates("auto", True) == (*keeping, "vector_ti", "dirichlet")
-    assert candidates("vector", True) == ("vector",)
+    assert candidates(FitOptions()) == keeping
+    assert candidates(FitOptions(allow_label_changes=True)) == (*keeping, "vector_ti", "dirichlet")
+    assert candidates(FitOptions(method="vector", allow_label_changes=True)) == ("vector",)
     with pytest.raises(ArgumentError, match="expected allow_label_changes with the method vector"):
-        candidates("vector", False)
+        candidates(FitOptions(method="vector"))
     with pytest.raises(ArgumentError, match=r"expected auto or one of .*, got magic"):
-        candidates("magic", True)
+        candidates(FitOptions(method="magic"))
 
 
 def test_progress_is_over_all_methods_and_never_falls():

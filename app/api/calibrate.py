@@ -10,12 +10,11 @@ import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse
-from pydantic import ValidationError
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
 from app.api.multipart import write_multipart
 from app.api.schemas import CalibrateForm, JobInfo, JobList
-from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack
+from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack, void_label
 from app.errors import ArgumentError, NotFoundError
 from app.inference.model_card import ModelFolder
 from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
@@ -66,7 +65,9 @@ async def calibrate(
     Either `logits` (+ `labels` and `image_index`, unless inside) as .npz, .npy or .safetensors, or
     `images` and `labels` as zip archives. `group_index` holds the group of each image; groups are
     never split between fit and test. With `augmentation=corruptions` the fit also uses copies of
-    the images with fog, darkness, rain, noise, blur and low contrast.
+    the images with fog, darkness, rain, noise, blur and low contrast. `ignore_index` is the label
+    of void pixels, by default that of the model's card, or 255 where the labels have 255 and not
+    the card's. `routing` and the two temperatures are options of `selective` and `metacal`.
     """
     if misplaced := sorted(request.query_params):
         raise ArgumentError(f"expected options as form fields, got {misplaced} in the query")
@@ -137,34 +138,32 @@ def retry(job: JobDep, response: Response, state: StateDep) -> JobInfo:
 
 def parse_form(texts: dict[str, str]) -> CalibrateForm:
     """Validate the text fields; raises ArgumentError for the first invalid one."""
-    try:
-        form = CalibrateForm.model_validate(texts)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArgumentError(
-            f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}"
-        ) from error
-    candidates(form.method, form.allow_label_changes)
+    form = CalibrateForm.parse(texts)
+    candidates(form)
     return form
 
 
 def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder) -> Job:
-    """Unpack and validate an upload in one pass over its data, and queue its fit."""
+    """Unpack and validate an upload, its logits in one pass, and queue its fit."""
     limits = Limits(
         unpacked_bytes=state.settings.max_calibration_bytes,
         image_bytes=state.settings.max_upload_bytes,
         image_pixels=state.settings.max_pixels,
     )
-    unpack(incoming / UPLOAD, limits)
-    contents = check(incoming / UPLOAD, folder.num_classes, form.ignore_index, limits)
-    images = has_images(incoming / UPLOAD)
+    upload, classes = incoming / UPLOAD, folder.num_classes
+    unpack(upload, limits)
+    of_card = folder.card.output.ignore_index
+    void = void_label(upload, form.ignore_index, of_card, classes, limits.image_pixels)
+    contents = check(upload, classes, void, limits)
+    images = has_images(upload)
     if not images:
         require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)
     active = comparable_version(state.artifacts, folder)
     if active is not None:
         require_comparable(active, images=images, maps=contents.maps)
     model = {"model": folder.card.name, "model_sha256": folder.sha256}
-    return state.jobs.submit(incoming, FitRequest.model_validate(form.model_dump() | model))
+    values = form.model_dump() | model | {"ignore_index": void}
+    return state.jobs.submit(incoming, FitRequest.model_validate(values))
 
 
 def describe(state: State, job: Job) -> JobInfo:

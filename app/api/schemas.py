@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from app.jobs.store import JobStatus
-from app.recalibration import FitOptions
+from app.recalibration import FitOptions, IgnoreIndex
 from app.serving.segmenter import NO_CALIBRATOR
 from app.storage.manifest import Manifest
 
@@ -84,12 +84,27 @@ class RunLengths(BaseModel):
     counts: str
 
 
+class Guarantee(BaseModel):
+    """The certified level behind `max_error`, and whether it applies to this image.
+
+    `applies` is false where `in_distribution` is below 0.5: the image is unlike those for which
+    the level is certified. Null where the calibrator does not measure it. `detail` is a sentence.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_error: float
+    applies: bool | None
+    detail: str
+
+
 class Calibration(BaseModel):
     """The calibrator of a response, by default none.
 
     ECE is image-wise with 10 bins, on images held out from the fit. `in_distribution` in 0..1
     measures how similar the image is to those of the fit: it scales the shift of `contextual`, so
-    that with 0 only temperature scaling is left. Null where it is not measured.
+    that with 0 only temperature scaling is left. Null where it is not measured. `guarantee` is
+    null without `max_error`.
     """
 
     model_config = RESPONSE
@@ -103,6 +118,7 @@ class Calibration(BaseModel):
     images: int = 0
     stale: bool = False
     in_distribution: float | None = None
+    guarantee: Guarantee | None = None
 
 
 class Links(BaseModel):
@@ -217,6 +233,7 @@ class CalibrateForm(FitOptions):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
+    ignore_index: IgnoreIndex | SkipJsonSchema[None] = None
 
 
 class JobInfo(JobStatus):

@@ -36,6 +36,7 @@ from app.serving.segmenter import (
 router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
 
 JSON = "application/json"
+GUARANTEES = {True: "applies", False: "does-not-apply", None: "not-measured"}  # of X-Guarantee
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY = {
     "requestBody": {
@@ -64,7 +65,11 @@ async def segment(
     state: StateDep,
     segmenter: SegmenterDep,
 ) -> Response:
-    """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence."""
+    """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence.
+
+    With `max_error` the response has the header `X-Guarantee`: `applies`, `does-not-apply` or
+    `not-measured`, as `calibration.guarantee` in JSON.
+    """
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
     async with state.admission.enter():
         upload = await read_upload(request, state.settings.max_upload_bytes)
@@ -129,6 +134,8 @@ def respond_to_upload(
         "X-Result-Id": name,
         "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in timer.stages.items()),
     }
+    if done.guarantee is not None:
+        headers["X-Guarantee"] = GUARANTEES[done.guarantee.applies]
     return Response(body, headers=headers, media_type=media_type)
 
 
@@ -180,6 +187,7 @@ def calibration_block(done: Segmentation) -> Calibration:
             "calibrator": manifest.id,
             "stale": done.stale,
             "in_distribution": done.prediction.in_distribution,
+            "guarantee": done.guarantee,
         }
     )
 

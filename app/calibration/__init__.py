@@ -2,11 +2,13 @@
 
 from app.calibration.base import (
     MAX_LOG_ODDS,
+    TEMPERATURE_RANGE,
     Calibrator,
     FitContext,
     LogOddsShift,
     MapRows,
     finite_logits,
+    ignore_progress,
     map_rows_serially,
 )
 from app.calibration.dataset import IGNORE, Augmentation, LabelledImage, ValidationSet
@@ -24,7 +26,7 @@ from app.calibration.metrics.evaluation import LOG_FLOOR, Evaluation
 from app.calibration.metrics.intervals import Interval, bootstrap_difference
 from app.calibration.metrics.reliability import ReliabilityBin
 from app.calibration.predictions import Confidence, Mask, Prediction
-from app.calibration.registry import auto_methods, build, discover
+from app.calibration.registry import auto_methods, build, discover, require_options
 from app.calibration.report import build_report
 from app.calibration.risk_control import CertifiedThreshold
 from app.calibration.selection import ALPHA, Outcome, fit
@@ -35,6 +37,7 @@ __all__ = [
     "IGNORE",
     "LOG_FLOOR",
     "MAX_LOG_ODDS",
+    "TEMPERATURE_RANGE",
     "Assessment",
     "Augmentation",
     "Calibrator",
@@ -64,5 +67,7 @@ __all__ = [
     "finite_logits",
     "fit",
     "histogram",
+    "ignore_progress",
     "map_rows_serially",
+    "require_options",
 ]

@@ -9,7 +9,7 @@ log-odds of an image's confidence.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -122,6 +122,8 @@ class Calibrator(nn.Module, ABC):
     invariances: ClassVar[Invariances]
     auto_rank: ClassVar[int | None] = None  # position among `auto`'s candidates; None: not tried
     combines_with_selective: ClassVar[bool] = True  # whether `selective+<method>` exists as well
+    # The constructor's argument for each option of a fit that the method has, by the option's name.
+    options: ClassVar[Mapping[str, str]] = {}
     needs_maps: ClassVar[bool] = False  # whether it needs maps [N,K,h,w] instead of a table [M,K]
     needs_image: bool = False  # whether `with_image` must precede `forward`; a fit may change it
     image: Tensor | None = None  # uint8 RGB [3,h,w], resized to the grid of the logits
@@ -212,6 +214,12 @@ class Pixelwise(Calibrator):
     @abstractmethod
     def calibrate_rows(self, rows: Tensor) -> Tensor:
         """Map finite float32 logits [...,K] to log-probabilities [...,K]."""
+
+
+def clamped_temperature(temperature: float) -> float:
+    """Clamp a temperature to [0.05, 1e4]."""
+    low, high = TEMPERATURE_RANGE
+    return min(max(temperature, low), high)
 
 
 def finite_logits(logits: Tensor) -> Tensor:

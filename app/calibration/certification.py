@@ -32,6 +32,7 @@ from app.calibration.risk_control import (
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 DELTA = 0.1
 NOT_INDEPENDENT = "the images that certify also chose among the methods: there are too few"
+NOT_REQUESTED = "the fit was asked to certify nothing"
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,13 @@ def compute_guarantees(
     tuning: ConfidenceHistogram,
     context: FitContext,
     *,
-    independent_test: bool,
+    uncertified: str | None = None,
 ) -> Guarantees:
     """Certify thresholds and record the drift reference in one pass over the test images.
 
     Where the set has groups, groups are certified in place of images. `tuning` determines the
-    thresholds to test. It shares no image with the test images unless `independent_test` is
-    false; then nothing is certified.
+    thresholds to test; it must share no image with the test images. `uncertified` is a reason to
+    certify nothing.
     """
     images = Acceptance(threshold_grid(tuning))
     rows, groups = [], groups_of(test)
@@ -140,7 +141,7 @@ def compute_guarantees(
         certify_levels(
             images.by_group(), tuning, context.seed, at_image_size=predicts_at_image_size(test)
         )
-        if independent_test
-        else certify_nothing(NOT_INDEPENDENT)
+        if uncertified is None
+        else certify_nothing(uncertified)
     )
     return Guarantees(certification, reference_of(rows))

@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 
@@ -49,14 +49,34 @@ def auto_methods(*, allow_label_changes: bool) -> tuple[str, ...]:
     )
 
 
-def build(method: str, num_classes: int) -> Calibrator:
-    """Build an unfitted calibrator; raises ArgumentError for an unknown name or under 2 classes."""
+def build(
+    method: str, num_classes: int, options: Mapping[str, object] = MappingProxyType({})
+) -> Calibrator:
+    """Build an unfitted calibrator with the options of a fit, by name.
+
+    Raises ArgumentError for an unknown name, for an option of other methods and under 2 classes.
+    """
     known = discover()
     if method not in known:
         raise ArgumentError(f"expected one of {', '.join(known)}, got {method}")
     if num_classes < 2:
         raise ArgumentError(f"expected at least 2 classes, got {num_classes}")
-    return known[method](num_classes)
+    require_options(method, options)
+    make: Callable[..., Calibrator] = known[method]
+    arguments = known[method].options
+    return make(num_classes, **{arguments[name]: value for name, value in options.items()})
+
+
+def require_options(method: str, options: Iterable[str]) -> None:
+    """Raise ArgumentError for an option that the method, or `auto`, does not have."""
+    known = discover()
+    for option in options:
+        having = [name for name, calibrator in known.items() if option in calibrator.options]
+        if method not in having:
+            raise ArgumentError(
+                f"expected {option} with one of the methods {', '.join(having)}, got it with "
+                f"{method}"
+            )
 
 
 def _defined() -> Iterator[type[Calibrator]]:

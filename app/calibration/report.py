@@ -1,20 +1,27 @@
 """Write the report of a fit: metrics of all candidates, reliability curves, gate decision."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 
 from app.calibration.certification import DELTA, Certification
 from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
 from app.calibration.selection import ALPHA, Candidate, Outcome
 
 
-def build_report(outcome: Outcome, activated: bool, why: str) -> dict[str, object]:
+def build_report(
+    outcome: Outcome,
+    activated: bool,
+    why: str,
+    options: Mapping[str, object] = MappingProxyType({}),
+) -> dict[str, object]:
     """Build a report as a JSON document; undefined metrics are null.
 
     All metrics but `correctness_nll_select` are of the test images, which take no part in fit and
     selection; that one is of the selection images, and the selection is by it. `ece_image` is
     image-wise with 10 bins, `ece_pooled` over all pixels with 15. `why` is the reason for
-    `activated`.
+    `activated`; `options` are those of the method.
     """
     document = {
         "images": {
@@ -29,6 +36,7 @@ def build_report(outcome: Outcome, activated: bool, why: str) -> dict[str, objec
         "candidates": [candidate_metrics(candidate) for candidate in outcome.candidates],
         "skipped": dict(outcome.skipped),
         "chosen": outcome.chosen.method,
+        "options": dict(options),
         "parameters": outcome.chosen.calibrator.summary(),
         "selector": error_detection(outcome.chosen),
         "ece_difference": outcome.ece_difference._asdict(),

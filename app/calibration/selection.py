@@ -8,12 +8,18 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 
 from app.calibration.base import Calibrator, FitContext
-from app.calibration.certification import Certification, compute_guarantees
+from app.calibration.certification import (
+    NOT_INDEPENDENT,
+    NOT_REQUESTED,
+    Certification,
+    compute_guarantees,
+)
 from app.calibration.comparison import (
     TestResult,
     evaluate_calibrators,
@@ -104,20 +110,25 @@ def fit(
     methods: Sequence[str],
     context: FitContext,
     current: Calibrator | None = None,
+    options: Mapping[str, object] = MappingProxyType({}),
+    *,
+    certify: bool = True,
 ) -> Outcome:
     """Fit the methods, select one (see `select_best`), and test it on images of neither step.
 
     Images, or groups where the set has them, are split at random by the seed (see `splits`). The
     first of several tied methods is selected. Of several methods, one that the set does not
     determine is skipped, with its reason. `current` is the calibrator to compare with, by default
-    the uncalibrated model. Progress runs over all methods. Raises ArgumentError for an unknown
-    method and for a set without a method that can be fitted.
+    the uncalibrated model. `options` are those of the methods, by name (`Calibrator.options`).
+    Without `certify` no threshold is certified. Progress runs over all methods. Raises
+    ArgumentError for an unknown method, for an option that a method does not have, and for a set
+    without a method that can be fitted.
     """
     split = split_images(groups_of(data), context.seed, choosing=len(methods) > 1)
     fit_images, test_images = Subset(data, split.fit), Subset(data, split.test)
     fit_pixels = gather(fit_images, stage_progress(context, "reading", 0.0, FITTING_START))
 
-    fitted, skipped = fit_methods(methods, fit_images, fit_pixels, context)
+    fitted, skipped = fit_methods(methods, fit_images, fit_pixels, context, options)
     calibrators = [one.calibrator for one in fitted]
 
     # With one method there are no selection images; then the fit's give the confidence histogram
@@ -148,7 +159,7 @@ def fit(
         calibrators[best],
         selection[best].evaluation.confidence_histogram,
         stage_progress(context, "certifying", CERTIFYING_START, 1.0),
-        independent_test=split.independent_test,
+        uncertified=_reason_for_no_certificate(split, certify=certify),
     )
     seed = context.seed
     ece, aurc, score = (
@@ -174,7 +185,11 @@ def fit(
 
 
 def fit_methods(
-    methods: Sequence[str], images: ValidationSet, pixels: InMemory, context: FitContext
+    methods: Sequence[str],
+    images: ValidationSet,
+    pixels: InMemory,
+    context: FitContext,
+    options: Mapping[str, object],
 ) -> tuple[list[FittedMethod], dict[str, str]]:
     """Fit spatial methods on whole images, and the others on the pixels in memory.
 
@@ -184,7 +199,7 @@ def fit_methods(
     fitted: list[FittedMethod] = []
     skipped: dict[str, str] = {}
     for index, method in enumerate(methods):
-        calibrator = build(method, pixels.num_classes)
+        calibrator = build(method, pixels.num_classes, options)
         source = images if calibrator.invariances.spatial else pixels
         start = time.perf_counter()
         try:
@@ -245,6 +260,13 @@ def method_progress(context: FitContext, method: str, index: int, count: int) ->
         )
 
     return replace(context, progress=progress)
+
+
+def _reason_for_no_certificate(split: Split, *, certify: bool) -> str | None:
+    """Return why nothing is certified; None where thresholds are."""
+    if not certify:
+        return NOT_REQUESTED
+    return None if split.independent_test else NOT_INDEPENDENT
 
 
 def _uncalibrated(fitted: Sequence[FittedMethod], num_classes: int) -> Calibrator:

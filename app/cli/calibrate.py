@@ -4,7 +4,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -13,19 +13,29 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.calibration.base import FitContext
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.cli.options import ModelOption, TokenOption, UrlOption
 from app.client import Client, OnProgress
-from app.datasets.images import ENDINGS, CachedLogits, find_pairs
-from app.datasets.uploads import GROUP_INDEX, Limits, check, image_groups, open_upload, unpack
+from app.datasets.images import ENDINGS, CachedLogits, find_pairs, read_labels
+from app.datasets.uploads import (
+    GROUP_INDEX,
+    Limits,
+    check,
+    image_groups,
+    open_upload,
+    unpack,
+    void_label,
+)
+from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.main import find_model
-from app.recalibration import Activate, calibrate, candidates, require_inputs
+from app.recalibration import Activate, FitOptions, Routing, calibrate, candidates, require_inputs
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
+
+OF_DATA = ("paths", "ignore_index")
 
 console = Console(stderr=True)
 
@@ -42,6 +52,15 @@ class CalibrateOptions:
     ignore_index: int | None
     seed: int
     note: str
+    routing: Routing | None = None
+    mispredicted_temperature: float | None = None
+    rejected_temperature: float | None = None
+    certify: bool = True
+
+    def without_data(self) -> FitOptions:
+        """Return the options that do not concern the data; raises ArgumentError."""
+        values = {name: value for name, value in vars(self).items() if name not in OF_DATA}
+        return FitOptions.parse(values)
 
 
 class FitResult(NamedTuple):
@@ -55,18 +74,11 @@ def fit_locally(
     options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> FitResult:
     """Fit in this process, with the models and calibrators of the configured folders."""
-    candidates(options.method, options.allow_label_changes)  # raises before files are read
+    fit_options = options.without_data()
+    candidates(fit_options)  # raises before files are read
     with validation_set(options, folder, settings, progress) as data:
-        done = calibrate(
-            folder,
-            data,
-            ArtifactStore(settings.artifacts_dir),
-            FitContext(options.seed, progress),
-            options.method,
-            options.activate,
-            options.note,
-            allow_label_changes=options.allow_label_changes,
-        )
+        store = ArtifactStore(settings.artifacts_dir)
+        done = calibrate(folder, data, store, fit_options, progress)
     return FitResult(done.manifest.id, done.report)
 
 
@@ -75,9 +87,12 @@ def validation_set(
     options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
 ) -> Iterator[ValidationSet]:
     """Yield the validation set of images and label maps, or of a file of logits."""
-    void = folder.card.output.ignore_index if options.ignore_index is None else options.ignore_index
+    void, of_card = options.ignore_index, folder.card.output.ignore_index
     if "images" in options.paths:
         pairs = find_pairs(options.paths["images"], options.paths["labels"])
+        if void is None:
+            label_maps = (read_labels(pair.labels, settings.max_pixels) for pair in pairs)
+            void = find_void_label(label_maps, of_card, folder.num_classes)
         predictor = open_predictor(folder, settings.device, settings.threads)
         groups = image_groups(options.paths.get(GROUP_INDEX), len(pairs))
         yield CachedLogits(
@@ -96,6 +111,7 @@ def validation_set(
         for field, path in options.paths.items():
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
+        void = void_label(scratch, void, of_card, folder.num_classes, settings.max_pixels)
         contents = check(scratch, folder.num_classes, void, limits)
         require_inputs(options.method, augmentation=options.augmentation, maps=contents.maps)
         yield open_upload(
@@ -112,12 +128,10 @@ def fit_remotely(
     options: CalibrateOptions, model: str | None, client: Client, progress: OnProgress
 ) -> FitResult:
     """Fit on a running service: upload the files and wait for the job to end."""
-    fields = asdict(options)
-    del fields["paths"]
-    if model is not None:
-        fields["model"] = model
-    if options.ignore_index is None:  # as for a local fit
-        fields["ignore_index"] = client.model(model)["ignore_index"]
+    fields = options.without_data().model_dump(exclude_none=True)
+    fields["model"] = client.model(model)["name"]  # raises before files are sent
+    if options.ignore_index is not None:
+        fields["ignore_index"] = options.ignore_index
     with ExitStack() as stack:
         files = {
             field: stack.enter_context(zipped(path)) if path.is_dir() else path
@@ -166,10 +180,22 @@ def calibrate_command(
         Augmentation, typer.Option(help="Train on corrupted copies of the images as well.")
     ] = "none",
     ignore_index: Annotated[
-        int | None, typer.Option(help="Label of void pixels; default: the card's.")
+        int | None, typer.Option(help="Label of void pixels; default: the card's, else 255.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     note: str = "",
+    routing: Annotated[
+        Routing | None, typer.Option(help="Of selective: mix its two temperatures or choose one.")
+    ] = None,
+    mispredicted_temperature: Annotated[
+        float | None, typer.Option(help="Of selective: fix it, and the other one at 1.")
+    ] = None,
+    rejected_temperature: Annotated[
+        float | None, typer.Option(help="Of metacal; default: rejected pixels are uniform.")
+    ] = None,
+    certify: Annotated[
+        bool, typer.Option(help="Certify thresholds for max_error on the test images or groups.")
+    ] = True,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -181,8 +207,9 @@ def calibrate_command(
     paths = {field: path for field, path in given.items() if path is not None}
     check_sources(paths)
     options = CalibrateOptions(
-        paths, method, activate, allow_label_changes, augmentation, ignore_index, seed, note
-    )
+        paths, method, activate, allow_label_changes, augmentation, ignore_index, seed, note,
+        routing, mispredicted_temperature, rejected_temperature, certify,
+    )  # fmt: skip
     with Progress(console=console) as progress:
         task = progress.add_task("starting", total=1.0)
 

@@ -7,6 +7,7 @@ from app.datasets.images import (
     find_pairs,
     images_by_stem,
     read_image,
+    read_labels,
     read_labels_for,
 )
 from app.datasets.uploads import (
@@ -18,7 +19,9 @@ from app.datasets.uploads import (
     image_groups,
     open_upload,
     unpack,
+    void_label,
 )
+from app.datasets.void_labels import find_void_label
 
 __all__ = [
     "ENDINGS",
@@ -29,11 +32,14 @@ __all__ = [
     "Pair",
     "check",
     "find_pairs",
+    "find_void_label",
     "has_images",
     "image_groups",
     "images_by_stem",
     "open_upload",
     "read_image",
+    "read_labels",
     "read_labels_for",
     "unpack",
+    "void_label",
 ]

@@ -10,20 +10,30 @@ An upload is a folder with the fields of a request as files: `logits`, `labels`,
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 from zipfile import ZipFile, ZipInfo
 
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from app.calibration.dataset import Augmentation, ValidationSet
 from app.datasets.archives import ByteBudget, extract, files_in, open_archive
 from app.datasets.arrays import ArrayFile, kind_of, open_npy, open_safetensors
-from app.datasets.images import ENDINGS, CachedLogits, checked, find_pairs, read_labels
+from app.datasets.images import (
+    ENDINGS,
+    CachedLogits,
+    checked,
+    find_pairs,
+    images_by_stem,
+    read_labels,
+)
 from app.datasets.logits import Contents, open_logits, require_images
 from app.datasets.parsing import parsing
+from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
 from app.imaging.decode import FORMATS, check_size
 from app.inference.predictor import Predictor
@@ -34,6 +44,7 @@ IMAGE_FILES, LABEL_FILES, NAMES = "image_files", "label_files", "image_names.jso
 GROUP_INDEX = "group_index"
 ARRAYS = ("logits", "labels", "image_index", GROUP_INDEX)
 FIELDS = (*ARRAYS, "images")
+PART_VALUES = 1 << 22
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
 
 
@@ -63,6 +74,19 @@ def unpack(folder: Path, limits: Limits) -> None:
                 _unpack_array(folder, GROUP_INDEX)
         else:
             _unpack_arrays(folder, ByteBudget(limits.unpacked_bytes))
+
+
+def void_label(
+    folder: Path, given: int | None, of_card: int, num_classes: int, max_pixels: int
+) -> int:
+    """Return the label of void pixels in an unpacked folder: as given, or as its labels show.
+
+    See `find_void_label` for the latter. Raises ArgumentError and TooLargeError.
+    """
+    if given is not None:
+        return given
+    maps = _label_maps(folder, max_pixels)
+    return _with_names(folder, lambda: find_void_label(maps, of_card, num_classes))
 
 
 def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
@@ -123,6 +147,17 @@ def image_groups(path: Path | None, count: int) -> Sequence[int]:
         )
     groups: list[int] = array.map().tolist()
     return groups
+
+
+def _label_maps(folder: Path, max_pixels: int) -> Iterator[NDArray[Any]]:
+    """Iterate over the labels of an unpacked folder, by file or in parts of 4 M values."""
+    if has_images(folder):
+        for path in images_by_stem(folder / LABEL_FILES).values():
+            yield read_labels(path, max_pixels)
+    elif (array := _arrays(folder).get("labels")) is not None:
+        size = max(PART_VALUES // math.prod(array.shape[1:]), 1)
+        for start in range(0, array.shape[0], size):
+            yield array.map()[start : start + size]
 
 
 def _unpack_images(folder: Path, limits: Limits) -> None:

@@ -29,7 +29,7 @@ from typing import IO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.errors import ConflictError, NotFoundError
-from app.recalibration import FitOptions
+from app.recalibration import FitOptions, IgnoreIndex
 from app.storage.files import locked, storage, write_json
 from app.storage.manifest import timestamp
 
@@ -45,9 +45,11 @@ KEPT = 100  # ended jobs whose records are kept
 
 
 class FitRequest(FitOptions):
-    """Options of a requested fit, and the model that it is for."""
+    """Options of a requested fit, its model, and the label of void pixels in its upload."""
 
     model_config = ConfigDict(extra="forbid")
+
+    ignore_index: IgnoreIndex
 
     model: str
     model_sha256: str

@@ -19,7 +19,6 @@ from typing import IO
 
 import torch
 
-from app.calibration.base import FitContext
 from app.datasets.uploads import has_images, open_upload
 from app.errors import ConflictError, SegcalError
 from app.inference.model_card import ModelFolder, read_model_folder
@@ -113,12 +112,9 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
         model,
         data,
         ArtifactStore(settings.artifacts_dir),
-        FitContext(request.seed, progress.fit),
-        request.method,
-        request.activate,
-        request.note,
+        request,
+        progress.fit,
         by=f"job {folder.name}",
-        allow_label_changes=request.allow_label_changes,
     )
     result = {"calibrator": published.manifest.id, "activated": published.activated}
     with storage("the result of a job"):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.calibration.predictions import Prediction
+from app.calibration.risk_control import CertifiedThreshold
 from app.errors import ActiveCalibratorError, ConflictError, NotFoundError
 from app.imaging.decode import decode_image
 from app.inference.model_card import ModelFolder, default_name
@@ -24,6 +25,7 @@ from app.storage.manifest import StoredCalibrator
 
 NO_CALIBRATOR = "none"
 ACTIVE = "active"
+MIN_IN_DISTRIBUTION = 0.5  # score below which no certified level applies to an image
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,26 @@ class SegmentOptions:
 
 
 @dataclass(frozen=True)
+class Guarantee:
+    """The certified level of a request with `max_error`, and whether it applies to the image.
+
+    `applies` is false where the in-distribution score is below 0.5, and None where the calibrator
+    computes no such score. `detail` is the reason, in one sentence.
+    """
+
+    max_error: float
+    applies: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
 class Segmentation:
     """The result of one request.
 
     `prediction` has abstained pixels at the mask's highest value; `threshold` is the abstention
-    threshold, None without one. `stale` is true where the divergence of served predictions from
-    the calibrator's reference exceeds its limit (see `drift_monitor`).
+    threshold, None without one; `guarantee` belongs to a certified threshold. `stale` is true where
+    the divergence of served predictions from the calibrator's reference exceeds its limit (see
+    `drift_monitor`).
     """
 
     predictor: Predictor
@@ -56,6 +72,7 @@ class Segmentation:
     threshold: float | None
     class_statistics: ClassStatistics
     stale: bool = False
+    guarantee: Guarantee | None = None
 
     @property
     def mean_confidence(self) -> float:
@@ -87,11 +104,12 @@ class Segmenter:
         """Segment one encoded image.
 
         Raises InputError for an image that can't be decoded, NotFoundError for an unknown model or
-        calibrator, and ConflictError without a certified threshold (see `confidence_threshold`).
+        calibrator, and ConflictError without a certified threshold (see `certified_level`).
         """
         predictor = self.predictor(options.model)
         stored = self.calibrator(predictor, options.calibrator)
-        threshold = confidence_threshold(options, stored)
+        level = certified_level(options, stored)
+        threshold = options.min_confidence if level is None else level.threshold
         calibrator = stored.calibrator if stored else None
         prediction = predict_image(
             self._decode(upload, timer), predictor, calibrator, options.tta,
@@ -102,7 +120,8 @@ class Segmenter:
             if threshold is not None:
                 abstain(prediction, threshold)
             statistics = class_statistics(prediction)
-        return Segmentation(predictor, stored, prediction, threshold, statistics, stale)
+        guarantee = None if level is None else guarantee_of(level, prediction.in_distribution)
+        return Segmentation(predictor, stored, prediction, threshold, statistics, stale, guarantee)
 
     def _decode(self, upload: bytes, timer: StageTimer) -> NDArray[np.uint8]:
         with timer.stage("decode"):
@@ -172,14 +191,16 @@ def find_calibrator(
     return store.load(folder.card.name, name, folder.sha256)
 
 
-def confidence_threshold(options: SegmentOptions, stored: StoredCalibrator | None) -> float | None:
-    """Return the abstention threshold in 0..1; None to keep all pixels.
+def certified_level(
+    options: SegmentOptions, stored: StoredCalibrator | None
+) -> CertifiedThreshold | None:
+    """Return the largest certified level up to `max_error`; None without a `max_error`.
 
-    `max_error` selects the threshold of the largest certified level up to it. Raises ConflictError
-    where there is none, and with test-time augmentation, for which no threshold is certified.
+    Raises ConflictError where there is none, and with test-time augmentation, for which no
+    threshold is certified.
     """
     if options.max_error is None:
-        return options.min_confidence
+        return None
     if options.tta != "none":
         raise ConflictError(
             f"expected tta=none with max_error, which is certified without it, got {options.tta}"
@@ -187,13 +208,27 @@ def confidence_threshold(options: SegmentOptions, stored: StoredCalibrator | Non
     levels = () if stored is None else stored.manifest.thresholds
     met = [level for level in levels if level.max_error <= options.max_error]
     if met:
-        return max(met, key=lambda level: level.max_error).threshold
+        return max(met, key=lambda level: level.max_error)
     name = NO_CALIBRATOR if stored is None else stored.manifest.id
     known = ", ".join(f"{level.max_error:g}" for level in levels) or "none"
     raise ConflictError(
         f"expected a calibrator with a threshold certified for max_error={options.max_error:g}, "
         f"got {name} (certified levels: {known})"
     )
+
+
+def guarantee_of(level: CertifiedThreshold, score: float | None) -> Guarantee:
+    """Determine whether a level applies to an image of an in-distribution score in 0..1."""
+    certified = (
+        f"an error of {level.max_error:g} is certified on average over images like the fit's"
+    )
+    if score is None:
+        detail = f"{certified}; the calibrator does not measure whether this image is like them"
+        return Guarantee(level.max_error, None, detail)
+    applies = score >= MIN_IN_DISTRIBUTION
+    side = "at least" if applies else "below"
+    detail = f"{certified}; the in-distribution score of this image is {score:.2f}, {side} 0.5"
+    return Guarantee(level.max_error, applies, detail)
 
 
 def class_table(segmentation: Segmentation) -> list[dict[str, object]]:

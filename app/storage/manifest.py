@@ -32,9 +32,10 @@ DIGEST_DIGITS = 12  # of the manifest's SHA-256 in an id
 class Manifest(BaseModel):
     """Identity, model and held-out quality of a stored calibrator.
 
-    ECE is image-wise with 10 bins, on images held out from the fit. `files` holds the SHA-256 of
-    each other file by name; it is empty in versions of earlier releases. Fields that a newer
-    version of the service has added are ignored when a manifest is read.
+    ECE is image-wise with 10 bins, on images held out from the fit. `options` are those given for
+    the method. `files` holds the SHA-256 of each other file by name; it is empty in versions of
+    earlier releases. Fields that a newer version of the service has added are ignored when a
+    manifest is read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +52,7 @@ class Manifest(BaseModel):
     ece_after: float
     seed: int = 0
     note: str = ""
+    options: dict[str, str | float] = {}
     summary: dict[str, float] = {}
     thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
     files: dict[str, str] = {}

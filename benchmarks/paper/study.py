@@ -17,7 +17,7 @@ from app.calibration.registry import build
 from app.calibration.sampling import gather
 from app.calibration.selection import fit_methods
 from app.calibration.splits import split_images
-from app.recalibration import AUTO_METHOD, candidates
+from app.recalibration import FitOptions, candidates
 from benchmarks.paper.backbones import Backbone
 from benchmarks.paper.cvpr_recipe import CvprSelective
 from benchmarks.paper.data import StoredPart, joined
@@ -144,8 +144,8 @@ def selected(data: StoredPart, context: FitContext) -> Iterator[Fitted]:
     """Fit the candidates of `auto`; yield its choice, and that of the least image-wise ECE."""
     split = split_images(range(len(data)), context.seed, choosing=True)
     images = Subset(data, split.fit)
-    methods = candidates(AUTO_METHOD, allow_label_changes=False)
-    fitted, _ = fit_methods(methods, images, gather(images, context), context)
+    methods = candidates(FitOptions())
+    fitted, _ = fit_methods(methods, images, gather(images, context), context, {})
     results = evaluate_calibrators(
         Subset(data, split.select), [one.calibrator for one in fitted], context
     )

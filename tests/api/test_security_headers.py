@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 
 from app.inference.model_card import read_model_folder
 from app.main import create_app
-from app.recalibration import calibrate
+from app.recalibration import FitOptions, calibrate
 from tests.conftest import MakeClient
 from tests.factories.models import write_card
 from tests.factories.service import assert_problem, post, solid, thirds, wait_until_ready
-from tests.test_recalibration import CONTEXT, labelled
+from tests.test_recalibration import labelled
 
 PATHS = [
     "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/models", "/calibrators",
@@ -70,7 +70,7 @@ def test_diagram_runs_nothing_and_is_the_same_each_time(make_client: MakeClient,
     client = make_client()
     state = client.app.state.segcal  # type: ignore[attr-defined]
     folder = read_model_folder(models_dir / "tiny")
-    done = calibrate(folder, labelled(3), state.artifacts, CONTEXT, "temperature")
+    done = calibrate(folder, labelled(3), state.artifacts, FitOptions(method="temperature"))
     first, second = (client.get(f"/calibrators/{done.manifest.id}/reliability.svg") for _ in "ab")
     state.diagrams._kept.clear()
     drawn_again = client.get(f"/calibrators/{done.manifest.id}/reliability.svg")

@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 from app.calibration.methods.contextual import Contextual
 from app.calibration.risk_control import CertifiedThreshold
 from app.inference.model_card import read_model_folder
+from app.serving.segmenter import guarantee_of
 from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient
 from tests.factories.models import expected_logits, write_onnx_model
@@ -107,6 +108,7 @@ def test_calibration_block_describes_the_calibrator(client, shared_folder: Path)
         "images": 4,
         "stale": False,
         "in_distribution": None,
+        "guarantee": None,
     }
     assert datetime.fromisoformat(block["fitted_at"]).tzinfo is not None
 
@@ -440,6 +442,48 @@ def test_max_error_selects_the_largest_certified_level_up_to_it(certified, max_e
     assert body["threshold"] == threshold
     assert body["abstained_fraction"] == asked["abstained_fraction"]
     assert body["mask"] == asked["mask"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "applies", "header", "detail"),
+    [
+        (1e9, True, "applies", "score of this image is 1.00, at least 0.5"),
+        (1e-9, False, "does-not-apply", "score of this image is 0.00, below 0.5"),
+    ],
+)
+def test_guarantee_applies_to_images_like_those_of_the_fit(
+    make_client: MakeClient, models_dir, artifacts_dir, threshold, applies, header, detail
+):
+    calibrator = Contextual(3)
+    calibrator.detector.offset.fill_(1.0)
+    calibrator.score.precision.fill_diagonal_(1.0)
+    calibrator.score.threshold.fill_(threshold)
+    publish_calibrator(artifacts_dir, models_dir / "tiny", calibrator, thresholds=LEVELS)
+    client = make_client()
+    response = post(client, HALVES, max_error=0.1)
+    guarantee = response.json()["calibration"]["guarantee"]
+
+    assert (guarantee["max_error"], guarantee["applies"]) == (0.05, applies)
+    assert guarantee["detail"].endswith(detail)
+    for kind in ({}, PNG, NPZ):
+        assert post(client, HALVES, kind, max_error=0.1).headers["x-guarantee"] == header
+    unasked = post(client, HALVES, min_confidence=0.5)
+    assert unasked.json()["calibration"]["guarantee"] is None
+    assert "x-guarantee" not in unasked.headers
+
+
+def test_guarantee_is_not_measured_without_a_score(certified):
+    response = post(certified, HALVES, max_error=0.2)
+    guarantee = response.json()["calibration"]["guarantee"]
+
+    assert (guarantee["max_error"], guarantee["applies"]) == (0.2, None)
+    assert "does not measure" in guarantee["detail"]
+    assert response.headers["x-guarantee"] == "not-measured"
+
+
+@pytest.mark.parametrize(("score", "applies"), [(0.5, True), (0.49, False), (None, None)])
+def test_guarantee_needs_a_score_of_one_half(score, applies):
+    assert guarantee_of(LEVELS[0], score).applies == applies
 
 
 def test_max_error_below_all_certified_levels_is_a_conflict_that_names_them(certified):

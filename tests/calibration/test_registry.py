@@ -8,10 +8,12 @@ import pytest
 
 from app.calibration import methods
 from app.calibration.base import FitContext
-from app.calibration.registry import auto_methods, build, discover
+from app.calibration.methods.selective import Selective
+from app.calibration.registry import auto_methods, build, discover, require_options
 from app.calibration.selection import fit
+from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
-from app.recalibration import calibrate, candidates
+from app.recalibration import FitOptions, calibrate, candidates
 from app.storage.artifacts import ArtifactStore
 from tests.factories.logits import nll, synthetic_set
 from tests.factories.models import write_onnx_model
@@ -81,7 +83,8 @@ def test_new_file_is_discovered_in_its_place(smoothing):
     assert auto_methods(allow_label_changes=False)[1:5] == (
         "temperature", "ets", "smoothing", "isotonic",
     )  # fmt: skip
-    assert candidates("auto", True)[3] == candidates(smoothing, False)[0] == smoothing
+    assert candidates(FitOptions(allow_label_changes=True))[3] == smoothing
+    assert candidates(FitOptions(method=smoothing)) == (smoothing,)
     stacked = build(f"selective+{smoothing}", 3)
     assert stacked.auto_rank is None
     assert type(stacked.base) is discover()[smoothing]
@@ -90,7 +93,9 @@ def test_new_file_is_discovered_in_its_place(smoothing):
 def test_new_method_is_fitted_by_name_stored_and_loaded(smoothing, tmp_path):
     folder = read_model_folder(write_onnx_model(tmp_path / "models", "tiny"))
     store, data = ArtifactStore(tmp_path / "artifacts"), synthetic_set(3)
-    done = calibrate(folder, data, store, SEEDED, smoothing, "always")
+    done = calibrate(
+        folder, data, store, FitOptions(method=smoothing, activate="always", seed=SEEDED.seed)
+    )
     loaded = ArtifactStore(tmp_path / "artifacts").active("tiny", folder.sha256)
 
     assert loaded is not None
@@ -102,7 +107,12 @@ def test_new_method_is_fitted_by_name_stored_and_loaded(smoothing, tmp_path):
 
 def test_new_method_is_a_candidate_of_auto(smoothing, tmp_path):
     folder = read_model_folder(write_onnx_model(tmp_path / "models", "tiny"))
-    done = calibrate(folder, synthetic_set(3), ArtifactStore(tmp_path / "artifacts"), SEEDED)
+    done = calibrate(
+        folder,
+        synthetic_set(3),
+        ArtifactStore(tmp_path / "artifacts"),
+        FitOptions(seed=SEEDED.seed),
+    )
 
     tried = [candidate["method"] for candidate in done.report["candidates"]]  # type: ignore[attr-defined]
     assert tried == list(auto_methods(allow_label_changes=False))
@@ -129,3 +139,31 @@ def test_name_that_no_version_id_may_hold_is_refused(add_method):
 def test_methods_are_those_of_the_package_alone():
     assert "smoothing" not in discover()
     assert all(kind.method == name for name, kind in discover().items())
+
+
+def test_options_are_arguments_of_the_method_and_of_its_base():
+    hard = build("selective", 3, {"routing": "hard", "mispredicted_temperature": 2.0})
+    assert isinstance(hard, Selective)
+    assert hard.soft.item() == 0
+    assert hard.mispredicted == 2
+    stacked = build("selective+metacal", 3, {"routing": "hard", "rejected_temperature": 20.0})
+    assert isinstance(stacked, Selective)
+    assert stacked.soft.item() == 0
+    assert stacked.base.get_buffer("beta_rejected").item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("method", ["temperature", "selective", "auto"])
+def test_option_of_another_method_is_rejected(method):
+    with pytest.raises(
+        ArgumentError,
+        match=rf"rejected_temperature with one of the methods metacal, .*, got it with {method}",
+    ):
+        require_options(method, {"rejected_temperature": 2.0})
+
+
+def test_every_option_of_a_method_is_a_field_of_a_fit():
+    known = {name for calibrator in discover().values() for name in calibrator.options}
+    assert known == {"routing", "mispredicted_temperature", "rejected_temperature"}
+    given = FitOptions(routing="soft", mispredicted_temperature=2, rejected_temperature=3)
+    assert set(given.method_options) == known
+    assert FitOptions().method_options == {}

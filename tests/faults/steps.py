@@ -81,7 +81,11 @@ def submit(jobs: Jobs, folder: Path) -> str:
     (incoming / UPLOAD / "logits.npy").write_bytes(npy(logits))
     (incoming / UPLOAD / "labels.npy").write_bytes(npy(labels))
     request = FitRequest(
-        model="tiny", model_sha256=model.sha256, method="temperature", activate="always"
+        model="tiny",
+        model_sha256=model.sha256,
+        method="temperature",
+        activate="always",
+        ignore_index=255,
     )
     return jobs.submit(incoming, request).id
 

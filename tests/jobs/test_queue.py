@@ -46,7 +46,10 @@ def request_for(models_dir: Path) -> Callable[..., FitRequest]:
     folder = read_model_folder(models_dir / "tiny")
 
     def make(**fields: object) -> FitRequest:
-        asked = {"model": "tiny", "model_sha256": folder.sha256, "method": "temperature", **fields}
+        asked = {
+            "model": "tiny", "model_sha256": folder.sha256, "method": "temperature",
+            "ignore_index": 255, **fields,
+        }  # fmt: skip
         return FitRequest.model_validate(asked)
 
     return make
@@ -158,6 +161,21 @@ def test_stopped_server_leaves_interrupted_jobs_that_can_be_retried(
     assert report["chosen"] == "temperature"
     assert not has_upload(second, running)
     assert has_upload(second, queued)
+
+
+def test_options_of_a_method_hold_for_a_retried_job(make_jobs, request_for, artifacts_dir):
+    first = make_jobs()
+    asked = request_for(method="selective", routing="hard", mispredicted_temperature=3.0)
+    job = submit(first, asked)
+    first.stop()
+    assert state_of(first, job) == "interrupted"
+
+    second = make_jobs()
+    second.retry(job.id)
+    wait_for_state(second, job, "succeeded")
+    (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
+    assert manifest.options == {"routing": "hard", "mispredicted_temperature": 3.0}
+    assert manifest.summary == pytest.approx({"t_ok": 1, "t_mis": 3})
 
 
 def test_job_of_a_running_server_is_not_recovered(make_jobs, make_settings, request_for):

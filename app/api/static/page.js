@@ -119,6 +119,8 @@ function showTable(body) {
       `image-wise ECE on held-out images ${c.ece_before.toFixed(4)} before, ${c.ece_after.toFixed(4)} after` +
       (c.in_distribution === null ? "" : `; in-distribution score of this image ${c.in_distribution.toFixed(2)}` +
         (c.in_distribution === 0 ? " (unlike those of the fit: temperature scaling only)" : "")) +
+      (c.guarantee ? `; ${c.guarantee.applies === false ? "no error is certified for this image: " : ""}` +
+        c.guarantee.detail : "") +
       (c.stale ? "; stale: the statistics of recent images differ from those of the fit" : "") + ".";
   $("links").replaceChildren(...Object.entries(body.links).flatMap(([name, url]) => {
     const link = document.createElement("a");

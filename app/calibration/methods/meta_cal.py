@@ -1,12 +1,13 @@
 """Meta-Cal (Ma and Blaschko 2021): temperature scaling of low entropy, uniform otherwise.
 
-Pixels whose uncalibrated entropy in nats is below eta get temperature scaling. All others get 1/K
-for each class, up to a margin of 1e-5 by which the predicted class keeps its label. Eta is fitted
-on whole images that the temperature's fit does not use, since the 500 samples of the paper would be
-a small part of one image.
+Pixels whose uncalibrated entropy in nats is below eta get temperature scaling. All others are
+rejected: they get 1/K for each class, or softmax(z/T) with a large temperature T that the caller
+sets (Meta-Cal* of Wang et al. 2023). A margin of 1e-5 keeps the predicted class on top. Eta is
+fitted on whole images that the temperature's fit does not use, since the 500 samples of the paper
+would be a small part of one image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.calibration.base import FitContext, Invariances, Pixelwise
+from app.calibration.base import FitContext, Invariances, Pixelwise, clamped_temperature
 from app.calibration.dataset import IGNORE, LabelledImage, Subset, ValidationSet, View
 from app.calibration.methods.isotonic import Array, pool_adjacent_violators
 from app.calibration.methods.temperature import fit_inverse_temperature
@@ -29,19 +30,27 @@ MARGIN = 1e-5  # log-odds of the predicted class of a rejected pixel: a tie woul
 
 
 class MetaCal(Pixelwise):
-    """softmax(z/T) where the entropy is below eta, else uniform.
+    """softmax(z/T) where the entropy is below eta, else uniform or of a large temperature.
 
     `miscoverage` in (0,1) is the fraction of correct pixels that are rejected. With `accuracy` in
-    (0,1), eta is set so that the accepted pixels have that accuracy.
+    (0,1), eta is set so that the accepted pixels have that accuracy. `rejected_temperature`,
+    clamped to [0.05, 1e4], is that of the rejected pixels; without one they are uniform.
     """
 
     method: ClassVar[str] = "metacal"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=False)
+    options: ClassVar[Mapping[str, str]] = {"rejected_temperature": "rejected_temperature"}
     beta: Tensor
+    beta_rejected: Tensor  # 0: uniform
     eta: Tensor
 
     def __init__(
-        self, num_classes: int, *, miscoverage: float = 0.05, accuracy: float | None = None
+        self,
+        num_classes: int,
+        *,
+        miscoverage: float = 0.05,
+        accuracy: float | None = None,
+        rejected_temperature: float | None = None,
     ) -> None:
         super().__init__(num_classes)
         for name, value in (("miscoverage", miscoverage), ("accuracy", accuracy)):
@@ -49,14 +58,19 @@ class MetaCal(Pixelwise):
                 raise ArgumentError(f"expected {name} between 0 and 1, got {value}")
         self.miscoverage, self.accuracy = miscoverage, accuracy
         self.register_buffer("beta", torch.ones(()))
+        inverse = (
+            0.0 if rejected_temperature is None else 1 / clamped_temperature(rejected_temperature)
+        )
+        self.register_buffer("beta_rejected", torch.tensor(inverse))
         self.register_buffer("eta", torch.tensor(2 * float(np.log(num_classes)) + 1))
 
     def calibrate_rows(self, rows: Tensor) -> Tensor:
         """Map logits [...,K] to log-probabilities [...,K]."""
         accepted = entropy(rows) < self.eta
         predicted = rows.argmax(dim=-1, keepdim=True)
-        uniform = MARGIN * (torch.arange(rows.shape[-1], device=rows.device) == predicted)
-        return torch.where(accepted, rows * self.beta, uniform).log_softmax(dim=-1)
+        margin = MARGIN * (torch.arange(rows.shape[-1], device=rows.device) == predicted)
+        rejected = rows * self.beta_rejected + margin
+        return torch.where(accepted, rows * self.beta, rejected).log_softmax(dim=-1)
 
     def fit(self, data: ValidationSet, context: FitContext) -> None:
         """Fit eta on a fifth of the images, the temperature on accepted pixels of the others.
@@ -80,8 +94,11 @@ class MetaCal(Pixelwise):
         self.eta.fill_(eta)
 
     def summary(self) -> dict[str, float]:
-        """Return the temperature and eta in nats."""
-        return {"temperature": 1 / self.beta.item(), "eta": self.eta.item()}
+        """Return the temperature, eta in nats, and the rejected pixels' temperature if any."""
+        found = {"temperature": 1 / self.beta.item(), "eta": self.eta.item()}
+        if self.beta_rejected > 0:
+            found["rejected_temperature"] = 1 / self.beta_rejected.item()
+        return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ changes the order of the classes. Hard routing applies one of them by the select
 in the paper; soft mixing weighs both distributions with its probability.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from app.calibration.base import (
     Calibrator,
     FitContext,
     Invariances,
+    clamped_temperature,
     finite_logits,
     floored_log_softmax,
     uniform_where_broken,
@@ -209,26 +210,37 @@ class Selective(Calibrator):
 
     g are the logits, or another calibrator's log-probabilities in the `selective+<other>` forms;
     the selector always reads the logits. `mixing` is "soft" or "hard"; `mispredicted` fixes T_mis,
-    clamped to [0.05, 1e4] (the paper used 2 and 1e10), and T_ok at 1.
+    clamped to [0.05, 1e4] (the paper used 2 and 1e10), and T_ok at 1. `of_base` are arguments of
+    the other calibrator.
     """
 
     method: ClassVar[str] = "selective"
     invariances: ClassVar[Invariances] = Invariances(translation=True, argmax=True, order=True)
     auto_rank: ClassVar[int | None] = 5
     combines_with_selective: ClassVar[bool] = False
+    options: ClassVar[Mapping[str, str]] = {
+        "routing": "mixing",
+        "mispredicted_temperature": "mispredicted",
+    }
     base_class: ClassVar[type[Calibrator]] = Identity
     beta_ok: Tensor
     beta_mis: Tensor
     soft: Tensor
 
     def __init__(
-        self, num_classes: int, *, mixing: str = "soft", mispredicted: float | None = None
+        self,
+        num_classes: int,
+        *,
+        mixing: str = "soft",
+        mispredicted: float | None = None,
+        **of_base: object,
     ) -> None:
         super().__init__(num_classes)
         if mixing not in ("soft", "hard"):
             raise ArgumentError(f"expected mixing to be soft or hard, got {mixing}")
         self.mispredicted = mispredicted
-        self.base = self.base_class(num_classes)
+        make: Callable[..., Calibrator] = self.base_class
+        self.base = make(num_classes, **of_base)
         self.selector = Selector(num_classes)
         self.register_buffer("beta_ok", torch.ones(()))
         self.register_buffer("beta_mis", torch.ones(()))
@@ -278,7 +290,7 @@ class Selective(Calibrator):
             self.beta_ok.fill_(self._beta(select, context, lambda odds: odds > 0))
             self.beta_mis.fill_(self._beta(select, context, lambda odds: odds <= 0))
         else:
-            self.beta_mis.fill_(1 / min(max(self.mispredicted, 0.05), 1e4))
+            self.beta_mis.fill_(1 / clamped_temperature(self.mispredicted))
 
     def summary(self) -> dict[str, float]:
         """Return both temperatures."""
@@ -325,6 +337,7 @@ def over(other: type[Calibrator]) -> type[Selective]:
         method = f"selective+{other.method}"
         invariances = guarantees
         auto_rank = None
+        options: ClassVar[Mapping[str, str]] = {**Selective.options, **other.options}
         needs_image = other.needs_image
         needs_maps = other.needs_maps
         base_class = other

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load, save
 
 from app.calibration.base import FitContext
-from app.calibration.dataset import IGNORE, InMemory, LabelledImage
+from app.calibration.dataset import IGNORE, InMemory, LabelledImage, pixels
 from app.calibration.registry import build, discover
 from app.errors import ArgumentError
-from tests.factories.logits import nll, relabelled, shift_of, synthetic_set, table
+from tests.factories.logits import nll, relabelled, shift_of, synthetic_set
 
 CLASSES = (2, 4, 11)
 METHODS = tuple(discover())
@@ -213,10 +213,11 @@ def test_lts_loss_skips_unlabelled_pixels(method):
 @for_each([method for method in SERIAL if method not in DRAWING], (4,))
 def test_fit_does_not_depend_on_pixel_order(method, num_classes):
     rng = torch.Generator().manual_seed(5)
-    logits, labels = table(data_for(num_classes))
-    order = torch.randperm(len(labels), generator=rng)
-    mixed = LabelledImage(logits[order].T, labels[order])
-    other = refitted(method, InMemory(num_classes, [mixed]))
+    mixed = []
+    for logits, labels in pixels(data_for(num_classes)):
+        order = torch.randperm(len(labels), generator=rng)
+        mixed.append(LabelledImage(logits[order].T, labels[order]))
+    other = refitted(method, InMemory(num_classes, mixed))
     logits = unseen_logits(num_classes)
     assert largest_change(fitted(method, num_classes), other, logits) < 1e-4
 

@@ -39,6 +39,30 @@ def test_rejected_pixels_are_uniform_and_keep_their_label():
     assert result[1, 0] > 0.5
 
 
+def test_rejected_pixels_of_a_large_temperature():
+    calibrator = MetaCal(2, rejected_temperature=10.0)
+    calibrator.eta.fill_(0.6)  # nats: between the entropies of the two pixels
+    result = calibrator(torch.tensor([[0.0, 0.5], [0.0, 5.0]])).exp()
+    assert result[0, 1].item() == pytest.approx(1 / (1 + math.exp(-0.05)), abs=1e-5)
+    assert result[1, 1].item() == pytest.approx(1 / (1 + math.exp(-5)))
+
+
+def test_rejected_pixels_of_the_largest_temperature_keep_their_label():
+    calibrator = MetaCal(4, rejected_temperature=1e9)
+    assert calibrator.beta_rejected.item() == pytest.approx(1e-4)
+    calibrator.eta.fill_(0)
+    logits = torch.tensor([[0.0, 0.0, 0.001, 0.0], [0.0, 2e-6, 1e-6, 0.0]])
+    assert calibrator(logits).argmax(1).tolist() == [2, 1]
+
+
+def test_fit_keeps_the_rejected_temperature():
+    plain, large = MetaCal(4), MetaCal(4, rejected_temperature=10.0)
+    for calibrator in (plain, large):
+        calibrator.fit(synthetic_set(4), FitContext())
+    assert "rejected_temperature" not in plain.summary()
+    assert large.summary() == pytest.approx({**plain.summary(), "rejected_temperature": 10})
+
+
 def test_accuracy_variant_reaches_the_accuracy():
     data = synthetic_set(4, images=10)
     logits, labels = table(data)
