@@ -32,6 +32,7 @@ class Model(TypedDict):
     license: str
     source: str
     sha256: str
+    weights_sha256: str
     classes: list[dict[str, Any]]
     ignore_index: int
     active_calibrator: str | None

@@ -74,7 +74,7 @@ def calibrate(
     `by` is who or what started the fit, for the store's history. Raises ArgumentError for a set
     that does not fit the method or the active version, and StorageError.
     """
-    active = store.active(folder.card.name, folder.sha256)
+    active = store.active(folder.card.name, folder.sha256, folder.weights_sha256)
     if active is not None:
         first = data[0]
         require_comparable(active, images=first.image is not None, maps=first.labels.ndim == 2)
@@ -189,6 +189,7 @@ def build_manifest(folder: ModelFolder, outcome: Outcome, note: str) -> Manifest
         id=new_id(outcome.chosen.method),
         model=folder.card.name,
         model_sha256=folder.sha256,
+        weights_sha256=folder.weights_sha256,
         method=outcome.chosen.method,
         num_classes=folder.num_classes,
         fitted_at=timestamp(),

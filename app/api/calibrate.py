@@ -153,7 +153,7 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     images = has_images(incoming / UPLOAD)
     if not images:
         require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)
-    active = state.artifacts.active(folder.card.name, folder.sha256)
+    active = state.artifacts.active(folder.card.name, folder.sha256, folder.weights_sha256)
     if active is not None:
         require_comparable(active, images=images, maps=contents.maps)
     model = {"model": folder.card.name, "model_sha256": folder.sha256}

@@ -143,7 +143,9 @@ class ClassInfo(BaseModel):
 class ModelInfo(BaseModel):
     """A loaded model; `active_calibrator` is a version id or null.
 
-    `default` marks the model of requests that name none.
+    `sha256` is the model's identity, of its weights and of the card's input and output tables;
+    `weights_sha256` is that of its file alone. `default` marks the model of requests that name
+    none.
     """
 
     name: str
@@ -152,6 +154,7 @@ class ModelInfo(BaseModel):
     license: str
     source: str
     sha256: str
+    weights_sha256: str
     num_classes: int
     classes: list[ClassInfo]
     input: dict[str, object]

@@ -74,6 +74,7 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         license=card.license,
         source=card.source,
         sha256=folder.sha256,
+        weights_sha256=folder.weights_sha256,
         num_classes=folder.num_classes,
         classes=[
             ClassInfo(id=index, name=info.name, color=info.color)

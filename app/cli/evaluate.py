@@ -54,7 +54,7 @@ class RemoteModel:
         }
         fields = {name: value for name, value in served.items() if name in CARD_FIELDS}
         card = Card.model_validate({**fields, "file": "served.onnx", "output": output})
-        self.folder = ModelFolder(card, Path(), served["sha256"])
+        self.folder = ModelFolder(card, Path(), served["sha256"], served["weights_sha256"])
         version = served["active_calibrator"] if calibrator == ACTIVE else calibrator
         self.manifest: Manifest | None = None
         if version is not None and version != NO_CALIBRATOR:

@@ -1,6 +1,7 @@
 """Model cards: `card.toml` beside a model file, with its input policy, classes and licence."""
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,11 +144,15 @@ class Card(StrictModel):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A card with the path of its model file and the model's hash, see `model_sha256`."""
+    """A card with the path of its model file.
+
+    `sha256` is the model's identity (see `model_sha256`), `weights_sha256` the hash of its file.
+    """
 
     card: Card
     path: Path
     sha256: str
+    weights_sha256: str
 
     @property
     def num_classes(self) -> int:
@@ -187,7 +192,8 @@ def read_model_folder(folder: Path) -> ModelFolder:
     path = folder / card.file
     if not path.is_file():
         raise ModelError(f"{folder.name}: expected the file {card.file}, got none")
-    return ModelFolder(card, path, model_sha256(path))
+    weights = weights_sha256(path)
+    return ModelFolder(card, path, model_sha256(weights, card), weights)
 
 
 def _first_error(error: ValidationError) -> str:
@@ -203,8 +209,24 @@ def _first_error(error: ValidationError) -> str:
     return f"{where}: {first['msg']}, got {first['input']!r}"
 
 
-def model_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a model: of its file, or of the hashes of all its files in hex."""
+def model_sha256(weights: str, card: Card) -> str:
+    """Compute a model's identity: the SHA-256 of its weights' hash and of the card's policies.
+
+    Every value of the tables `[input]` and `[output]` that shapes logits or labels is hashed, so
+    the form of the card, its texts and the classes' colours do not matter. Values at their default
+    are left out: a key that a later release adds does not change the identity of existing models.
+    """
+    output = card.output.model_dump(
+        mode="json", exclude_defaults=True, exclude={"taxonomy", "classes"}
+    )
+    output["classes"] = [entry.name for entry in card.output.classes]
+    tables = {"input": card.input.model_dump(mode="json", exclude_defaults=True), "output": output}
+    canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{weights}\n{canonical}".encode("ascii")).hexdigest()
+
+
+def weights_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a model file, or of the hashes of all its files in hex."""
     if len(files := model_files(path)) == 1:
         return file_sha256(path)
     hashes = "".join(map(file_sha256, files))

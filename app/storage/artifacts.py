@@ -125,28 +125,33 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
-    def active(self, model: str, model_sha256: str) -> StoredCalibrator | None:
+    def active(
+        self, model: str, model_sha256: str, weights_sha256: str = ""
+    ) -> StoredCalibrator | None:
         """Load the active version; None where none is active or it fits no model of this hash.
 
-        A replaced model file or a damaged artefact must not stop the service: its answers are
-        then uncalibrated.
+        A replaced model file, a changed card or a damaged artefact must not stop the service: its
+        answers are then uncalibrated.
         """
         version = self.active_id(model)
         if version is None:
             return None
         try:
-            return self.load(model, version, model_sha256)
+            return self.load(model, version, model_sha256, weights_sha256)
         except (ArtifactError, ConflictError, NotFoundError) as error:
             if version not in self._unusable:
                 log.error("the active calibrator of %s can't be used: %s", model, error)  # noqa: TRY400
                 self._unusable.add(version)
             return None
 
-    def load(self, model: str, version: str, model_sha256: str) -> StoredCalibrator:
+    def load(
+        self, model: str, version: str, model_sha256: str, weights_sha256: str = ""
+    ) -> StoredCalibrator:
         """Load one version for a model of this hash; loaded versions are cached.
 
         Raises NotFoundError, ConflictError for a calibrator of another model, and ArtifactError
-        for damaged files.
+        for damaged files. With the hash of the model's weights, the message of a ConflictError says
+        whether the weights or the card differ.
         """
         folder = self._version_folder(model, version)
         stored = self._loaded.get(version)
@@ -156,6 +161,7 @@ class ArtifactStore:
             raise ConflictError(
                 f"expected a calibrator of the model with hash {model_sha256[:12]}, "
                 f"got one fitted for {stored.manifest.model_sha256[:12]}"
+                f"{describe_difference(stored.manifest, weights_sha256)}"
             )
         return stored
 
@@ -268,3 +274,19 @@ class ArtifactStore:
                     f"expected a calibrator of {model}, got one of {other.parent.name}"
                 )
         raise NotFoundError(f"expected the id of a calibrator of {model}, got {version[:80]!r}")
+
+
+def describe_difference(manifest: Manifest, weights_sha256: str) -> str:
+    """Return the clause that says what differs from the model of a version; empty if unknown."""
+    if not weights_sha256:
+        return ""
+    if manifest.weights_sha256 == weights_sha256:
+        return ": the weights are the same, but the card's [input] or [output] table was changed"
+    if manifest.weights_sha256:
+        return ": the weights differ"
+    if manifest.model_sha256 == weights_sha256:
+        return (
+            ": the weights are the same, but an earlier release fitted it, which did not record "
+            "the card's tables; fit it again"
+        )
+    return ""

@@ -27,7 +27,8 @@ class Manifest(BaseModel):
     """Identity, model and held-out quality of a stored calibrator.
 
     ECE is image-wise with 10 bins, on images held out from the fit. Fields that a newer version
-    of the service has added are ignored when a manifest is read.
+    of the service has added are ignored when a manifest is read. `weights_sha256` is empty in
+    manifests of earlier releases, whose `model_sha256` is the hash of the model's file alone.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +45,7 @@ class Manifest(BaseModel):
     ece_after: float
     seed: int = 0
     note: str = ""
+    weights_sha256: str = ""
     summary: dict[str, float] = {}
     thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
     format: str = FORMAT

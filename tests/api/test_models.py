@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from app.inference.model_card import read_model_folder
 from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient
 from tests.factories.models import write_card, write_onnx_model
@@ -18,7 +19,8 @@ def test_list_describes_every_model(client, shared_folder: Path):
     assert model["name"] == "tiny"
     assert model["title"] == "Tiny tiny"
     assert model["license"] == "CC0-1.0"
-    assert model["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert model["sha256"] == read_model_folder(shared_folder / "models" / "tiny").sha256
+    assert model["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert model["num_classes"] == 3
     assert model["input"]["multiple_of"] == 2
     assert model["input"]["size"] == "native"

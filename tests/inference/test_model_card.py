@@ -68,11 +68,73 @@ def test_card_without_input_table_has_the_documented_defaults(folder):
     )
 
 
-def test_sha256_is_that_of_the_model_file(folder):
+def test_weights_sha256_is_that_of_the_model_file(folder):
     write_card(folder)
     model = read_model_folder(folder)
     assert model.path == folder / "model.onnx"
-    assert model.sha256 == hashlib.sha256(b"some network").hexdigest()
+    assert model.weights_sha256 == hashlib.sha256(b"some network").hexdigest()
+
+
+def test_sha256_is_that_of_weights_and_of_tables_by_hand(folder):
+    write_card(folder, mean=[0.5, 0, 0.25], multiple_of=32, ignore_index=0)
+    tables = (
+        '{"input":{"mean":[0.5,0.0,0.25]},'
+        '"output":{"classes":["class-0","class-1","class-2"],"ignore_index":0}}'
+    )
+    weights = hashlib.sha256(b"some network").hexdigest()
+    expected = hashlib.sha256(f"{weights}\n{tables}".encode()).hexdigest()
+    assert read_model_folder(folder).sha256 == expected
+
+
+def sha256_with(folder: Path, **overrides: object) -> str:
+    write_card(folder, **overrides)
+    return read_model_folder(folder).sha256
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"mean": [0.5, 0.5, 0.5]},
+        {"std": [0.5, 0.5, 0.5]},
+        {"size": [64, 64]},
+        {"size": {"short_side": 64}},
+        {"multiple_of": 4},
+        {"mode": "slide", "crop": [64, 64], "window_stride": [32, 32]},
+        {"ignore_index": 0},
+        {"classes": [{"name": name, "color": "#000000"} for name in ("a", "b", "c")]},
+    ],
+)
+def test_sha256_changes_with_what_shapes_logits_or_labels(folder, overrides):
+    plain = sha256_with(folder)
+    assert sha256_with(folder, **overrides) != plain
+    assert sha256_with(folder) == plain
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"title": "Other", "license": "MIT", "source": "there", "metrics": {"miou": 0.5}},
+        {"default": True},
+        {"mean": [0, 0, 0], "std": [1, 1, 1], "size": "native", "mode": "whole"},
+        {"ignore_index": 255},
+        {"classes": [{"name": f"class-{k}", "color": "#ffffff"} for k in range(3)]},
+    ],
+)
+def test_sha256_is_that_of_a_card_of_other_texts_colors_and_defaults(folder, overrides):
+    assert sha256_with(folder, **overrides) == sha256_with(folder)
+
+
+def test_sha256_does_not_depend_on_the_form_of_the_card(folder):
+    plain = sha256_with(folder, mean=[0.5, 0.5, 0.5])
+    lines = (folder / "card.toml").read_text().replace("0.5, 0.5, 0.5", "\n  5e-1,0.50,0.5 ")
+    (folder / "card.toml").write_text("# a comment\n" + lines)
+    assert read_model_folder(folder).sha256 == plain
+
+
+def test_sha256_of_a_taxonomy_is_that_of_its_classes(folder):
+    classes = [{"name": name, "color": color} for name, color in TAXONOMIES["camvid"]]
+    spelled = sha256_with(folder, classes=classes)
+    assert sha256_with(folder, classes=None, taxonomy="camvid") == spelled
 
 
 def test_taxonomy_defines_the_classes(folder):
@@ -290,7 +352,6 @@ def test_value_that_is_not_finite_is_rejected(folder, line):
 def test_sha256_covers_weights_beside_the_file(tmp_path: Path) -> None:
     folder = write_onnx_model(tmp_path, "tiny")
     alone = read_model_folder(folder).sha256
-    assert alone == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     (folder / "model.onnx.data").write_bytes(b"weights")
     first = read_model_folder(folder).sha256
     (folder / "model.onnx.data").write_bytes(b"other weights")
@@ -304,7 +365,7 @@ def folders(**defaults: bool) -> dict[str, ModelFolder]:
     output = OutputPolicy.model_validate({"taxonomy": "camvid"})
     return {
         name: ModelFolder(
-            Card(name=name, file="model.onnx", output=output, default=default), Path(name), "0"
+            Card(name=name, file="model.onnx", output=output, default=default), Path(name), "0", "0"
         )
         for name, default in defaults.items()
     }
