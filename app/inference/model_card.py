@@ -24,6 +24,10 @@ from app.inference.taxonomies import TAXONOMIES
 CARD = "card.toml"
 Triple = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=16384)]
+Resample = Literal["bilinear", "bicubic", "area"]
+Activation = Literal["none", "softmax", "sigmoid"]
+
+MAX_MEAN, MAX_STD = 1.0, 4.0  # larger ones are on the 0..255 scale
 
 
 class StrictModel(BaseModel):
@@ -39,12 +43,19 @@ class ShortSide(StrictModel):
 
 
 class InputPolicy(StrictModel):
-    """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels."""
+    """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels.
+
+    `channels` is the order in which the network gets the colours; mean and std stay RGB. `fit`
+    "letterbox" resizes to the largest size within `size` that keeps the aspect ratio.
+    """
 
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
     size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
+    channels: Literal["rgb", "bgr"] = "rgb"
+    resample: Resample = "bilinear"
+    fit: Literal["stretch", "letterbox"] = "stretch"
     mode: Literal["whole", "slide"] = "whole"
     crop: tuple[Side, Side] | None = None
     stride: tuple[Side, Side] | None = None
@@ -65,6 +76,26 @@ class InputPolicy(StrictModel):
     def _check_std(self) -> "InputPolicy":
         if min(self.std) <= 0:
             raise ValueError(f"expected std above 0, got {list(self.std)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> "InputPolicy":
+        """Reject mean and std on the 0..255 scale; the std that goes with such a mean may be 1."""
+        large_mean, large_std = max(map(abs, self.mean)) > MAX_MEAN, max(self.std) > MAX_STD
+        if large_mean or large_std:
+            mean = _divided(self.mean) if large_mean else list(self.mean)
+            divides_std = large_std or (large_mean and min(self.std) >= 1)
+            std = _divided(self.std) if divides_std else list(self.std)
+            raise ValueError(
+                f"expected mean and std on the 0..1 scale, mean = {mean} and std = {std}, got "
+                f"values on the 0..255 scale: {list(self.mean)} and {list(self.std)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> "InputPolicy":
+        if self.fit == "letterbox" and not isinstance(self.size, tuple):
+            raise ValueError(f'expected size = [H, W] with fit = "letterbox", got {self.size!r}')
         return self
 
     @model_validator(mode="after")
@@ -92,6 +123,11 @@ class InputPolicy(StrictModel):
             )
 
 
+def _divided(values: Triple) -> list[float]:
+    """Return values on the 0..255 scale on that of 0..1, to six digits."""
+    return [float(f"{value / 255:.6g}") for value in values]
+
+
 class ClassInfo(StrictModel):
     """One class's name and colour (`#rrggbb`)."""
 
@@ -106,8 +142,15 @@ class ClassInfo(StrictModel):
 
 
 class OutputPolicy(StrictModel):
-    """Classes by channel of the logits; `ignore_index` is the label of void pixels."""
+    """Classes by channel of the logits; `ignore_index` is the label of void pixels.
 
+    `name` is the output with the logits, where a file has several; `activation` is what the network
+    applies to its logits. With `reduce_zero_label` label maps count classes from 1, and 0 is void.
+    """
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    activation: Activation = "none"
+    reduce_zero_label: bool = False
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
     taxonomy: str | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(max_length=65534)] = ()
@@ -126,6 +169,17 @@ class OutputPolicy(StrictModel):
             raise ValueError(f"expected one of {sorted(TAXONOMIES)} as taxonomy, got {taxonomy!r}")
         classes = [{"name": name, "color": color} for name, color in TAXONOMIES[taxonomy]]
         return {**data, "classes": classes}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "OutputPolicy":
+        first: dict[str, int] = {}
+        for index, entry in enumerate(self.classes):
+            if first.setdefault(entry.name, index) != index:
+                raise ValueError(
+                    f"expected a name of its own for each class, got {entry.name!r} for classes "
+                    f"{first[entry.name]} and {index}"
+                )
+        return self
 
 
 class Card(StrictModel):

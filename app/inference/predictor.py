@@ -59,7 +59,7 @@ class Predictor:
         """Resize uint8 RGB [H,W,3] and place its windows: one in mode whole, or those of slide."""
         policy = self.folder.card.input
         geometry = plan((image.shape[0], image.shape[1]), policy, self.min_size)
-        image = resized(image, geometry)
+        image = resized(image, geometry, policy)
         height, width = geometry.padded
         crop, stride = policy.crop or geometry.padded, policy.stride or geometry.padded
         down = window_axis(height, crop[0], stride[0])

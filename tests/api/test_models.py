@@ -72,7 +72,9 @@ def test_invalid_model_folder_is_listed_with_reason_and_others_serve(
     (models_dir / "empty").mkdir()
     (write_onnx_model(models_dir, "garbage") / "model.onnx").write_bytes(b"no network")
     write_card(write_onnx_model(models_dir, "renamed"), name="elsewhere")
-    write_onnx_model(models_dir, "miscounted", classes=[{"name": "one", "color": "#000000"}] * 4)
+    write_onnx_model(
+        models_dir, "miscounted", classes=[{"name": n, "color": "#000000"} for n in "abcd"]
+    )
     (models_dir / ".hidden").mkdir()
     (models_dir / "README").write_text("not a folder")
     client = make_client()

@@ -100,6 +100,11 @@ def sha256_with(folder: Path, **overrides: object) -> str:
         {"size": {"short_side": 64}},
         {"multiple_of": 4},
         {"mode": "slide", "crop": [64, 64], "window_stride": [32, 32]},
+        {"channels": "bgr"},
+        {"resample": "area"},
+        {"output_name": "logits"},
+        {"activation": "softmax"},
+        {"reduce_zero_label": True},
         {"ignore_index": 0},
         {"classes": [{"name": name, "color": "#000000"} for name in ("a", "b", "c")]},
     ],
@@ -116,7 +121,8 @@ def test_sha256_changes_with_what_shapes_logits_or_labels(folder, overrides):
         {"title": "Other", "license": "MIT", "source": "there", "metrics": {"miou": 0.5}},
         {"default": True},
         {"mean": [0, 0, 0], "std": [1, 1, 1], "size": "native", "mode": "whole"},
-        {"ignore_index": 255},
+        {"channels": "rgb", "resample": "bilinear", "fit": "stretch"},
+        {"activation": "none", "reduce_zero_label": False, "ignore_index": 255},
         {"classes": [{"name": f"class-{k}", "color": "#ffffff"} for k in range(3)]},
     ],
 )
@@ -264,6 +270,28 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
             "got 'x'",
         ),
         ({"std": [1.0, 0.0, 1.0]}, "input: expected std above 0, got [1.0, 0.0, 1.0]"),
+        (
+            {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
+            "input: expected mean and std on the 0..1 scale, mean = [0.485, 0.456, 0.406] and "
+            "std = [0.229, 0.224, 0.225], got values on the 0..255 scale: "
+            "[123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]",
+        ),
+        (  # of Caffe's networks, whose input is the colour less the mean
+            {"mean": [127.5, 127.5, 127.5]},
+            "input: expected mean and std on the 0..1 scale, mean = [0.5, 0.5, 0.5] and "
+            "std = [0.00392157, 0.00392157, 0.00392157], got values on the 0..255 scale: "
+            "[127.5, 127.5, 127.5] and [1.0, 1.0, 1.0]",
+        ),
+        (
+            {"mean": [0.5, 0.5, 0.5], "std": [127.5, 127.5, 127.5]},
+            "input: expected mean and std on the 0..1 scale, mean = [0.5, 0.5, 0.5] and "
+            "std = [0.5, 0.5, 0.5], got values on the 0..255 scale: "
+            "[0.5, 0.5, 0.5] and [127.5, 127.5, 127.5]",
+        ),
+        (
+            {"fit": "letterbox"},
+            "input: expected size = [H, W] with fit = \"letterbox\", got 'native'",
+        ),
         ({"size": "big"}, f"input.size: {ONE_OF_THE_SIZES}, got 'big'"),
         ({"size": [0, 5]}, f"input.size: {ONE_OF_THE_SIZES}, got [0, 5]"),
         ({"size": [9, 9, 3]}, f"input.size: {ONE_OF_THE_SIZES}, got [9, 9, 3]"),
@@ -308,6 +336,14 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
         (
             {"classes": [{"name": "", "color": "#000000"}]},
             "output.classes.0.name: String should have at least 1 character, got ''",
+        ),
+        (
+            {"classes": [{"name": name, "color": "#000000"} for name in ("a", "b", "a")]},
+            "output: expected a name of its own for each class, got 'a' for classes 0 and 2",
+        ),
+        (
+            {"activation": "relu"},
+            "output.activation: Input should be 'none', 'softmax' or 'sigmoid', got 'relu'",
         ),
         ({"classes": [{"name": "a"}]}, "output.classes.0.color: expected a value, got none"),
         (
