@@ -35,6 +35,7 @@ class Model(TypedDict):
     weights_sha256: str
     classes: list[dict[str, Any]]
     ignore_index: int
+    reduce_zero_label: bool
     active_calibrator: str | None
     metrics: dict[str, float | int | str]
 

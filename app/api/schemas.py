@@ -145,7 +145,7 @@ class ModelInfo(BaseModel):
 
     `sha256` is the model's identity, of its weights and of the card's input and output tables;
     `weights_sha256` is that of its file alone. `default` marks the model of requests that name
-    none.
+    none. `warnings` are sentences on outputs that are likely wrong.
     """
 
     name: str
@@ -159,7 +159,9 @@ class ModelInfo(BaseModel):
     classes: list[ClassInfo]
     input: dict[str, object]
     ignore_index: int
+    reduce_zero_label: bool
     device: str
+    warnings: list[str]
     active_calibrator: str | None
     metrics: dict[str, float | int | str]
 

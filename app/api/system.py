@@ -82,7 +82,9 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         ],
         input=card.input.model_dump(mode="json"),
         ignore_index=card.output.ignore_index,
+        reduce_zero_label=card.output.reduce_zero_label,
         device=predictor.backbone.device,
+        warnings=list(predictor.warnings),
         active_calibrator=active_id(segmenter, predictor),
         metrics=card.metrics,
     )

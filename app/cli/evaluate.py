@@ -50,6 +50,7 @@ class RemoteModel:
         served = client.model(model)
         output = {
             "ignore_index": served["ignore_index"],
+            "reduce_zero_label": served["reduce_zero_label"],
             "classes": [{"name": c["name"], "color": c["color"]} for c in served["classes"]],
         }
         fields = {name: value for name, value in served.items() if name in CARD_FIELDS}

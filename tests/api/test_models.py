@@ -27,6 +27,7 @@ def test_list_describes_every_model(client, shared_folder: Path):
     active = ArtifactStore(shared_folder / "artifacts").active_id("tiny")
     assert model["active_calibrator"] == active
     assert model["metrics"] == {}
+    assert model["warnings"] == []
 
 
 def test_classes_have_id_name_and_color(client):
@@ -49,6 +50,16 @@ def test_metrics_are_those_of_the_model_card(make_client: MakeClient, models_dir
         "miou_val": 0.66,
         "parameters": 9,
     }
+
+
+def test_model_of_huge_logits_is_served_with_a_warning(
+    make_client: MakeClient, models_dir: Path, caplog
+):
+    write_onnx_model(models_dir, "huge", std=[1e-6, 1e-6, 1e-6])
+    (warning,) = make_client().get("/models/huge").json()["warnings"]
+
+    assert "expected logits of at most 10000, got 4e+06" in warning
+    assert f"model huge: {warning}" in caplog.messages
 
 
 def test_unknown_model_is_not_found(client):

@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_sha256_is_that_of_weights_and_of_tables_by_hand(folder):
     assert read_model_folder(folder).sha256 == expected
 
 
-def sha256_with(folder: Path, **overrides: object) -> str:
+def sha256_with(folder: Path, **overrides: Any) -> str:
     write_card(folder, **overrides)
     return read_model_folder(folder).sha256
 
