@@ -149,7 +149,13 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
         image_pixels=state.settings.max_pixels,
     )
     unpack(incoming / UPLOAD, limits)
-    contents = check(incoming / UPLOAD, folder.num_classes, form.ignore_index, limits)
+    contents = check(
+        incoming / UPLOAD,
+        folder.num_classes,
+        form.ignore_index,
+        limits,
+        reduce_zero=folder.card.output.reduce_zero_label,
+    )
     images = has_images(incoming / UPLOAD)
     if not images:
         require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)

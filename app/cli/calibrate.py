@@ -96,7 +96,13 @@ def validation_set(
         for field, path in options.paths.items():
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
-        contents = check(scratch, folder.num_classes, void, limits)
+        contents = check(
+            scratch,
+            folder.num_classes,
+            void,
+            limits,
+            reduce_zero=folder.card.output.reduce_zero_label,
+        )
         require_inputs(options.method, augmentation=options.augmentation, maps=contents.maps)
         yield open_upload(
             scratch,

@@ -140,7 +140,12 @@ def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thu
     size = served.mask.shape[0], served.mask.shape[1]
     image = read_image(pair.image, options.max_pixels)
     labels = read_labels_for(
-        pair, size, folder.num_classes, options.ignore_index, options.max_pixels
+        pair,
+        size,
+        folder.num_classes,
+        options.ignore_index,
+        options.max_pixels,
+        reduce_zero=folder.card.output.reduce_zero_label,
     )
     return draw_thumbnails(image, served.mask, served.confidence, labels, folder.palette)
 

@@ -65,13 +65,22 @@ def unpack(folder: Path, limits: Limits) -> None:
             _unpack_arrays(folder, ByteBudget(limits.unpacked_bytes))
 
 
-def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
+def check(
+    folder: Path,
+    num_classes: int,
+    ignore_index: int,
+    limits: Limits,
+    *,
+    reduce_zero: bool = False,
+) -> Contents:
     """Validate an unpacked folder in one pass over its labels and logits, and count its contents.
 
-    Of images only the headers are read. Raises ArgumentError, TooLargeError and UndecodableError.
+    Of images only the headers are read. `reduce_zero` holds for label maps (see `images.checked`);
+    arrays of labels have class ids. Raises ArgumentError, TooLargeError and UndecodableError.
     """
     if has_images(folder):
-        return _with_names(folder, lambda: _check_images(folder, num_classes, ignore_index, limits))
+        options = num_classes, ignore_index, limits
+        return _with_names(folder, lambda: _check_images(folder, *options, reduce_zero=reduce_zero))
     return open_logits(_arrays(folder), num_classes, ignore_index).check()
 
 
@@ -199,7 +208,9 @@ def _check_bytes(size: int, name: str, limits: Limits) -> None:
         raise TooLargeError(f"{name}: expected at most {limits.image_bytes} bytes, got {size}")
 
 
-def _check_images(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
+def _check_images(
+    folder: Path, num_classes: int, ignore_index: int, limits: Limits, *, reduce_zero: bool
+) -> Contents:
     """Validate all label maps, the headers of the images and the groups; count the contents."""
     images = pixels = 0
     pairs = find_pairs(folder / IMAGE_FILES, folder / LABEL_FILES)
@@ -212,7 +223,8 @@ def _check_images(folder: Path, num_classes: int, ignore_index: int, limits: Lim
             raise ArgumentError(
                 f"{pair.labels.name}: expected labels of {size} (height, width), got {raw.shape}"
             )
-        labelled = int((checked(raw, num_classes, ignore_index, pair.labels.name) >= 0).sum())
+        labels = checked(raw, num_classes, ignore_index, pair.labels.name, reduce_zero=reduce_zero)
+        labelled = int((labels >= 0).sum())
         images += labelled > 0
         pixels += labelled
     require_images(images)

@@ -1,11 +1,14 @@
 """Model cards, backbones, preprocessing, logits of an image, and postprocessing."""
 
-from app.inference.backbone import first_line, nvidia_device_present
+from app.inference.backbone import first_line, nvidia_device_present, open_backbone
 from app.inference.batching import MAX_BATCH_SIZE
+from app.inference.checkpoints import describe_checkpoint
 from app.inference.model_card import (
     CARD,
+    Activation,
     Card,
     ModelFolder,
+    Resample,
     default_name,
     model_files,
     read_model_folder,
@@ -19,7 +22,7 @@ from app.inference.postprocess import (
     postprocess_strip,
     shift_confidence,
 )
-from app.inference.predictor import Predictor, Tta, open_predictor
+from app.inference.predictor import Predictor, PreparedImage, Tta, open_predictor
 from app.inference.preprocess import Band, Geometry, Size, thumbnail
 from app.inference.sliding_window import Strip
 from app.inference.threads import ActiveRequests, RowWorkers
@@ -28,6 +31,7 @@ __all__ = [
     "CARD",
     "MAX_BATCH_SIZE",
     "SERIAL",
+    "Activation",
     "ActiveRequests",
     "Band",
     "Card",
@@ -35,6 +39,8 @@ __all__ = [
     "Geometry",
     "ModelFolder",
     "Predictor",
+    "PreparedImage",
+    "Resample",
     "RowWorkers",
     "Size",
     "Strip",
@@ -42,10 +48,12 @@ __all__ = [
     "allocate_prediction",
     "class_statistics",
     "default_name",
+    "describe_checkpoint",
     "first_line",
     "log_probability_strips",
     "model_files",
     "nvidia_device_present",
+    "open_backbone",
     "open_predictor",
     "postprocess_strip",
     "read_model_folder",

@@ -138,8 +138,17 @@ def test_ignore_index_may_be_a_class_id():
     assert checked(np.array([[0, 1]], np.int32), 2, 0, "a.png").tolist() == [[IGNORE, 1]]
 
 
+def test_labels_that_count_from_1_are_reduced_and_0_is_void():
+    labels = np.array([[0, 1, 3, 255]], np.int32)
+    reduced = checked(labels, 3, 255, "a.png", reduce_zero=True)
+    assert reduced.tolist() == [[IGNORE, 0, 2, IGNORE]]
+    with pytest.raises(ArgumentError) as raised:
+        checked(labels, 2, 255, "a.png", reduce_zero=True)
+    assert str(raised.value) == "a.png: expected labels in 1..2 or 0 or 255 for void, got 1..3"
+
+
 def test_label_out_of_range_is_rejected():
-    with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..1 or 255 .*-1..2$"):
+    with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..1 or 255 .*0..2$"):
         checked(LABELS.astype(np.int32), 2, 255, "a.png")
 
 

@@ -32,7 +32,7 @@ def logits_of(folder):
     return predictor.grid(predictor.prepare_windows(IMAGE))[0].numpy()
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(axis=0)
 
 
