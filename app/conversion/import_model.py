@@ -18,7 +18,13 @@ from app.datasets.images import read_image
 from app.errors import ArgumentError, ConflictError, ModelError
 from app.inference.backbone import first_line, open_backbone
 from app.inference.checkpoints import describe_checkpoint
-from app.inference.model_card import CARD, ModelFolder, model_files, read_model_folder
+from app.inference.model_card import (
+    CARD,
+    InputPolicy,
+    ModelFolder,
+    model_files,
+    read_model_folder,
+)
 from app.inference.predictor import Predictor, open_predictor
 from app.settings import Settings
 from app.storage.files import storage, sync_folder
@@ -27,7 +33,6 @@ ENDINGS = (".onnx", ".pt2", ".pt")
 TABLES = ("input", "output", "metrics")  # of a card
 GOLDEN_RATIO = 0.618033988749895  # of the hue circle: hues of consecutive classes are far apart
 TRIAL_SIZE = (97, 131)  # of the trial image; prime, so that resizing and padding are tested
-DEFAULT_MULTIPLE = 32  # of InputPolicy
 
 
 @dataclass(frozen=True)
@@ -93,14 +98,14 @@ def fill_size(policy: Mapping[str, object], source: Path, settings: Settings) ->
     does not load.
     """
     check_ending(source)
-    filled = dict(policy)
+    filled, default = dict(policy), InputPolicy().multiple_of
     shape = open_backbone(source, settings.device, settings.threads).input_shape
     if shape[2] is not None and shape[3] is not None:
         side = "crop" if policy.get("mode") == "slide" else "size"
         filled.setdefault(side, (shape[2], shape[3]))
         # Padding beyond a fixed size is not possible.
-        filled.setdefault("multiple_of", math.gcd(shape[2], shape[3], DEFAULT_MULTIPLE))
-    crop, multiple = filled.get("crop"), filled.get("multiple_of", DEFAULT_MULTIPLE)
+        filled.setdefault("multiple_of", math.gcd(shape[2], shape[3], default))
+    crop, multiple = filled.get("crop"), filled.get("multiple_of", default)
     if isinstance(crop, tuple) and isinstance(multiple, int):
         strides = (max(3 * side // 4 // multiple * multiple, multiple) for side in crop)
         filled.setdefault("stride", tuple(strides))

@@ -1,5 +1,6 @@
 """Compare an imported model with reference logits of one image from its own framework."""
 
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.errors import ArgumentError, ModelError
+from app.inference.outputs import MIN_PROBABILITY
 from app.inference.predictor import Predictor, PreparedImage
 
 MIN_LABEL_AGREEMENT = 0.999
@@ -20,8 +22,8 @@ MIN_LABEL_AGREEMENT = 0.999
 class Agreement:
     """Largest absolute difference of logits, and fraction of pixels with the same label.
 
-    With an activation on the card the difference is that of log-probabilities: the constant of each
-    pixel's logits is not known.
+    With an activation on the card the difference is that of log-probabilities from MIN_PROBABILITY
+    on: a pixel's logits are known up to a constant.
     """
 
     largest_difference: float
@@ -53,7 +55,7 @@ def read_reference(path: Path) -> Tensor:
     if not isinstance(values, Tensor):
         raise ArgumentError(f"--reference: expected a tensor, got {type(values).__name__}")
     logits = values[0] if values.ndim == 4 and len(values) == 1 else values
-    if logits.ndim != 3 or not logits.is_floating_point():
+    if logits.ndim != 3 or not logits.is_floating_point() or not logits.numel():
         raise ArgumentError(
             f"--reference: expected float logits [K,h,w], got {logits.dtype} {list(values.shape)}"
         )
@@ -85,7 +87,9 @@ def compare(predictor: Predictor, image: NDArray[np.uint8], reference: Tensor) -
         )
     agreement = (logits[0].argmax(0) == reference.argmax(0)).double().mean().item()
     if predictor.folder.card.output.activation != "none":
-        logits, reference = logits.log_softmax(1), reference.log_softmax(0)
+        floor = math.log(MIN_PROBABILITY)
+        logits = logits.log_softmax(1).clamp_min(floor)
+        reference = reference.log_softmax(0).clamp_min(floor)
     return Agreement((logits[0] - reference).abs().max().item(), agreement)
 
 

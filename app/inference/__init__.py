@@ -7,12 +7,14 @@ from app.inference.model_card import (
     CARD,
     Activation,
     Card,
+    InputPolicy,
     ModelFolder,
     Resample,
     default_name,
     model_files,
     read_model_folder,
 )
+from app.inference.outputs import MIN_PROBABILITY
 from app.inference.postprocess import (
     SERIAL,
     ClassStatistics,
@@ -30,6 +32,7 @@ from app.inference.threads import ActiveRequests, RowWorkers
 __all__ = [
     "CARD",
     "MAX_BATCH_SIZE",
+    "MIN_PROBABILITY",
     "SERIAL",
     "Activation",
     "ActiveRequests",
@@ -37,6 +40,7 @@ __all__ = [
     "Card",
     "ClassStatistics",
     "Geometry",
+    "InputPolicy",
     "ModelFolder",
     "Predictor",
     "PreparedImage",

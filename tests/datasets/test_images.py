@@ -254,6 +254,15 @@ def test_prediction_at_image_size_equals_the_service(folders, predictor):
     assert (found.numpy() == truth)[truth != 255].all()
 
 
+def test_fit_reduces_labels_that_count_from_1(folders, tmp_path):
+    images, labels = folders
+    pair = Pair(saved(np.zeros((2, 6, 3), np.uint8), images / "a.png"), labels / "a.png")
+    saved(np.array([[0, 0, 1, 1, 3, 3]] * 2, np.uint8), pair.labels)
+    folder = write_onnx_model(tmp_path, "tiny", reduce_zero_label=True)
+    predictor = open_predictor(read_model_folder(folder), "cpu", 1)
+    assert cached(predictor, pair)[0].labels.tolist() == [[IGNORE, 0, 2]]
+
+
 def test_fit_uses_the_logits_of_sliding_windows(folders, tmp_path):
     images, labels = folders
     image = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
