@@ -32,8 +32,10 @@ class Model(TypedDict):
     license: str
     source: str
     sha256: str
+    weights_sha256: str
     classes: list[dict[str, Any]]
     ignore_index: int
+    reduce_zero_label: bool
     active_calibrator: str | None
     metrics: dict[str, float | int | str]
 

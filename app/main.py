@@ -158,9 +158,10 @@ def open_models(
     for path in model_folders(settings.models_dir):
         try:
             folder = read_model_folder(path)
-            predictors[path.name] = open_predictor(
-                folder, settings.device, settings.threads, active_requests
-            )
+            predictor = open_predictor(folder, settings.device, settings.threads, active_requests)
+            predictors[path.name] = predictor
+            for warning in predictor.warnings:
+                log.warning("model %s: %s", path.name, warning)
         except ModelError as error:
             log.warning("refused model %s: %s", path.name, error)
             # Clients read it in /models, so that paths are given below the folder of models.

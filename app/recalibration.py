@@ -121,7 +121,7 @@ def comparable_version(store: ArtifactStore, folder: ModelFolder) -> StoredCalib
     A new fit is one way to repair the damage, which must not prevent it.
     """
     try:
-        return store.active(folder.card.name, folder.sha256)
+        return store.active(folder.card.name, folder.sha256, folder.weights_sha256)
     except ActiveCalibratorError:
         return None
 
@@ -231,6 +231,7 @@ def build_manifest(folder: ModelFolder, outcome: Outcome, options: FitOptions) -
         id=new_id(outcome.chosen.method),
         model=folder.card.name,
         model_sha256=folder.sha256,
+        weights_sha256=folder.weights_sha256,
         method=outcome.chosen.method,
         num_classes=folder.num_classes,
         fitted_at=timestamp(),

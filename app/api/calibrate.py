@@ -152,9 +152,9 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     )
     upload, classes = incoming / UPLOAD, folder.num_classes
     unpack(upload, limits)
-    of_card = folder.card.output.ignore_index
-    void = void_label(upload, form.ignore_index, of_card, classes, limits.image_pixels)
-    contents = check(upload, classes, void, limits)
+    output = folder.card.output
+    void = void_label(upload, form.ignore_index, output.ignore_index, classes, limits.image_pixels)
+    contents = check(upload, classes, void, limits, reduce_zero=output.reduce_zero_label)
     images = has_images(upload)
     if not images:
         require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)

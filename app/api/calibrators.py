@@ -57,7 +57,7 @@ def activate(
     """Activate a version; activating an earlier one is the rollback."""
     manifest = state.artifacts.find(calibrator)
     folder = segmenter.predictor(manifest.model).folder
-    state.artifacts.load(manifest.model, calibrator, folder.sha256)
+    state.artifacts.load(manifest.model, calibrator, folder.sha256, folder.weights_sha256)
     reason = body.reason if body else Activation().reason
     state.artifacts.activate(manifest.model, calibrator, reason, by="admin over HTTP")
     return describe(state, manifest)

@@ -160,8 +160,10 @@ class ClassInfo(BaseModel):
 class ModelInfo(BaseModel):
     """A loaded model; `active_calibrator` is a version id or null.
 
-    `default` marks the model of requests that name none. `calibrator_damage` describes the damage
-    of the active calibrator, null without one.
+    `sha256` is the model's identity, of its weights and of the card's input and output tables;
+    `weights_sha256` is that of its file alone. `default` marks the model of requests that name
+    none. `warnings` are sentences on outputs that are likely wrong. `calibrator_damage` describes
+    the damage of the active calibrator, null without one.
     """
 
     name: str
@@ -170,11 +172,14 @@ class ModelInfo(BaseModel):
     license: str
     source: str
     sha256: str
+    weights_sha256: str
     num_classes: int
     classes: list[ClassInfo]
     input: dict[str, object]
     ignore_index: int
+    reduce_zero_label: bool
     device: str
+    warnings: list[str]
     active_calibrator: str | None
     calibrator_damage: str | None
     metrics: dict[str, float | int | str]

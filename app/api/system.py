@@ -77,6 +77,7 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         license=card.license,
         source=card.source,
         sha256=folder.sha256,
+        weights_sha256=folder.weights_sha256,
         num_classes=folder.num_classes,
         classes=[
             ClassInfo(id=index, name=info.name, color=info.color)
@@ -84,7 +85,9 @@ def describe(segmenter: Segmenter, predictor: Predictor) -> ModelInfo:
         ],
         input=card.input.model_dump(mode="json"),
         ignore_index=card.output.ignore_index,
+        reduce_zero_label=card.output.reduce_zero_label,
         device=predictor.backbone.device,
+        warnings=list(predictor.warnings),
         active_calibrator=active,
         calibrator_damage=damage,
         metrics=card.metrics,

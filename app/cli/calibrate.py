@@ -112,7 +112,13 @@ def validation_set(
             (scratch / field).symlink_to(path.resolve())
         unpack(scratch, limits)
         void = void_label(scratch, void, of_card, folder.num_classes, settings.max_pixels)
-        contents = check(scratch, folder.num_classes, void, limits)
+        contents = check(
+            scratch,
+            folder.num_classes,
+            void,
+            limits,
+            reduce_zero=folder.card.output.reduce_zero_label,
+        )
         require_inputs(options.method, augmentation=options.augmentation, maps=contents.maps)
         yield open_upload(
             scratch,

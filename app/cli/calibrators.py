@@ -62,7 +62,7 @@ def list_command(
     longest = max((len(version.id) for version in listing.versions), default=0)
     name = Column("calibrator", no_wrap=True, min_width=longest)
     eces = Column("ECE before", min_width=6), Column("ECE after", min_width=6)
-    table = Table("", name, *eces, "images", "model file", box=None)
+    table = Table("", name, *eces, "images", "model", box=None)
     for version in listing.versions:
         current = version.model_sha256 == listing.model_sha256
         ece = f"{version.ece_before:.4f}", f"{version.ece_after:.4f}"
@@ -91,7 +91,7 @@ def activate_command(
         settings = load_settings()
         folder, store = find_model(settings, model), ArtifactStore(settings.artifacts_dir)
         name = folder.card.name
-        store.load(name, calibrator, folder.sha256)
+        store.load(name, calibrator, folder.sha256, folder.weights_sha256)
         store.activate(name, calibrator, reason, by="command")
     console.print(f"{calibrator} is active for {name}", markup=False)
 

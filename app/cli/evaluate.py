@@ -50,11 +50,12 @@ class RemoteModel:
         served = client.model(model)
         output = {
             "ignore_index": served["ignore_index"],
+            "reduce_zero_label": served["reduce_zero_label"],
             "classes": [{"name": c["name"], "color": c["color"]} for c in served["classes"]],
         }
         fields = {name: value for name, value in served.items() if name in CARD_FIELDS}
         card = Card.model_validate({**fields, "file": "served.onnx", "output": output})
-        self.folder = ModelFolder(card, Path(), served["sha256"])
+        self.folder = ModelFolder(card, Path(), served["sha256"], served["weights_sha256"])
         version = served["active_calibrator"] if calibrator == ACTIVE else calibrator
         self.manifest: Manifest | None = None
         if version is not None and version != NO_CALIBRATOR:
@@ -139,7 +140,12 @@ def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thu
     size = served.mask.shape[0], served.mask.shape[1]
     image = read_image(pair.image, options.max_pixels)
     labels = read_labels_for(
-        pair, size, folder.num_classes, options.ignore_index, options.max_pixels
+        pair,
+        size,
+        folder.num_classes,
+        options.ignore_index,
+        options.max_pixels,
+        reduce_zero=folder.card.output.reduce_zero_label,
     )
     return draw_thumbnails(image, served.mask, served.confidence, labels, folder.palette)
 

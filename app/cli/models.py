@@ -1,9 +1,10 @@
 """`segcal models`: list, import and quantise models."""
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,7 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.conversion.import_model import (
+    ImportedModel,
+    Reference,
     classes_with_colors,
+    fill_size,
     import_model,
     new_model,
     read_card,
@@ -21,7 +25,13 @@ from app.conversion.quantization_report import QuantizationReport, measure
 from app.conversion.quantize import Ranges, quantize_model
 from app.datasets.images import Pair, find_pairs, images_by_stem
 from app.errors import ArgumentError, SegcalError
-from app.inference.model_card import CARD, ModelFolder, read_model_folder
+from app.inference.model_card import (
+    CARD,
+    Activation,
+    ModelFolder,
+    Resample,
+    read_model_folder,
+)
 from app.inference.predictor import Predictor, open_predictor
 from app.main import find_model, model_folders
 from app.settings import load_settings
@@ -60,26 +70,98 @@ def import_command(
     source: Annotated[str, typer.Option(help="Origin of weights and data.")] = "",
     mean: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (0, 0, 0),
     std: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (1, 1, 1),
-    size: Annotated[tuple[int, int] | None, typer.Option(help="H W; default: native.")] = None,
-    multiple_of: Annotated[int, typer.Option(min=1)] = 32,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(help="H W; default: the file's only size, or native.")
+    ] = None,
+    fit: Annotated[Literal["stretch", "letterbox"], typer.Option(help="To --size.")] = "stretch",
+    resample: Annotated[Resample, typer.Option(help="Filter of resizing.")] = "bilinear",
+    channels: Annotated[Literal["rgb", "bgr"], typer.Option(help="Of the network.")] = "rgb",
+    multiple_of: Annotated[
+        int | None, typer.Option(min=1, help="Of padded sides; default: 32.")
+    ] = None,
+    mode: Annotated[Literal["whole", "slide"], typer.Option(help="Or windows.")] = "whole",
+    crop: Annotated[
+        tuple[int, int] | None, typer.Option(help="H W of windows; default: the file's only size.")
+    ] = None,
+    stride: Annotated[
+        tuple[int, int] | None, typer.Option(help="Of windows; default: 3/4 of the crop.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The output with the logits, where a file has several.")
+    ] = None,
+    activation: Annotated[Activation, typer.Option(help="That the network applies.")] = "none",
+    reduce_zero_label: Annotated[
+        bool, typer.Option("--reduce-zero-label", help="Label maps count from 1, and 0 is void.")
+    ] = False,
     ignore_index: Annotated[int, typer.Option(min=0)] = 255,
+    reference: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="IMAGE LOGITS",
+            help="An image and its logits (.npy or .pt) from the model's own framework.",
+        ),
+    ] = None,
 ) -> None:
     """Import a model file if it loads and matches its card."""
     if sum(given is not None for given in (card, classes, taxonomy)) != 1:
         raise ArgumentError("expected one of --card, --classes and --taxonomy")
+    settings = load_settings()
     if card is not None:
         values = read_card(card)
     else:
-        policy = {"mean": mean, "std": std, "size": size or "native", "multiple_of": multiple_of}
-        output = {"ignore_index": ignore_index} | (
+        policy = {
+            "mean": mean, "std": std, "size": size, "multiple_of": multiple_of,
+            "channels": channels, "resample": resample, "fit": fit,
+            "mode": mode, "crop": crop, "stride": stride,
+        }  # fmt: skip
+        given = {key: value for key, value in policy.items() if value is not None}
+        filled = fill_size(given, path, settings)
+        report_size(path, given, filled)
+        named = {} if output is None else {"name": output}
+        labels = (
             {"taxonomy": taxonomy}
             if classes is None
             else {"classes": classes_with_colors([part.strip() for part in classes.split(",")])}
         )
-        values = {"title": title, "license": license_, "source": source}
-        values |= {"input": policy, "output": output}
-    model = import_model(path, name, values, load_settings())
-    console.print(f"{name} can be served: {model.num_classes} classes, {model.sha256[:12]}")
+        values = {
+            "title": title, "license": license_, "source": source, "input": filled,
+            "output": named | {
+                "activation": activation,
+                "reduce_zero_label": reduce_zero_label,
+                "ignore_index": ignore_index,
+                **labels,
+            },
+        }  # fmt: skip
+    pair = None if reference is None else Reference(*reference)
+    report_import(import_model(path, name, values, settings, pair))
+
+
+def report_size(path: Path, given: Mapping[str, object], filled: Mapping[str, object]) -> None:
+    """Print which size or crop was read from a file, and the option for the alternative."""
+    for key, use in (
+        ("size", "images are resized to it; --mode slide cuts windows instead"),
+        ("crop", "windows are cut; with --mode whole images are resized instead"),
+    ):
+        if key not in given and isinstance(side := filled.get(key), tuple):
+            text = f"{path.name} takes {side[0]}x{side[1]} (height x width) only: {use}"
+            console.print(text, markup=False, soft_wrap=True)
+
+
+def report_import(imported: ImportedModel) -> None:
+    """Print an imported model's hash, its agreement with the reference and its warnings."""
+    folder, agreement = imported.folder, imported.agreement
+    for warning in imported.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    if agreement is not None:
+        console.print(
+            f"logits differ from the reference by at most {agreement.largest_difference:.3g}; "
+            f"{agreement.label_agreement:.4%} of the labels agree"
+        )
+    console.print(
+        f"{folder.card.name} can be served: {folder.num_classes} classes, {folder.sha256[:12]}"
+    )
 
 
 def quantize_command(

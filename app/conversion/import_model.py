@@ -2,19 +2,30 @@
 
 import colorsys
 import json
+import math
 import secrets
 import shutil
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from app.conversion.reference import Agreement, compare, read_reference, require_agreement
+from app.datasets.images import read_image
 from app.errors import ArgumentError, ConflictError, ModelError
-from app.inference.backbone import first_line
-from app.inference.model_card import CARD, ModelFolder, model_files, read_model_folder
-from app.inference.predictor import open_predictor
+from app.inference.backbone import first_line, open_backbone
+from app.inference.checkpoints import describe_checkpoint
+from app.inference.model_card import (
+    CARD,
+    InputPolicy,
+    ModelFolder,
+    model_files,
+    read_model_folder,
+)
+from app.inference.predictor import Predictor, open_predictor
 from app.settings import Settings
 from app.storage.files import storage, sync_folder
 
@@ -24,28 +35,86 @@ GOLDEN_RATIO = 0.618033988749895  # of the hue circle: hues of consecutive class
 TRIAL_SIZE = (97, 131)  # of the trial image; prime, so that resizing and padding are tested
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Files of an image and of its logits from the model's own framework."""
+
+    image: Path
+    logits: Path
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """An imported model, its warnings, and its agreement with the reference, None without one."""
+
+    folder: ModelFolder
+    warnings: tuple[str, ...]
+    agreement: Agreement | None
+
+
 def import_model(
-    source: Path, name: str, card: Mapping[str, object], settings: Settings
-) -> ModelFolder:
+    source: Path,
+    name: str,
+    card: Mapping[str, object],
+    settings: Settings,
+    reference: Reference | None = None,
+) -> ImportedModel:
     """Copy a model and the weights beside it into the models directory, if it passes a trial.
 
-    Raises ModelError where the file does not load or its output does not match the card, and the
-    errors of `new_model`.
+    Raises ModelError where the file does not load, its output does not match the card, or its
+    labels do not agree with the reference, and the errors of `new_model` and `read_reference`.
     """
-    if source.suffix not in ENDINGS:
-        raise ArgumentError(f"expected a file that ends in {', '.join(ENDINGS)}, got {source.name}")
+    check_ending(source)
+    expected = None if reference is None else read_reference(reference.logits)
+    agreement = None
     with new_model(settings.models_dir, name) as folder:
         for path in model_files(source):
             shutil.copyfile(path, folder / path.name)
         write_card(folder, {**card, "file": source.name})
-        model = read_model_folder(folder)
-        try_model(model, settings)
-    return read_model_folder(settings.models_dir / name)
+        predictor = open_predictor(read_model_folder(folder), settings.device, settings.threads)
+        try_model(predictor)
+        if reference is not None and expected is not None:
+            image = read_image(reference.image, settings.max_pixels)
+            agreement = compare(predictor, image, expected)
+            require_agreement(agreement)
+    imported = read_model_folder(settings.models_dir / name)
+    return ImportedModel(imported, predictor.warnings, agreement)
 
 
-def try_model(model: ModelFolder, settings: Settings) -> None:
+def check_ending(source: Path) -> None:
+    """Raise ArgumentError for a file that does not end like a model, with its kind if known."""
+    if source.suffix not in ENDINGS:
+        checkpoint = describe_checkpoint(source)
+        raise ArgumentError(
+            f"expected a file that ends in {', '.join(ENDINGS)}, got {source.name}"
+            + ("" if checkpoint is None else f", {checkpoint}")
+        )
+
+
+def fill_size(policy: Mapping[str, object], source: Path, settings: Settings) -> dict[str, object]:
+    """Complete the values of an input policy by the size that a file was exported for.
+
+    Without a fixed size only the stride of windows is filled in. Raises ModelError for a file that
+    does not load.
+    """
+    check_ending(source)
+    filled, default = dict(policy), InputPolicy().multiple_of
+    shape = open_backbone(source, settings.device, settings.threads).input_shape
+    if shape[2] is not None and shape[3] is not None:
+        side = "crop" if policy.get("mode") == "slide" else "size"
+        filled.setdefault(side, (shape[2], shape[3]))
+        # Padding beyond a fixed size is not possible.
+        filled.setdefault("multiple_of", math.gcd(shape[2], shape[3], default))
+    crop, multiple = filled.get("crop"), filled.get("multiple_of", default)
+    if isinstance(crop, tuple) and isinstance(multiple, int):
+        strides = (max(3 * side // 4 // multiple * multiple, multiple) for side in crop)
+        filled.setdefault("stride", tuple(strides))
+    return filled
+
+
+def try_model(predictor: Predictor) -> None:
     """Run a model on an image of noise; raises ModelError unless its logits are finite."""
-    predictor = open_predictor(model, settings.device, settings.threads)
+    model = predictor.folder
     noise = np.random.default_rng(0).integers(0, 256, (*TRIAL_SIZE, 3), dtype=np.uint8)
     images = predictor.first_window(noise)
     try:
@@ -54,7 +123,7 @@ def try_model(model: ModelFolder, settings: Settings) -> None:
         height, width = images.shape[2:]
         raise ModelError(
             f"{model.card.name}: expected a model that takes [1,3,{height},{width}] as well, "
-            f"got: {first_line(error)}"
+            f"got: {first_line(error)}; for a network of one size set it with --size H W"
         ) from error
     if not np.isfinite(logits).all():
         raise ModelError(f"{model.card.name}: expected finite logits, got NaN or infinite ones")

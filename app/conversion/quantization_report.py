@@ -82,7 +82,14 @@ def measure(
         pixels += shift.size
         if isinstance(entry, Pair):
             size = image.shape[0], image.shape[1]
-            labels = read_labels_for(entry, size, num_classes, ignore_index, max_pixels)
+            labels = read_labels_for(
+                entry,
+                size,
+                num_classes,
+                ignore_index,
+                max_pixels,
+                reduce_zero=original.folder.card.output.reduce_zero_label,
+            )
             for evaluation, prediction in zip(evaluations, (before, after), strict=True):
                 evaluation.add_prediction(prediction, torch.from_numpy(labels).long())
         advance()

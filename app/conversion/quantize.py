@@ -107,9 +107,9 @@ def range_methods(tools: Any) -> dict[str, Any]:  # noqa: ANN401 - the tools hav
 
 
 def find_last_nodes(graph: "onnx.GraphProto") -> list[str]:
-    """List the names of the nodes from the logits back to the last with weights, inclusive."""
+    """List the names of the nodes from the outputs back to the last with weights, inclusive."""
     producers = {output: node for node in graph.node for output in node.output}
-    pending, names = [graph.output[0].name], []
+    pending, names = [output.name for output in graph.output], []
     while pending:
         node = producers.get(pending.pop())
         if node is None or node.name in names:

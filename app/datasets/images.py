@@ -101,7 +101,12 @@ class CachedLogits:
             progress("logits", index / len(pairs))
             prepared = predictor.prepare_windows(read_image(pair.image, max_pixels))
             labels = read_labels_for(
-                pair, prepared.geometry.image, self.num_classes, ignore_index, max_pixels
+                pair,
+                prepared.geometry.image,
+                self.num_classes,
+                ignore_index,
+                max_pixels,
+                reduce_zero=predictor.folder.card.output.reduce_zero_label,
             )
             grid = cache_logits(predictor.strips(prepared), self._path("logits", index))
             np.save(self._path("image", index), prepared.thumbnail(grid, range(grid[0])).numpy())
@@ -176,9 +181,15 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def read_labels_for(
-    pair: Pair, size: tuple[int, int], num_classes: int, ignore_index: int, max_pixels: int
+    pair: Pair,
+    size: tuple[int, int],
+    num_classes: int,
+    ignore_index: int,
+    max_pixels: int,
+    *,
+    reduce_zero: bool,
 ) -> NDArray[np.int32]:
-    """Read the label map int32 [H,W] of an image, with IGNORE for void.
+    """Read the label map int32 [H,W] of an image, with IGNORE for void (see `checked`).
 
     Raises ArgumentError for another size than the image's (H, W) and for labels out of range.
     """
@@ -187,7 +198,7 @@ def read_labels_for(
         raise ArgumentError(
             f"{pair.labels.name}: expected labels of {size} (height, width), got {labels.shape}"
         )
-    return checked(labels, num_classes, ignore_index, pair.labels.name)
+    return checked(labels, num_classes, ignore_index, pair.labels.name, reduce_zero=reduce_zero)
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
@@ -213,16 +224,27 @@ def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
 
 
 def checked(
-    labels: NDArray[np.int32], num_classes: int, ignore_index: int, name: str
+    labels: NDArray[np.int32],
+    num_classes: int,
+    ignore_index: int,
+    name: str,
+    *,
+    reduce_zero: bool = False,
 ) -> NDArray[np.int32]:
-    """Replace the void value of labels by IGNORE; raises ArgumentError for labels out of range."""
-    labels = np.where(labels == ignore_index, IGNORE, labels)
-    if labels.min() < IGNORE or labels.max() >= num_classes:
+    """Replace the void value of labels by IGNORE; with `reduce_zero` 0 too, and 1 is class 0.
+
+    Raises ArgumentError for labels out of range.
+    """
+    void = (labels == ignore_index) | (labels == 0) if reduce_zero else labels == ignore_index
+    first = int(reduce_zero)
+    classes = np.where(void, IGNORE, labels - first)
+    if classes.min() < IGNORE or classes.max() >= num_classes:
+        voids = f"0 or {ignore_index}" if reduce_zero else f"{ignore_index}"
         raise ArgumentError(
-            f"{name}: expected labels in 0..{num_classes - 1} or {ignore_index} for void, "
-            f"got {labels.min()}..{labels.max()}"
+            f"{name}: expected labels in {first}..{num_classes - 1 + first} or {voids} for void, "
+            f"got {labels[~void].min()}..{labels[~void].max()}"
         )
-    return labels
+    return classes
 
 
 def to_grid(

@@ -89,15 +89,24 @@ def void_label(
     return _with_names(folder, lambda: find_void_label(maps, of_card, num_classes))
 
 
-def check(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
+def check(
+    folder: Path,
+    num_classes: int,
+    ignore_index: int,
+    limits: Limits,
+    *,
+    reduce_zero: bool = False,
+) -> Contents:
     """Validate an unpacked folder in one pass over its labels and logits, and count its contents.
 
-    Of images only the headers are read. Raises ArgumentError, TooLargeError and UndecodableError.
+    Of images only the headers are read. `reduce_zero` holds for label maps (see `images.checked`);
+    arrays of labels have class ids. Raises ArgumentError, TooLargeError and UndecodableError.
     """
     with parsing("an upload"):
         if not has_images(folder):
             return open_logits(_arrays(folder), num_classes, ignore_index).check()
-        return _with_names(folder, lambda: _check_images(folder, num_classes, ignore_index, limits))
+        options = num_classes, ignore_index, limits
+        return _with_names(folder, lambda: _check_images(folder, *options, reduce_zero=reduce_zero))
 
 
 def open_upload(
@@ -235,7 +244,9 @@ def _check_bytes(size: int, name: str, limits: Limits) -> None:
         raise TooLargeError(f"{name}: expected at most {limits.image_bytes} bytes, got {size}")
 
 
-def _check_images(folder: Path, num_classes: int, ignore_index: int, limits: Limits) -> Contents:
+def _check_images(
+    folder: Path, num_classes: int, ignore_index: int, limits: Limits, *, reduce_zero: bool
+) -> Contents:
     """Validate all label maps, the headers of the images and the groups; count the contents."""
     images = pixels = 0
     pairs = find_pairs(folder / IMAGE_FILES, folder / LABEL_FILES)
@@ -248,7 +259,8 @@ def _check_images(folder: Path, num_classes: int, ignore_index: int, limits: Lim
             raise ArgumentError(
                 f"{pair.labels.name}: expected labels of {size} (height, width), got {raw.shape}"
             )
-        labelled = int((checked(raw, num_classes, ignore_index, pair.labels.name) >= 0).sum())
+        labels = checked(raw, num_classes, ignore_index, pair.labels.name, reduce_zero=reduce_zero)
+        labelled = int((labels >= 0).sum())
         images += labelled > 0
         pixels += labelled
     require_images(images)

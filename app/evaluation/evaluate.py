@@ -159,7 +159,12 @@ def evaluate_model(
         height, width = plain.prediction.mask.shape
         labels = torch.from_numpy(
             read_labels_for(
-                pair, (height, width), folder.num_classes, options.ignore_index, options.max_pixels
+                pair,
+                (height, width),
+                folder.num_classes,
+                options.ignore_index,
+                options.max_pixels,
+                reduce_zero=folder.card.output.reduce_zero_label,
             )
         ).long()
         before.add(plain.prediction, labels, *plain.scores(labels))

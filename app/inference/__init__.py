@@ -1,15 +1,20 @@
 """Model cards, backbones, preprocessing, logits of an image, and postprocessing."""
 
-from app.inference.backbone import first_line, nvidia_device_present
+from app.inference.backbone import first_line, nvidia_device_present, open_backbone
 from app.inference.batching import MAX_BATCH_SIZE
+from app.inference.checkpoints import describe_checkpoint
 from app.inference.model_card import (
     CARD,
+    Activation,
     Card,
+    InputPolicy,
     ModelFolder,
+    Resample,
     default_name,
     model_files,
     read_model_folder,
 )
+from app.inference.outputs import MIN_PROBABILITY
 from app.inference.postprocess import (
     SERIAL,
     ClassStatistics,
@@ -19,7 +24,7 @@ from app.inference.postprocess import (
     postprocess_strip,
     shift_confidence,
 )
-from app.inference.predictor import Predictor, Tta, open_predictor
+from app.inference.predictor import Predictor, PreparedImage, Tta, open_predictor
 from app.inference.preprocess import Band, Geometry, Size, thumbnail
 from app.inference.sliding_window import Strip
 from app.inference.threads import ActiveRequests, RowWorkers
@@ -27,14 +32,19 @@ from app.inference.threads import ActiveRequests, RowWorkers
 __all__ = [
     "CARD",
     "MAX_BATCH_SIZE",
+    "MIN_PROBABILITY",
     "SERIAL",
+    "Activation",
     "ActiveRequests",
     "Band",
     "Card",
     "ClassStatistics",
     "Geometry",
+    "InputPolicy",
     "ModelFolder",
     "Predictor",
+    "PreparedImage",
+    "Resample",
     "RowWorkers",
     "Size",
     "Strip",
@@ -42,10 +52,12 @@ __all__ = [
     "allocate_prediction",
     "class_statistics",
     "default_name",
+    "describe_checkpoint",
     "first_line",
     "log_probability_strips",
     "model_files",
     "nvidia_device_present",
+    "open_backbone",
     "open_predictor",
     "postprocess_strip",
     "read_model_folder",

@@ -3,18 +3,22 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from torch import Tensor
 
 from app.errors import ArgumentError, ModelError
+from app.inference.checkpoints import describe_checkpoint
 from app.inference.threads import ActiveRequests
 
 Array = NDArray[np.float32]
+Shape = tuple[int | None, int | None, int | None, int | None]
+DYNAMIC: Shape = (None, None, None, None)
 
 
 class Backbone(Protocol):
@@ -29,16 +33,36 @@ class Backbone(Protocol):
         """
 
 
+class Network(Protocol):
+    """A loaded model file, whose outputs have names; safe for threads.
+
+    `input_shape` has the batch size, channels, height and width that the file was exported for,
+    None for those that may vary or are not known.
+    """
+
+    device: str
+    input_shape: Shape
+
+    def __call__(self, images: Array, output: str | None = None) -> Array:
+        """Compute one output, by default the first, as float32, of images float32 [N,3,H,W].
+
+        Raises ArgumentError for a height and width that the network does not take.
+        """
+
+    def outputs(self, images: Array) -> dict[str, NDArray[Any]]:
+        """Compute all outputs by name, in the order of the file."""
+
+
 def open_backbone(
     path: Path, device: str, threads: int, active_requests: ActiveRequests | None = None
-) -> Backbone:
+) -> Network:
     """Load a model file by its ending: .onnx, .pt2 (torch.export) or .pt (TorchScript).
 
     `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With
     `active_requests`, each of several concurrent callers uses half of the threads. Raises
     ModelError for a file that does not load, and for cuda without a working device.
     """
-    loaders: dict[str, Callable[[Path, str, int, ActiveRequests | None], Backbone]] = {
+    loaders: dict[str, Callable[[Path, str, int, ActiveRequests | None], Network]] = {
         ".onnx": OnnxBackbone,
         ".pt2": TorchBackbone,
         ".pt": TorchBackbone,
@@ -48,9 +72,9 @@ def open_backbone(
     except ModelError:
         raise
     except Exception as error:  # the loaders raise whatever their parsers raise
-        raise ModelError(
-            f"{path.name}: expected a model that loads, got: {first_line(error)}"
-        ) from error
+        checkpoint = describe_checkpoint(path)
+        got = f"got: {first_line(error)}" if checkpoint is None else f"got {checkpoint}"
+        raise ModelError(f"{path.name}: expected a model that loads, {got}") from error
 
 
 class OnnxBackbone:
@@ -79,19 +103,32 @@ class OnnxBackbone:
         if len(inputs) != 1:
             raise ModelError(f"{path.name}: expected one input, got {len(inputs)}")
         self._input = inputs[0].name
-        self._output = self._session.get_outputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
         self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+        sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
+        self._channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
+        if self._channels_last:
+            sides = [sides[0], sides[3], sides[1], sides[2]]
+        self.input_shape: Shape = tuple(sides) if len(sides) == 4 else DYNAMIC  # type: ignore[assignment]
 
-    def __call__(self, images: Array) -> Array:
-        """Return the session's first output; raises ArgumentError for a size it does not take."""
-        feed = {self._input: images.astype(self._dtype, copy=False)}
+    def __call__(self, images: Array, output: str | None = None) -> Array:
+        """Compute one output; raises ArgumentError for a size that the session does not take."""
+        return np.asarray(self._run(images, [output or self._outputs[0]])[0], np.float32)
+
+    def outputs(self, images: Array) -> dict[str, NDArray[Any]]:
+        """Compute all outputs that are arrays."""
+        values = zip(self._outputs, self._run(images, self._outputs), strict=True)
+        return {name: value for name, value in values if isinstance(value, np.ndarray)}
+
+    def _run(self, images: Array, outputs: list[str]) -> list[Any]:
+        inputs = np.moveaxis(images, 1, -1) if self._channels_last else images
+        feed = {self._input: np.ascontiguousarray(inputs, self._dtype)}
         concurrent = self._active_requests is not None and self._active_requests.several
         session = self._concurrent_session if concurrent else self._session
         try:
-            logits = session.run([self._output], feed)[0]
+            return session.run(outputs, feed)  # type: ignore[no-any-return]
         except InvalidArgument as error:
             raise size_error(images, error) from error
-        return np.asarray(logits, np.float32)
 
 
 def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
@@ -120,26 +157,51 @@ class TorchBackbone:
                 f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
             )
         self.device = "cuda" if cuda and device != "cpu" else "cpu"
+        self.input_shape = DYNAMIC
         if path.suffix == ".pt2":
-            self._module = torch.export.load(path).module()
+            program = torch.export.load(path)
+            self.input_shape = exported_shape(program)
+            self._module = program.module()
         else:
             with warnings.catch_warnings():  # TorchScript is deprecated, but cards may name .pt
                 warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
                 self._module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         self._module.to(self.device)
+        floats = (value.dtype for value in self._module.parameters() if value.is_floating_point())
+        self._dtype = next(floats, torch.float32)
+
+    def __call__(self, images: Array, output: str | None = None) -> Array:
+        """Compute one output; raises ArgumentError for a size the module was not exported for."""
+        outputs = self._run(images)
+        value = next(iter(outputs.values())) if output is None else outputs[output]
+        return value.float().cpu().numpy()
+
+    def outputs(self, images: Array) -> dict[str, NDArray[Any]]:
+        """Compute all outputs that are tensors."""
+        return {
+            name: (value.float() if value.is_floating_point() else value).cpu().numpy()
+            for name, value in self._run(images).items()
+        }
 
     @torch.inference_mode()
-    def __call__(self, images: Array) -> Array:
-        """Return the module's output, or its entry `out` if it is a dict as of torchvision.
-
-        Raises ArgumentError for a size that the module was not exported for.
-        """
+    def _run(self, images: Array) -> dict[str, Tensor]:
+        """Run the module; entries of a tuple are named by their number, an only tensor `output`."""
         try:
-            output = self._module(torch.from_numpy(images).to(self.device))
+            output = self._module(torch.from_numpy(images).to(self.device, self._dtype))
         except AssertionError as error:  # an exported program's guard on its input's shape
             raise size_error(images, error) from error
-        logits = output["out"] if isinstance(output, dict) else output
-        return logits.float().cpu().numpy()  # type: ignore[no-any-return]
+        if isinstance(output, Tensor):
+            return {"output": output}
+        named = output if isinstance(output, dict) else dict(enumerate(output))
+        return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def exported_shape(program: torch.export.ExportedProgram) -> Shape:
+    """Return the shape of a program's first input, with None for dynamic sizes."""
+    name = program.graph_signature.user_inputs[0]
+    (node,) = (node for node in program.graph.nodes if node.name == name)
+    shape = [side if isinstance(side, int) else None for side in node.meta["val"].shape]
+    return tuple(shape) if len(shape) == 4 else DYNAMIC  # type: ignore[return-value]
 
 
 def size_error(images: Array, error: Exception) -> ArgumentError:

@@ -1,6 +1,7 @@
 """Model cards: `card.toml` beside a model file, with its input policy, classes and licence."""
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from app.inference.taxonomies import TAXONOMIES
 CARD = "card.toml"
 Triple = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=16384)]
+Resample = Literal["bilinear", "bicubic", "area"]
+Activation = Literal["none", "softmax", "sigmoid"]
+
+MAX_MEAN, MAX_STD = 1.0, 4.0  # larger ones are on the 0..255 scale
 
 
 class StrictModel(BaseModel):
@@ -38,12 +43,19 @@ class ShortSide(StrictModel):
 
 
 class InputPolicy(StrictModel):
-    """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels."""
+    """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels.
+
+    `channels` is the order in which the network gets the colours; mean and std stay RGB. `fit`
+    "letterbox" resizes to the largest size within `size` that keeps the aspect ratio.
+    """
 
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
     size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
+    channels: Literal["rgb", "bgr"] = "rgb"
+    resample: Resample = "bilinear"
+    fit: Literal["stretch", "letterbox"] = "stretch"
     mode: Literal["whole", "slide"] = "whole"
     crop: tuple[Side, Side] | None = None
     stride: tuple[Side, Side] | None = None
@@ -64,6 +76,26 @@ class InputPolicy(StrictModel):
     def _check_std(self) -> "InputPolicy":
         if min(self.std) <= 0:
             raise ValueError(f"expected std above 0, got {list(self.std)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> "InputPolicy":
+        """Reject mean and std on the 0..255 scale; the std that goes with such a mean may be 1."""
+        large_mean, large_std = max(map(abs, self.mean)) > MAX_MEAN, max(self.std) > MAX_STD
+        if large_mean or large_std:
+            mean = _divided(self.mean) if large_mean else list(self.mean)
+            divides_std = large_std or (large_mean and min(self.std) >= 1)
+            std = _divided(self.std) if divides_std else list(self.std)
+            raise ValueError(
+                f"expected mean and std on the 0..1 scale, mean = {mean} and std = {std}, got "
+                f"values on the 0..255 scale: {list(self.mean)} and {list(self.std)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> "InputPolicy":
+        if self.fit == "letterbox" and not isinstance(self.size, tuple):
+            raise ValueError(f'expected size = [H, W] with fit = "letterbox", got {self.size!r}')
         return self
 
     @model_validator(mode="after")
@@ -91,6 +123,11 @@ class InputPolicy(StrictModel):
             )
 
 
+def _divided(values: Triple) -> list[float]:
+    """Return values on the 0..255 scale on that of 0..1, to six digits."""
+    return [float(f"{value / 255:.6g}") for value in values]
+
+
 class ClassInfo(StrictModel):
     """One class's name and colour (`#rrggbb`)."""
 
@@ -105,8 +142,15 @@ class ClassInfo(StrictModel):
 
 
 class OutputPolicy(StrictModel):
-    """Classes by channel of the logits; `ignore_index` is the label of void pixels."""
+    """Classes by channel of the logits; `ignore_index` is the label of void pixels.
 
+    `name` is the output with the logits, where a file has several; `activation` is what the network
+    applies to its logits. With `reduce_zero_label` label maps count classes from 1, and 0 is void.
+    """
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    activation: Activation = "none"
+    reduce_zero_label: bool = False
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
     taxonomy: str | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(max_length=65534)] = ()
@@ -126,6 +170,17 @@ class OutputPolicy(StrictModel):
         classes = [{"name": name, "color": color} for name, color in TAXONOMIES[taxonomy]]
         return {**data, "classes": classes}
 
+    @model_validator(mode="after")
+    def _check_names(self) -> "OutputPolicy":
+        first: dict[str, int] = {}
+        for index, entry in enumerate(self.classes):
+            if first.setdefault(entry.name, index) != index:
+                raise ValueError(
+                    f"expected a name of its own for each class, got {entry.name!r} for classes "
+                    f"{first[entry.name]} and {index}"
+                )
+        return self
+
 
 class Card(StrictModel):
     """The contents of `card.toml`."""
@@ -143,11 +198,15 @@ class Card(StrictModel):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A card with the path of its model file and the model's hash, see `model_sha256`."""
+    """A card with the path of its model file.
+
+    `sha256` is the model's identity (see `model_sha256`), `weights_sha256` the hash of its file.
+    """
 
     card: Card
     path: Path
     sha256: str
+    weights_sha256: str
 
     @property
     def num_classes(self) -> int:
@@ -187,7 +246,8 @@ def read_model_folder(folder: Path) -> ModelFolder:
     path = folder / card.file
     if not path.is_file():
         raise ModelError(f"{folder.name}: expected the file {card.file}, got none")
-    return ModelFolder(card, path, model_sha256(path))
+    weights = weights_sha256(path)
+    return ModelFolder(card, path, model_sha256(weights, card), weights)
 
 
 def _first_error(error: ValidationError) -> str:
@@ -203,8 +263,24 @@ def _first_error(error: ValidationError) -> str:
     return f"{where}: {first['msg']}, got {first['input']!r}"
 
 
-def model_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a model: of its file, or of the hashes of all its files in hex."""
+def model_sha256(weights: str, card: Card) -> str:
+    """Compute a model's identity: the SHA-256 of its weights' hash and of the card's policies.
+
+    Every value of the tables `[input]` and `[output]` that shapes logits or labels is hashed, so
+    the form of the card, its texts and the classes' colours do not matter. Values at their default
+    are left out: a key that a later release adds does not change the identity of existing models.
+    """
+    output = card.output.model_dump(
+        mode="json", exclude_defaults=True, exclude={"taxonomy", "classes"}
+    )
+    output["classes"] = [entry.name for entry in card.output.classes]
+    tables = {"input": card.input.model_dump(mode="json", exclude_defaults=True), "output": output}
+    canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{weights}\n{canonical}".encode("ascii")).hexdigest()
+
+
+def weights_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a model file, or of the hashes of all its files in hex."""
     if len(files := model_files(path)) == 1:
         return file_sha256(path)
     hashes = "".join(map(file_sha256, files))

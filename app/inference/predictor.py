@@ -12,10 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.errors import ModelError
-from app.inference.backbone import Backbone, first_line, open_backbone
+from app.inference.backbone import Backbone, Network, first_line, open_backbone
 from app.inference.batching import BatchingBackbone
-from app.inference.model_card import ModelFolder
+from app.inference.model_card import InputPolicy, ModelFolder
+from app.inference.outputs import (
+    LogitsBackbone,
+    check_activation,
+    find_logits,
+    magnitude_warning,
+    repeat_last,
+)
 from app.inference.preprocess import (
+    Array,
     Geometry,
     Size,
     normalised,
@@ -32,6 +40,7 @@ log = logging.getLogger(__name__)
 Tta = Literal["none", "flip", "multiscale"]
 SCALES = (0.75, 1.25)  # of multiscale augmentation, besides 1
 TRIAL_SIZE = (256, 320)
+TRIAL_BLOCK = 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,21 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded model; `min_size` is the height and width of the smallest input that it takes."""
+    """A loaded model; `min_size` is the height and width of the smallest input that it takes.
+
+    `warnings` are sentences on outputs that are likely wrong, but can be served.
+    """
 
     folder: ModelFolder
     backbone: Backbone
     min_size: Size = (1, 1)
+    warnings: tuple[str, ...] = ()
 
     def prepare_windows(self, image: NDArray[np.uint8]) -> PreparedImage:
         """Resize uint8 RGB [H,W,3] and place its windows: one in mode whole, or those of slide."""
         policy = self.folder.card.input
         geometry = plan((image.shape[0], image.shape[1]), policy, self.min_size)
-        image = resized(image, geometry)
+        image = resized(image, geometry, policy)
         height, width = geometry.padded
         crop, stride = policy.crop or geometry.padded, policy.stride or geometry.padded
         down = window_axis(height, crop[0], stride[0])
@@ -150,37 +163,78 @@ class Predictor:
 def open_predictor(
     folder: ModelFolder, device: str, threads: int, active_requests: ActiveRequests | None = None
 ) -> Predictor:
-    """Load a model, run it once on a grey image, and validate the shape of its logits.
+    """Load a model, run it once on a trial image, and validate its output.
 
     Raises ModelError where the file does not load or its output does not match the card.
     """
-    backbone = open_backbone(folder.path, device, threads, active_requests)
-    if backbone.device == "cuda":
-        backbone = BatchingBackbone(backbone)
-    predictor = Predictor(folder, backbone)
+    network = open_backbone(folder.path, device, threads, active_requests)
     policy = folder.card.input
-    if policy.crop is not None:
-        images = grey(policy.crop)
-    else:
-        size = policy.size if isinstance(policy.size, tuple) else TRIAL_SIZE
-        images, _ = predictor.prepare(np.full((*size, 3), 128, np.uint8))
+    images = trial_input(policy)  # compiles the kernel of preprocessing, too
     try:
-        logits = predictor.logits(images)
-    except Exception as error:
-        raise ModelError(
-            f"{folder.card.name}: expected a model that takes [1,3,{images.shape[2]},"
-            f"{images.shape[3]}], got: {first_line(error)}"
-        ) from error
-    if logits.ndim != 4 or logits.shape[1] != folder.num_classes:
-        raise ModelError(
-            f"{folder.card.name}: expected logits [1,{folder.num_classes},h,w], "
-            f"got {list(logits.shape)}"
-        )
-    normalised(np.zeros((1, 1, 3), np.uint8), policy, (0, 0), (1, 1))  # compiles the kernel
+        backbone, logits, warnings = try_network(network, folder, images)
+    except ModelError as error:
+        raise ModelError(f"{folder.card.name}: {error}") from error
+    if network.device == "cuda":
+        backbone = BatchingBackbone(backbone)
+    predictor = Predictor(folder, backbone, warnings=warnings)
     if policy.crop is not None:
-        predictor = replace(predictor, min_size=find_min_size(predictor, policy.crop, logits))
+        grid = logits.shape[2], logits.shape[3]
+        predictor = replace(predictor, min_size=find_min_size(predictor, policy.crop, grid))
     log.info("loaded %s on %s", folder.card.name, predictor.backbone.device)
     return predictor
+
+
+def trial_input(policy: InputPolicy) -> Array:
+    """Return the network's input for a trial image of the policy's size: float32 [1,3,H,W].
+
+    The image has blocks of random colours. A uniform image would leave some networks' logits
+    within 0..1, which are taken for probabilities.
+    """
+    size = policy.crop or (policy.size if isinstance(policy.size, tuple) else TRIAL_SIZE)
+    height, width = (-(-side // TRIAL_BLOCK) for side in size)
+    blocks = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = blocks.repeat(TRIAL_BLOCK, axis=0).repeat(TRIAL_BLOCK, axis=1)
+    if policy.crop is not None:
+        return normalised(image, policy, (0, 0), policy.crop)
+    return preprocess(np.ascontiguousarray(image[: size[0], : size[1]]), policy)[0]
+
+
+def try_network(
+    network: Network, folder: ModelFolder, images: Array
+) -> tuple[Backbone, Array, tuple[str, ...]]:
+    """Run a network on one image [1,3,H,W]; return its backbone, its logits and warnings.
+
+    Raises ModelError where the network does not take the image, or its output contradicts the card.
+    """
+    size = images.shape[2], images.shape[3]
+    check_size(network, folder.card.input, size)
+    try:
+        outputs = network.outputs(repeat_last(images, network.input_shape[0] or 1))
+    except Exception as error:
+        raise ModelError(
+            f"expected a model that takes [1,3,{size[0]},{size[1]}], got: {first_line(error)}"
+        ) from error
+    output = find_logits(outputs, folder.num_classes, folder.card.output, size)
+    values = outputs[output.name].astype(np.float32)
+    check_activation(output.planes(values), output.activation)
+    logits = output.to_logits(values[:1])
+    warning = magnitude_warning(logits)
+    return LogitsBackbone(network, output), logits, () if warning is None else (warning,)
+
+
+def check_size(network: Network, policy: InputPolicy, size: Size) -> None:
+    """Raise ModelError where a file was exported for another height or width than `size`."""
+    fixed = network.input_shape[2] or size[0], network.input_shape[3] or size[1]
+    if fixed == size:
+        return
+    multiple = policy.multiple_of
+    padding = any(side % multiple for side in fixed)
+    raise ModelError(
+        f"expected a model that takes [1,3,{size[0]},{size[1]}], got one exported for "
+        f"[1,3,{fixed[0]},{fixed[1]}] only: set size = {list(fixed)} in the card "
+        f'(--size {fixed[0]} {fixed[1]}), or mode = "slide" with crop = {list(fixed)} '
+        f"(--mode slide)" + (", with a multiple_of that divides both" if padding else "")
+    )
 
 
 def grey(size: Size) -> Tensor:
@@ -188,18 +242,17 @@ def grey(size: Size) -> Tensor:
     return torch.full((1, 3, *size), 0.5)
 
 
-def find_min_size(predictor: Predictor, crop: Size, logits: Tensor) -> Size:
-    """Find the smallest input that a network takes, given its logits [1,K,h,w] of a whole crop.
+def find_min_size(predictor: Predictor, crop: Size, grid: Size) -> Size:
+    """Find the smallest input that a network takes, given its grid (h, w) for a whole crop.
 
     It is the crop for a network exported for one size, else (1, 1). Raises ModelError where windows
     that begin at multiples of `multiple_of` do not begin at cells of the grid.
     """
     multiple = predictor.folder.card.input.multiple_of
-    grid = logits.shape[2:]
     if any(multiple * grid[axis] % crop[axis] for axis in (0, 1)):
         raise ModelError(
             f"{predictor.folder.card.name}: expected multiple_of to be a multiple of the network's "
-            f"cells, got {multiple} and a grid of {tuple(grid)} for a crop of {crop}"
+            f"cells, got {multiple} and a grid of {grid} for a crop of {crop}"
         )
     try:
         smallest = predictor.logits(grey((multiple, multiple))).shape[2:]

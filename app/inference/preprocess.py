@@ -8,13 +8,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import TooLargeError
-from app.inference.model_card import InputPolicy, ShortSide
+from app.inference.model_card import InputPolicy, Resample, ShortSide
 from app.numerics import compiled
 
 # An image one pixel wide grows 32-fold when padded to 32: an input of more pixels than this may
 # be at most MAX_GROWTH times its image.
 SMALL_INPUT = 1 << 25
 MAX_GROWTH = 4
+FILTERS: dict[Resample, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+}
 
 ImageArray = NDArray[np.uint8]
 Array = NDArray[np.float32]
@@ -59,14 +64,16 @@ def plan(image: Size, policy: InputPolicy, min_size: Size = (1, 1)) -> Geometry:
     if policy.size == "native":
         resized = image
     elif isinstance(policy.size, ShortSide):
-        ratio = policy.size.short_side / min(image)
-        resized = max(1, round(height * ratio)), max(1, round(width * ratio))
+        resized = _scaled(image, policy.size.short_side / min(image))
+    elif policy.fit == "letterbox":
+        resized = _scaled(image, min(policy.size[0] / height, policy.size[1] / width))
+        min_size = max(policy.size[0], min_size[0]), max(policy.size[1], min_size[1])
     else:
         resized = policy.size
     multiple = policy.multiple_of
     padded = (
-        max(-(-resized[0] // multiple) * multiple, min_size[0]),
-        max(-(-resized[1] // multiple) * multiple, min_size[1]),
+        -(-max(resized[0], min_size[0]) // multiple) * multiple,
+        -(-max(resized[1], min_size[1]) // multiple) * multiple,
     )
     if padded[0] * padded[1] > max(SMALL_INPUT, MAX_GROWTH * height * width):
         raise TooLargeError(
@@ -76,31 +83,41 @@ def plan(image: Size, policy: InputPolicy, min_size: Size = (1, 1)) -> Geometry:
     return Geometry(image, resized, padded)
 
 
+def _scaled(image: Size, ratio: float) -> Size:
+    """Return a height and width times a ratio, each at least 1."""
+    return max(1, round(image[0] * ratio)), max(1, round(image[1] * ratio))
+
+
 def preprocess(image: ImageArray, policy: InputPolicy) -> tuple[Array, Geometry]:
     """Resize, pad and normalise uint8 RGB [H,W,3]; return float32 [1,3,H',W'] and the geometry."""
     geometry = plan((image.shape[0], image.shape[1]), policy)
-    return normalised(resized(image, geometry), policy, (0, 0), geometry.padded), geometry
+    return normalised(resized(image, geometry, policy), policy, (0, 0), geometry.padded), geometry
 
 
-def resized(image: ImageArray, geometry: Geometry) -> ImageArray:
-    """Resize uint8 RGB [H,W,3] bilinearly; return the image itself if its size is unchanged."""
+def resized(image: ImageArray, geometry: Geometry, policy: InputPolicy) -> ImageArray:
+    """Resize uint8 RGB [H,W,3]; return the image itself if its size is unchanged.
+
+    All filters of Pillow cover the source pixels of a smaller image, so that none is skipped.
+    """
     if geometry.resized == geometry.image:
         return image
     size = geometry.resized[1], geometry.resized[0]
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).resize(size, FILTERS[policy.resample]))
 
 
 def normalised(image: ImageArray, policy: InputPolicy, corner: Size, size: Size) -> Array:
     """Cut a window from uint8 RGB [H,W,3], pad and normalise it; return float32 [1,3,h,w].
 
     The window begins at `corner` (row, column), inside the image. Padding at the right and the
-    bottom repeats the edge: networks are not trained on black bars.
+    bottom repeats the edge: networks are not trained on black bars. The planes are in the order of
+    the policy's `channels`.
     """
     # x/255 and (x - mean)/std as one multiply-add.
     mean, std = np.array(policy.mean, np.float32), np.array(policy.std, np.float32)
     gain: Array = np.reciprocal(255 * std)
     planes = np.empty((1, 3, *size), np.float32)
-    _normalise(_lines(image), corner, gain, mean / std, planes[0])
+    red = 0 if policy.channels == "rgb" else 2
+    _normalise(_lines(image), corner, gain, mean / std, red, planes[0])
     return planes
 
 
@@ -155,13 +172,15 @@ def _average(
 
 
 @compiled
-def _normalise(lines: ImageArray, corner: Size, gain: Array, shift: Array, planes: Array) -> None:
-    """Write a normalised window to float32 [3,h,w]."""
+def _normalise(
+    lines: ImageArray, corner: Size, gain: Array, shift: Array, red_at: int, planes: Array
+) -> None:
+    """Write a normalised window to float32 [3,h,w], with red in plane 0 or 2."""
     # The inner loop writes all three colours: one loop for each takes ten times as long.
     inside = min(lines.shape[1] // 3 - corner[1], planes.shape[2])
     for y in range(planes.shape[1]):
         line = lines[min(corner[0] + y, len(lines) - 1), 3 * corner[1] :]
-        red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        red, green, blue = planes[red_at, y], planes[1, y], planes[2 - red_at, y]
         for x in range(inside):
             red[x] = np.float32(line[3 * x]) * gain[0] - shift[0]
             green[x] = np.float32(line[3 * x + 1]) * gain[1] - shift[1]

@@ -123,11 +123,11 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
 
 
 def check_model(model: ModelFolder, request: FitRequest) -> None:
-    """Raise ConflictError where the model's file was replaced after the request."""
+    """Raise ConflictError where the model's file or card was changed after the request."""
     if model.sha256 != request.model_sha256:
         raise ConflictError(
             f"expected the model with hash {request.model_sha256[:12]}, "
-            f"got {model.sha256[:12]}: its file was replaced"
+            f"got {model.sha256[:12]}: its file or card was changed"
         )
 
 

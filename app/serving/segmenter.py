@@ -187,8 +187,8 @@ def find_calibrator(
     if name == NO_CALIBRATOR:
         return None
     if name == ACTIVE:
-        return store.active(folder.card.name, folder.sha256)
-    return store.load(folder.card.name, name, folder.sha256)
+        return store.active(folder.card.name, folder.sha256, folder.weights_sha256)
+    return store.load(folder.card.name, name, folder.sha256, folder.weights_sha256)
 
 
 def certified_level(

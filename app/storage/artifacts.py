@@ -169,12 +169,14 @@ class ArtifactStore:
         except ArtifactError:
             return False
 
-    def active(self, model: str, model_sha256: str) -> StoredCalibrator | None:
+    def active(
+        self, model: str, model_sha256: str, weights_sha256: str = ""
+    ) -> StoredCalibrator | None:
         """Load the active version; None where none is active or it fits no model of this hash.
 
-        A replaced model file must not stop the service: its answers are then uncalibrated. Raises
-        ActiveCalibratorError for a damaged version or pointer, with the last whole version in its
-        message; that version is never used in place of the active one.
+        A replaced model file or a changed card must not stop the service: its answers are then
+        uncalibrated. Raises ActiveCalibratorError for a damaged version or pointer, with the last
+        whole version in its message; that version is never used in place of the active one.
         """
         version = None
         try:
@@ -183,13 +185,13 @@ class ArtifactStore:
                 return None
             if not (self._folder(model) / version).is_dir():  # a ConflictError for another model's
                 raise NotFoundError(f"expected the id of a calibrator of {model}, got {version}")  # noqa: TRY301
-            return self.load(model, version, model_sha256)
+            return self.load(model, version, model_sha256, weights_sha256)
         except ConflictError as error:
             self._log_once(f"the active calibrator of {model} can't be used: {error}")
             return None
         except (ArtifactError, NotFoundError) as error:
             if self._replaced(model, version):  # and deleted, since the pointer was read
-                return self.active(model, model_sha256)
+                return self.active(model, model_sha256, weights_sha256)
             message = (
                 f"expected a whole active calibrator of {model}, got damage: {error}; "
                 f"{self._repair(model, model_sha256)}"
@@ -197,11 +199,14 @@ class ArtifactStore:
             self._log_once(message)
             raise ActiveCalibratorError(message) from error
 
-    def load(self, model: str, version: str, model_sha256: str) -> StoredCalibrator:
+    def load(
+        self, model: str, version: str, model_sha256: str, weights_sha256: str = ""
+    ) -> StoredCalibrator:
         """Load one version for a model of this hash, verified; loaded versions are cached.
 
         Raises NotFoundError, ConflictError for a calibrator of another model, and ArtifactError
-        for damaged files.
+        for damaged files. With the hash of the model's weights, the message of a ConflictError says
+        whether the weights or the card differ.
         """
         folder = self._version_folder(model, version)
         stored = self._loaded.get((model, version))
@@ -211,6 +216,7 @@ class ArtifactStore:
             raise ConflictError(
                 f"expected a calibrator of the model with hash {model_sha256[:12]}, "
                 f"got one fitted for {stored.manifest.model_sha256[:12]}"
+                f"{describe_difference(stored.manifest, weights_sha256)}"
             )
         return stored
 
@@ -379,3 +385,19 @@ class ArtifactStore:
                     f"expected a calibrator of {model}, got one of {other.parent.name}"
                 )
         raise NotFoundError(f"expected the id of a calibrator of {model}, got {version[:80]!r}")
+
+
+def describe_difference(manifest: Manifest, weights_sha256: str) -> str:
+    """Return the clause that says what differs from the model of a version; empty if unknown."""
+    if not weights_sha256:
+        return ""
+    if manifest.weights_sha256 == weights_sha256:
+        return ": the weights are the same, but the card's [input] or [output] table was changed"
+    if manifest.weights_sha256:
+        return ": the weights differ"
+    if manifest.model_sha256 == weights_sha256:
+        return (
+            ": the weights are the same, but an earlier release fitted it, which did not record "
+            "the card's tables; fit it again"
+        )
+    return ""

@@ -34,8 +34,8 @@ class Manifest(BaseModel):
 
     ECE is image-wise with 10 bins, on images held out from the fit. `options` are those given for
     the method. `files` holds the SHA-256 of each other file by name; it is empty in versions of
-    earlier releases. Fields that a newer version of the service has added are ignored when a
-    manifest is read.
+    earlier releases, as is `weights_sha256`, whose `model_sha256` is that of the model's file
+    alone. Fields that a newer version of the service has added are ignored when a manifest is read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,6 +53,7 @@ class Manifest(BaseModel):
     seed: int = 0
     note: str = ""
     options: dict[str, str | float] = {}
+    weights_sha256: str = ""
     summary: dict[str, float] = {}
     thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
     files: dict[str, str] = {}

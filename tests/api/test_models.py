@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from app.inference.model_card import read_model_folder
 from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient
 from tests.factories.models import write_card, write_onnx_model
@@ -18,13 +19,15 @@ def test_list_describes_every_model(client, shared_folder: Path):
     assert model["name"] == "tiny"
     assert model["title"] == "Tiny tiny"
     assert model["license"] == "CC0-1.0"
-    assert model["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert model["sha256"] == read_model_folder(shared_folder / "models" / "tiny").sha256
+    assert model["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert model["num_classes"] == 3
     assert model["input"]["multiple_of"] == 2
     assert model["input"]["size"] == "native"
     active = ArtifactStore(shared_folder / "artifacts").active_id("tiny")
     assert model["active_calibrator"] == active
     assert model["metrics"] == {}
+    assert model["warnings"] == []
 
 
 def test_classes_have_id_name_and_color(client):
@@ -49,6 +52,16 @@ def test_metrics_are_those_of_the_model_card(make_client: MakeClient, models_dir
     }
 
 
+def test_model_of_huge_logits_is_served_with_a_warning(
+    make_client: MakeClient, models_dir: Path, caplog
+):
+    write_onnx_model(models_dir, "huge", std=[1e-6, 1e-6, 1e-6])
+    (warning,) = make_client().get("/models/huge").json()["warnings"]
+
+    assert "expected logits of at most 10000, got 4e+06" in warning
+    assert f"model huge: {warning}" in caplog.messages
+
+
 def test_unknown_model_is_not_found(client):
     assert_problem(client.get("/models/other"), 404, "tiny", "other")
 
@@ -70,7 +83,9 @@ def test_invalid_model_folder_is_listed_with_reason_and_others_serve(
     (models_dir / "empty").mkdir()
     (write_onnx_model(models_dir, "garbage") / "model.onnx").write_bytes(b"no network")
     write_card(write_onnx_model(models_dir, "renamed"), name="elsewhere")
-    write_onnx_model(models_dir, "miscounted", classes=[{"name": "one", "color": "#000000"}] * 4)
+    write_onnx_model(
+        models_dir, "miscounted", classes=[{"name": n, "color": "#000000"} for n in "abcd"]
+    )
     (models_dir / ".hidden").mkdir()
     (models_dir / "README").write_text("not a folder")
     client = make_client()

@@ -281,7 +281,7 @@ def test_model_failure_is_a_problem_and_service_continues(make_client: MakeClien
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, models_dir / "rigid" / "model.onnx")
-    write_card(models_dir / "rigid")
+    write_card(models_dir / "rigid", std=[0.1, 0.1, 0.1])  # not in 0..1, as of probabilities
     client = make_client(default_model="tiny")
 
     assert post(client, solid(RED, 256, 320), model="rigid").status_code == 200

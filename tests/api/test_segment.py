@@ -19,7 +19,7 @@ from app.inference.model_card import read_model_folder
 from app.serving.segmenter import guarantee_of
 from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient
-from tests.factories.models import expected_logits, write_onnx_model
+from tests.factories.models import expected_logits, write_card, write_onnx_model
 from tests.factories.service import (
     BLUE,
     GREEN,
@@ -358,6 +358,19 @@ def test_active_calibrator_of_another_model_file_is_reported_as_none(
     assert response.headers["x-calibrator"] == "none"
     assert response.json()["calibration"]["calibrator"] == "none"
     assert response.json()["mean_confidence"] == pytest.approx(SATURATED, abs=1e-6)
+
+
+def test_changed_preprocessing_ends_the_use_of_a_calibrator(
+    make_client: MakeClient, models_dir: Path, artifacts_dir: Path
+):
+    version = publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    write_card(models_dir / "tiny", mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
+    client = make_client()
+
+    assert post(client, solid(RED)).headers["x-calibrator"] == "none"
+    assert client.get("/models/tiny").json()["active_calibrator"] is None
+    named = post(client, solid(RED), calibrator=version)
+    assert_problem(named, 409, "the weights are the same, but the card's [input] or [output] table")
 
 
 def test_activation_takes_effect_between_two_requests(

@@ -1,12 +1,14 @@
 """`segcal models import` and `segcal models quantize`: new models and rejected ones."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -16,7 +18,7 @@ from app.datasets.images import Pair
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import open_predictor
-from tests.factories.models import onnx_network, write_card, write_torch_model
+from tests.factories.models import expected_logits, onnx_network, write_card, write_torch_model
 
 SIZE = (40, 56)
 
@@ -130,16 +132,180 @@ def test_file_that_does_not_segment_is_rejected(run, tmp_path, models_dir, conte
     assert names(models_dir) == ["tiny"]
 
 
-def test_network_of_one_size_is_imported_with_that_size_only(run, tmp_path, models_dir):
-    text = "g (float[1,3,64,64] image) => (float[1,3,64,64] logits) { logits = Neg(image) }"
-    path = tmp_path / "net.onnx"
+def save_graph(path: Path, text: str) -> Path:
     onnx.save(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text), path)
-    arguments = ("import", path, "--name", "new", "--classes", "a,b,c")
-    code, output = run(*arguments)
+    return path
+
+
+def save_fixed(path: Path, height: int, width: int) -> Path:
+    shape = f"1,3,{height},{width}"
+    text = f"g (float[{shape}] image) => (float[{shape}] logits) {{ logits = Neg(image) }}"
+    return save_graph(path, text)
+
+
+CLASSES = ("--classes", "a,b,c")
+
+
+def test_network_of_one_size_is_imported_with_that_size(run, tmp_path, models_dir):
+    path = save_fixed(tmp_path / "net.onnx", 50, 64)
+    code, output = run("import", path, "--name", "new", *CLASSES)
+    assert code == 0, output
+    assert "net.onnx takes 50x64 (height x width) only: images are resized to it; --mode" in output
+    policy = read_model_folder(models_dir / "new").card.input
+    assert (policy.size, policy.multiple_of) == ((50, 64), 2)
+
+
+def test_network_of_one_size_is_imported_with_windows_of_it(run, tmp_path, models_dir):
+    path = save_fixed(tmp_path / "net.onnx", 64, 128)
+    code, output = run("import", path, "--name", "new", *CLASSES, "--mode", "slide")
+    assert code == 0, output
+    assert "net.onnx takes 64x128 (height x width) only: windows are cut; with --mode" in output
+    policy = read_model_folder(models_dir / "new").card.input
+    assert (policy.crop, policy.stride, policy.multiple_of) == ((64, 128), (32, 96), 32)
+
+
+def test_another_size_than_the_networks_is_rejected_by_its_option(run, tmp_path, models_dir):
+    path = save_fixed(tmp_path / "net.onnx", 64, 64)
+    code, output = run("import", path, "--name", "new", *CLASSES, "--size", 32, 32)
     assert code == 2
-    assert "expected a model that takes [1,3,256,320], got: " in output
-    assert run(*arguments, "--size", 64, 64)[0] == 0
-    assert read_model_folder(models_dir / "new").card.input.size == (64, 64)
+    assert (
+        "got one exported for [1,3,64,64] only: set size = [64, 64] in the card (--size 64 64)"
+        in output
+    )
+    assert "takes" not in output.split("expected a model that takes")[0]
+    assert names(models_dir) == ["tiny"]
+
+
+def test_windows_of_a_dynamic_network_have_a_stride_by_default(run, source, models_dir):
+    windows = ("--mode", "slide", "--crop", 64, 40, "--multiple-of", 8)
+    assert run("import", source, "--name", "new", *CLASSES, *windows)[0] == 0
+    assert read_model_folder(models_dir / "new").card.input.stride == (48, 24)
+
+
+def test_every_option_is_written_to_the_card(run, tmp_path, models_dir):
+    path = save_graph(
+        tmp_path / "net.onnx",
+        "g (float[n,3,h,w] image) => (float[n,3,h,w] aux, float[n,3,h,w] p)"
+        "{ aux = Neg(image) p = Softmax<axis=1>(image) }",
+    )
+    policy = ("--size", 64, 96, "--fit", "letterbox", "--resample", "area", "--channels", "bgr")
+    outputs = ("--output", "p", "--activation", "softmax", "--reduce-zero-label")
+    code, output = run("import", path, "--name", "new", *CLASSES, *policy, *outputs)
+    assert code == 0, output
+    card = read_model_folder(models_dir / "new").card
+    assert (card.input.size, card.input.fit) == ((64, 96), "letterbox")
+    assert (card.input.resample, card.input.channels) == ("area", "bgr")
+    assert (card.output.name, card.output.activation) == ("p", "softmax")
+    assert card.output.reduce_zero_label
+
+
+def test_huge_logits_are_imported_with_a_warning(run, source):
+    code, output = run("import", source, "--name", "new", *CLASSES, "--std", 1e-6, 1e-6, 1e-6)
+    assert code == 0
+    assert "warning: expected logits of at most 10000, got 4e+06 for a trial image" in output
+
+
+@pytest.mark.parametrize("ending", ["pth", "ckpt", "bin"])
+def test_checkpoint_is_rejected_by_name(run, tmp_path, ending):
+    path = tmp_path / f"net.{ending}"
+    torch.save({"state_dict": {"kernel": torch.zeros(3)}}, path)
+    code, output = run("import", path, "--name", "new", *CLASSES)
+    assert code == 2
+    assert (
+        f"expected a file that ends in .onnx, .pt2, .pt, got net.{ending}, weights without their "
+        "network (a state_dict): export the network with torch.onnx.export"
+    ) in output
+
+
+# Import with a reference
+
+MEAN = ("--mean", 0.4, 0.4, 0.4)
+
+
+@pytest.fixture
+def reference(tmp_path):
+    """Write an image, and compute its logits under MEAN."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    planes = ((image / 255 - 0.4).transpose(2, 0, 1)[None]).astype(np.float32)
+    return tmp_path / "image.png", expected_logits(planes)[0].astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt", "batch of npy", "image size"])
+def test_logits_that_agree_with_the_reference_are_imported(run, source, tmp_path, reference, kind):
+    image, logits = reference
+    path = tmp_path / ("logits.pt" if kind == "pt" else "logits.npy")
+    if kind == "pt":
+        torch.save(torch.from_numpy(logits), path)
+    elif kind == "image size":
+        tensor = torch.from_numpy(logits)[None]
+        np.save(path, torch.nn.functional.interpolate(tensor, (64, 96), mode="bilinear").numpy())
+    else:
+        np.save(path, logits[None] if kind == "batch of npy" else logits)
+    code, output = run(
+        "import", source, "--name", "new", *CLASSES, *MEAN, "--reference", image, path
+    )
+    assert code == 0, output
+    found = re.search(r"differ from the reference by at most (\S+); (\S+)% of the labels", output)
+    assert found
+    assert 0 <= float(found[1]) < 1e-5
+    assert float(found[2]) == 100
+
+
+def test_labels_that_differ_from_the_reference_are_rejected(
+    run, source, tmp_path, models_dir, reference
+):
+    image, logits = reference
+    path = tmp_path / "logits.npy"
+    swapped = logits.copy()
+    swapped[:, :, :4] = logits[::-1, :, :4]  # of 48 columns
+    np.save(path, swapped)
+    differing = (logits.argmax(0) != swapped.argmax(0)).mean()
+    code, output = run(
+        "import", source, "--name", "new", *CLASSES, *MEAN, "--reference", image, path
+    )
+    assert code == 2
+    assert (
+        f"labels of the reference for 99.9% of its pixels, got {1 - differing:.2%}, and" in output
+    )
+    assert f"differ by up to {np.abs(logits - swapped).max():.3g}: check mean, std" in output
+    assert names(models_dir) == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.zeros((3, 8, 8), np.int64), "expected float logits [K,h,w], got torch.int64 [3, 8, 8]"),
+        (np.zeros((3, 8), np.float32), "expected float logits [K,h,w], got torch.float32 [3, 8]"),
+        (np.zeros((3, 0, 8), np.float32), "expected float logits [K,h,w], got torch.float32 [3, 0"),
+        (np.full((3, 32, 48), 0.5, np.float32), "expected logits, got values in 0..1: save the"),
+        (np.full((3, 8, 8), 5, np.float32), "expected logits [3, 32, 48], or of the image's size,"),
+        (np.array([{}]), "expected logits in a .npy file, or a tensor in a .pt file, got"),
+    ],
+)
+def test_reference_that_holds_no_logits_is_rejected(
+    run, source, tmp_path, reference, values, reason
+):
+    np.save(tmp_path / "logits.npy", values)
+    pair = ("--reference", reference[0], tmp_path / "logits.npy")
+    code, output = run("import", source, "--name", "new", *CLASSES, *MEAN, *pair)
+    assert code == 2
+    assert f"--reference: {reason}" in output
+
+
+def test_reference_of_a_softmax_network_is_compared_by_log_probabilities(run, tmp_path, reference):
+    path = save_graph(
+        tmp_path / "net.onnx",
+        "g (float[n,3,h,w] image) => (float[n,3,h,w] p) { p = Softmax<axis=1>(image) }",
+    )
+    image = np.asarray(Image.open(reference[0])).transpose(2, 0, 1) / 255
+    np.save(tmp_path / "logits.npy", (image + 7).astype(np.float32))
+    pair = ("--reference", reference[0], tmp_path / "logits.npy")
+    code, output = run("import", path, "--name", "new", *CLASSES, "--activation", "softmax", *pair)
+    assert code == 0, output
+    found = re.search(r"at most (\S+); 100.0000% of the labels agree", output)
+    assert found
+    assert float(found[1]) < 1e-5
 
 
 # Quantize

@@ -138,8 +138,17 @@ def test_ignore_index_may_be_a_class_id():
     assert checked(np.array([[0, 1]], np.int32), 2, 0, "a.png").tolist() == [[IGNORE, 1]]
 
 
+def test_labels_that_count_from_1_are_reduced_and_0_is_void():
+    labels = np.array([[0, 1, 3, 255]], np.int32)
+    reduced = checked(labels, 3, 255, "a.png", reduce_zero=True)
+    assert reduced.tolist() == [[IGNORE, 0, 2, IGNORE]]
+    with pytest.raises(ArgumentError) as raised:
+        checked(labels, 2, 255, "a.png", reduce_zero=True)
+    assert str(raised.value) == "a.png: expected labels in 1..2 or 0 or 255 for void, got 1..3"
+
+
 def test_label_out_of_range_is_rejected():
-    with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..1 or 255 .*-1..2$"):
+    with pytest.raises(ArgumentError, match=r"^a.png: expected labels in 0..1 or 255 .*0..2$"):
         checked(LABELS.astype(np.int32), 2, 255, "a.png")
 
 
@@ -243,6 +252,15 @@ def test_prediction_at_image_size_equals_the_service(folders, predictor):
     assert prediction.confidence == pytest.approx(confidence, abs=1e-6)
     assert found[0, 0] == IGNORE
     assert (found.numpy() == truth)[truth != 255].all()
+
+
+def test_fit_reduces_labels_that_count_from_1(folders, tmp_path):
+    images, labels = folders
+    pair = Pair(saved(np.zeros((2, 6, 3), np.uint8), images / "a.png"), labels / "a.png")
+    saved(np.array([[0, 0, 1, 1, 3, 3]] * 2, np.uint8), pair.labels)
+    folder = write_onnx_model(tmp_path, "tiny", reduce_zero_label=True)
+    predictor = open_predictor(read_model_folder(folder), "cpu", 1)
+    assert cached(predictor, pair)[0].labels.tolist() == [[IGNORE, 0, 2]]
 
 
 def test_fit_uses_the_logits_of_sliding_windows(folders, tmp_path):

@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 GAIN = 4.0
-INPUT_KEYS = ("mean", "std", "size", "multiple_of", "mode", "crop", "window_stride", "blend")
-OUTPUT_KEYS = ("ignore_index", "taxonomy", "classes")
+INPUT_KEYS = (
+    "mean", "std", "size", "multiple_of", "channels", "resample", "fit",
+    "mode", "crop", "window_stride", "blend",
+)  # fmt: skip
+OUTPUT_KEYS = (
+    "output_name", "activation", "reduce_zero_label", "ignore_index", "taxonomy", "classes",
+)  # fmt: skip
 
 
 def weights(num_classes: int) -> NDArray[np.float32]:
@@ -85,7 +90,8 @@ def write_card(folder: Path, num_classes: int = 3, stride: int = 2, **overrides:
     """Write a card; each override goes to its own table, None leaves the key out.
 
     By default the classes are class-0, class-1, … in distinct colours, the input is taken as it
-    is on the 0..1 scale, and padded up to the stride. `window_stride` is the card's `stride`.
+    is on the 0..1 scale, and padded up to the stride. `window_stride` is the card's `stride`, and
+    `output_name` the name in its output table.
     """
     values: dict[str, object] = {
         "name": folder.name,
@@ -104,7 +110,8 @@ def write_card(folder: Path, num_classes: int = 3, stride: int = 2, **overrides:
         if value is None:
             continue
         table = "[input]" if key in INPUT_KEYS else "[output]" if key in OUTPUT_KEYS else ""
-        tables[table].append(f"{key.removeprefix('window_')} = {toml(value)}")
+        written = key.removeprefix("window_").removeprefix("output_")
+        tables[table].append(f"{written} = {toml(value)}")
     lines = [line for table, entries in tables.items() for line in (table, *entries)]
     (folder / "card.toml").write_text("\n".join(lines) + "\n", "utf-8")
 

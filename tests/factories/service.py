@@ -205,6 +205,7 @@ def publish_calibrator(
         id=new_id(calibrator.method),
         model=folder.card.name,
         model_sha256=sha256 or folder.sha256,
+        weights_sha256=folder.weights_sha256,
         method=calibrator.method,
         num_classes=folder.num_classes,
         fitted_at="2026-01-02T03:04:05Z",

@@ -1,9 +1,11 @@
+import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import torch
 
 from app.errors import ArgumentError, ModelError
@@ -82,10 +84,41 @@ def test_file_with_a_wrong_ending_is_rejected(tiny_folders, tmp_path, kind, endi
         open_backbone(path, "cpu", 1)
 
 
-def test_pickled_module_is_rejected_without_unpickling(tmp_path):
+WEIGHTS = "weights without their network (a state_dict): export the network with torch.onnx.export"
+OBJECTS = "a pickle of objects, which is code and is not loaded: export the network with torch.on"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("whole", [True, False], ids=["module", "state_dict"])
+def test_checkpoint_of_torch_is_rejected_by_name_without_unpickling(tmp_path, kind, is_zip, whole):
+    path = tmp_path / f"model.{kind}"
+    network = TorchNetwork()  # a pickle can run any code: only TorchScript is loaded
+    saved = network if whole else {"state_dict": network.state_dict(), "epoch": 3}
+    torch.save(saved, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ModelError) as raised:
+        open_backbone(path, "cpu", 1)
+    assert str(raised.value).startswith(
+        f"model.{kind}: expected a model that loads, got {OBJECTS if whole else WEIGHTS}"
+    )
+
+
+def test_pickle_that_runs_code_is_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
     path = tmp_path / "model.pt"
-    torch.save(TorchNetwork(), path)  # a pickle can run any code: only TorchScript is loaded
-    with pytest.raises(ModelError, match="expected a model that loads"):
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ModelError, match="got a pickle of objects, which is code"):
+        open_backbone(path, "cpu", 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_safetensors_are_rejected_by_name(tmp_path):
+    path = tmp_path / "model.pt"
+    safetensors.torch.save_file({"kernel": torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match=r"got weights without their network \(safetensors\)"):
         open_backbone(path, "cpu", 1)
 
 
@@ -107,28 +140,82 @@ def test_half_precision_network_has_single_precision_input_and_output(graph_fold
     assert (logits == -0.5).all()
 
 
-def test_first_of_several_outputs_holds_the_logits(graph_folder):
+def test_each_of_several_outputs_has_its_name(graph_folder):
     folder = graph_folder(
         "auxiliary (float[n,3,h,w] image) => (float[n,3,h,w] logits, float[n,3,h,w] other)"
         "{ logits = Neg(image) other = Abs(image) }"
     )
-    logits = open_backbone(folder / "model.onnx", "cpu", 1)(np.ones((1, 3, 2, 2), np.float32))
-    assert (logits == -1).all()
+    network, images = open_backbone(folder / "model.onnx", "cpu", 1), np.ones((1, 3, 2, 2), "f")
+    assert {name: value.max() for name, value in network.outputs(images).items()} == {
+        "logits": -1, "other": 1,
+    }  # fmt: skip
+    assert (network(images, "other") == 1).all()
+    assert (network(images) == -1).all()
 
 
-def test_entry_out_of_a_torch_networks_dict_holds_the_logits(tmp_path, images):
+def test_entries_of_a_torch_networks_dict_have_their_names(tmp_path, images):
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = TorchNetwork()
 
         def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"out": self.network(images), "aux": images}
+            return {"aux": images, "out": self.network(images)}
 
     path = tmp_path / "model.pt2"
     torch.export.save(torch.export.export(Wrapped(), (torch.from_numpy(images),)), path)
+    network = open_backbone(path, "cpu", 1)
+    assert list(network.outputs(images)) == ["aux", "out"]
+    assert np.allclose(network(images, "out"), expected_logits(images), atol=1e-6)
+
+
+def test_entries_of_a_torch_networks_tuple_are_numbered(tmp_path, images):
+    class Wrapped(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return images, images.argmax(1)
+
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(Wrapped(), (torch.from_numpy(images),)), path)
+    outputs = open_backbone(path, "cpu", 1).outputs(images)
+    assert {name: value.dtype for name, value in outputs.items()} == {
+        "0": np.float32,
+        "1": np.int64,
+    }
+
+
+def test_torch_network_of_half_precision_has_single_precision_input_and_output(tmp_path, images):
+    network = torch.nn.Conv2d(3, 2, 1).half()
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(network, (torch.from_numpy(images).half(),)), path)
     logits = open_backbone(path, "cpu", 1)(images)
-    assert np.allclose(logits, expected_logits(images), atol=1e-6)
+    assert logits.dtype == np.float32
+    single = network.float()(torch.from_numpy(images)).detach().numpy()
+    assert np.allclose(logits, single, atol=5e-3)
+
+
+def test_network_of_channels_last_gets_them_last(graph_folder):
+    folder = graph_folder(
+        "last (float[n,h,w,3] image) => (float[n,h,w,3] logits) { logits = Neg(image) }"
+    )
+    network = open_backbone(folder / "model.onnx", "cpu", 1)
+    images = np.random.default_rng(0).random((1, 3, 4, 6), np.float32)
+    assert network.input_shape == (None, 3, None, None)
+    assert np.array_equal(network(images), -images.transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("n,3,h,w", (None, 3, None, None)),
+        ("2,3,64,w", (2, 3, 64, None)),
+        ("1,32,64,3", (1, 3, 32, 64)),
+    ],
+)
+def test_input_shape_is_read_from_the_file(graph_folder, shape, expected):
+    folder = graph_folder(
+        f"g (float[{shape}] image) => (float[{shape}] logits) {{ logits = Neg(image) }}"
+    )
+    assert open_backbone(folder / "model.onnx", "cpu", 1).input_shape == expected
 
 
 def test_tiny_network_is_valid_onnx():

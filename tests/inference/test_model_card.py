@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,11 +69,79 @@ def test_card_without_input_table_has_the_documented_defaults(folder):
     )
 
 
-def test_sha256_is_that_of_the_model_file(folder):
+def test_weights_sha256_is_that_of_the_model_file(folder):
     write_card(folder)
     model = read_model_folder(folder)
     assert model.path == folder / "model.onnx"
-    assert model.sha256 == hashlib.sha256(b"some network").hexdigest()
+    assert model.weights_sha256 == hashlib.sha256(b"some network").hexdigest()
+
+
+def test_sha256_is_that_of_weights_and_of_tables_by_hand(folder):
+    write_card(folder, mean=[0.5, 0, 0.25], multiple_of=32, ignore_index=0)
+    tables = (
+        '{"input":{"mean":[0.5,0.0,0.25]},'
+        '"output":{"classes":["class-0","class-1","class-2"],"ignore_index":0}}'
+    )
+    weights = hashlib.sha256(b"some network").hexdigest()
+    expected = hashlib.sha256(f"{weights}\n{tables}".encode()).hexdigest()
+    assert read_model_folder(folder).sha256 == expected
+
+
+def sha256_with(folder: Path, **overrides: Any) -> str:
+    write_card(folder, **overrides)
+    return read_model_folder(folder).sha256
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"mean": [0.5, 0.5, 0.5]},
+        {"std": [0.5, 0.5, 0.5]},
+        {"size": [64, 64]},
+        {"size": {"short_side": 64}},
+        {"multiple_of": 4},
+        {"mode": "slide", "crop": [64, 64], "window_stride": [32, 32]},
+        {"channels": "bgr"},
+        {"resample": "area"},
+        {"output_name": "logits"},
+        {"activation": "softmax"},
+        {"reduce_zero_label": True},
+        {"ignore_index": 0},
+        {"classes": [{"name": name, "color": "#000000"} for name in ("a", "b", "c")]},
+    ],
+)
+def test_sha256_changes_with_what_shapes_logits_or_labels(folder, overrides):
+    plain = sha256_with(folder)
+    assert sha256_with(folder, **overrides) != plain
+    assert sha256_with(folder) == plain
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"title": "Other", "license": "MIT", "source": "there", "metrics": {"miou": 0.5}},
+        {"default": True},
+        {"mean": [0, 0, 0], "std": [1, 1, 1], "size": "native", "mode": "whole"},
+        {"channels": "rgb", "resample": "bilinear", "fit": "stretch"},
+        {"activation": "none", "reduce_zero_label": False, "ignore_index": 255},
+        {"classes": [{"name": f"class-{k}", "color": "#ffffff"} for k in range(3)]},
+    ],
+)
+def test_sha256_is_that_of_a_card_of_other_texts_colors_and_defaults(folder, overrides):
+    assert sha256_with(folder, **overrides) == sha256_with(folder)
+
+
+def test_sha256_does_not_depend_on_the_form_of_the_card(folder):
+    plain = sha256_with(folder, mean=[0.5, 0.5, 0.5])
+    lines = (folder / "card.toml").read_text().replace("0.5, 0.5, 0.5", "\n  5e-1,0.50,0.5 ")
+    (folder / "card.toml").write_text("# a comment\n" + lines)
+    assert read_model_folder(folder).sha256 == plain
+
+
+def test_sha256_of_a_taxonomy_is_that_of_its_classes(folder):
+    classes = [{"name": name, "color": color} for name, color in TAXONOMIES["camvid"]]
+    spelled = sha256_with(folder, classes=classes)
+    assert sha256_with(folder, classes=None, taxonomy="camvid") == spelled
 
 
 def test_taxonomy_defines_the_classes(folder):
@@ -202,6 +271,28 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
             "got 'x'",
         ),
         ({"std": [1.0, 0.0, 1.0]}, "input: expected std above 0, got [1.0, 0.0, 1.0]"),
+        (
+            {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
+            "input: expected mean and std on the 0..1 scale, mean = [0.485, 0.456, 0.406] and "
+            "std = [0.229, 0.224, 0.225], got values on the 0..255 scale: "
+            "[123.675, 116.28, 103.53] and [58.395, 57.12, 57.375]",
+        ),
+        (  # of Caffe's networks, whose input is the colour less the mean
+            {"mean": [127.5, 127.5, 127.5]},
+            "input: expected mean and std on the 0..1 scale, mean = [0.5, 0.5, 0.5] and "
+            "std = [0.00392157, 0.00392157, 0.00392157], got values on the 0..255 scale: "
+            "[127.5, 127.5, 127.5] and [1.0, 1.0, 1.0]",
+        ),
+        (
+            {"mean": [0.5, 0.5, 0.5], "std": [127.5, 127.5, 127.5]},
+            "input: expected mean and std on the 0..1 scale, mean = [0.5, 0.5, 0.5] and "
+            "std = [0.5, 0.5, 0.5], got values on the 0..255 scale: "
+            "[0.5, 0.5, 0.5] and [127.5, 127.5, 127.5]",
+        ),
+        (
+            {"fit": "letterbox"},
+            "input: expected size = [H, W] with fit = \"letterbox\", got 'native'",
+        ),
         ({"size": "big"}, f"input.size: {ONE_OF_THE_SIZES}, got 'big'"),
         ({"size": [0, 5]}, f"input.size: {ONE_OF_THE_SIZES}, got [0, 5]"),
         ({"size": [9, 9, 3]}, f"input.size: {ONE_OF_THE_SIZES}, got [9, 9, 3]"),
@@ -247,6 +338,14 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
             {"classes": [{"name": "", "color": "#000000"}]},
             "output.classes.0.name: String should have at least 1 character, got ''",
         ),
+        (
+            {"classes": [{"name": name, "color": "#000000"} for name in ("a", "b", "a")]},
+            "output: expected a name of its own for each class, got 'a' for classes 0 and 2",
+        ),
+        (
+            {"activation": "relu"},
+            "output.activation: Input should be 'none', 'softmax' or 'sigmoid', got 'relu'",
+        ),
         ({"classes": [{"name": "a"}]}, "output.classes.0.color: expected a value, got none"),
         (
             {"classes": None},
@@ -290,7 +389,6 @@ def test_value_that_is_not_finite_is_rejected(folder, line):
 def test_sha256_covers_weights_beside_the_file(tmp_path: Path) -> None:
     folder = write_onnx_model(tmp_path, "tiny")
     alone = read_model_folder(folder).sha256
-    assert alone == hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     (folder / "model.onnx.data").write_bytes(b"weights")
     first = read_model_folder(folder).sha256
     (folder / "model.onnx.data").write_bytes(b"other weights")
@@ -304,7 +402,7 @@ def folders(**defaults: bool) -> dict[str, ModelFolder]:
     output = OutputPolicy.model_validate({"taxonomy": "camvid"})
     return {
         name: ModelFolder(
-            Card(name=name, file="model.onnx", output=output, default=default), Path(name), "0"
+            Card(name=name, file="model.onnx", output=output, default=default), Path(name), "0", "0"
         )
         for name, default in defaults.items()
     }

@@ -9,7 +9,7 @@ from app.errors import ModelError
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
-from tests.factories.models import expected_logits, write_card
+from tests.factories.models import TorchNetwork, expected_logits, write_card
 from tests.factories.predictions import postprocessed
 from tests.inference.conftest import KINDS
 
@@ -131,7 +131,8 @@ def test_nan_logits_give_uniform_confidence(graph_folder):
 
 def test_one_nan_class_makes_the_pixel_uniform(graph_folder):
     folder = graph_folder(
-        "root (float[n,3,h,w] image) => (float[n,3,h,w] logits) { logits = Sqrt(image) }"
+        "root (float[n,3,h,w] image) => (float[n,3,h,w] logits) { logits = Sqrt(image) }",
+        std=[0.1, 0.1, 0.1],  # inputs up to 10: with roots up to 1 they are taken for probabilities
     )
     logits = open_folder(folder).logits(torch.tensor([9.0, -1.0, 4.0])[None, :, None, None])
     assert logits.ravel().tolist() == [0, 0, 0]
@@ -175,10 +176,45 @@ def test_network_of_another_size_is_rejected(graph_folder):
     folder = graph_folder(
         "fixed (float[1,3,64,64] image) => (float[1,3,64,64] logits) { logits = Neg(image) }"
     )
-    with pytest.raises(
-        ModelError, match=r"^graph: expected a model that takes \[1,3,256,320\], got: "
-    ):
+    with pytest.raises(ModelError) as raised:
         open_folder(folder)
+    assert str(raised.value) == (
+        "graph: expected a model that takes [1,3,256,320], got one exported for [1,3,64,64] only: "
+        'set size = [64, 64] in the card (--size 64 64), or mode = "slide" with crop = [64, 64] '
+        "(--mode slide)"
+    )
+
+
+def test_padding_to_another_size_is_named(graph_folder):
+    folder = graph_folder(
+        "fixed (float[1,3,50,64] image) => (float[1,3,50,64] logits) { logits = Neg(image) }",
+        size=[50, 64],
+        multiple_of=4,
+    )
+    with pytest.raises(ModelError, match=r"takes \[1,3,52,64\].* with a multiple_of that divides"):
+        open_folder(folder)
+
+
+def test_exported_program_of_another_size_is_rejected_with_its_own(tmp_path):
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    example = torch.zeros(1, 3, 8, 12)
+    torch.export.save(torch.export.export(TorchNetwork(), (example,)), folder / "model.pt2")
+    write_card(folder, file="model.pt2")
+    with pytest.raises(ModelError, match=r"got one exported for \[1,3,8,12\] only: set size = "):
+        open_folder(folder)
+    write_card(folder, file="model.pt2", size=[8, 12])
+    assert open_folder(folder).grid(open_folder(folder).prepare_windows(HALVES)).shape[2:] == (4, 6)
+
+
+def test_network_of_fixed_size_is_served_in_windows(graph_folder):
+    folder = graph_folder(
+        "fixed (float[1,3,4,4] image) => (float[1,3,4,4] logits) { logits = Neg(image) }",
+        mode="slide", crop=[4, 4], window_stride=[2, 2],
+    )  # fmt: skip
+    predictor = open_folder(folder)
+    grid = predictor.grid(predictor.prepare_windows(HALVES))
+    assert np.allclose(grid[0], HALVES.transpose(2, 0, 1) / -255)
 
 
 def test_network_of_fixed_size_is_loaded_with_that_size_on_its_card(graph_folder):

@@ -95,6 +95,47 @@ def test_resizing_is_bilinear_and_comes_before_padding(image):
     assert (images[0, :, :, 13:] == images[0, :, :, 12:13]).all()
 
 
+@pytest.mark.parametrize(
+    ("resample", "expected"),
+    [
+        ("area", [40, 160]),  # the mean of each half
+        ("bilinear", [360 / 7, 1040 / 7]),  # weights 3, 3 and 1 of triangles of twice the width
+        ("bicubic", [43.6, 156.4]),
+    ],
+)
+def test_resampling_is_the_policys(resample, expected):
+    image = np.repeat(np.array([[[0], [80], [120], [200]]], np.uint8), 3, axis=2)
+    policy = InputPolicy(size=(1, 2), multiple_of=1, resample=resample)
+    images, _ = preprocess(image, policy)
+    assert (images[0, 0, 0] * 255).tolist() == pytest.approx(expected, abs=1)
+
+
+def test_bgr_network_gets_blue_first_and_mean_and_std_stay_rgb():
+    pixel = np.array([[[255, 51, 0]]], np.uint8)
+    policy = InputPolicy(mean=(0.5, 0.2, 0.4), std=(0.25, 0.5, 2.0), multiple_of=1, channels="bgr")
+    images, _ = preprocess(pixel, policy)
+    assert images.ravel().tolist() == pytest.approx([-0.2, 0.0, 2.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "resized", "padded"),
+    [
+        ((100, 200), (32, 64), (64, 64)),  # wide: padded below
+        ((200, 100), (64, 32), (64, 64)),
+        ((64, 64), (64, 64), (64, 64)),
+        ((1, 1000), (1, 64), (64, 64)),
+    ],
+)
+def test_letterbox_keeps_the_aspect_ratio_and_pads(image, resized, padded):
+    policy = InputPolicy(size=(64, 64), fit="letterbox", multiple_of=16)
+    assert plan(image, policy) == Geometry(image, resized, padded)
+
+
+def test_letterbox_is_padded_to_multiples():
+    policy = InputPolicy(size=(60, 60), fit="letterbox", multiple_of=16)
+    assert plan((100, 200), policy).padded == (64, 64)
+
+
 def test_resizing_keeps_a_flat_image_flat():
     flat = np.full((5, 7, 3), 102, np.uint8)
     images, _ = preprocess(flat, InputPolicy(size=ShortSide(short_side=11), multiple_of=16))

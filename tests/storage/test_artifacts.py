@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -194,6 +195,28 @@ def test_calibrator_of_another_hash_is_a_conflict(store):
     with pytest.raises(ConflictError, match="hash bbbbbbbbbbbb, got one fitted for aaaaaaaaaaaa"):
         store.load("tiny", version, "b" * 64)
     assert store.load("tiny", version, SHA).manifest.id == version
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        ("c" * 64, ": the weights are the same, but the card's [input] or [output] table was"),
+        ("d" * 64, ": the weights differ"),
+        ("", ""),
+    ],
+)
+def test_conflict_of_hashes_names_the_part_that_differs(store, stored, reason):
+    version = publish(store, weights_sha256=stored)
+
+    with pytest.raises(ConflictError, match=f"got one fitted for aaaaaaaaaaaa{re.escape(reason)}"):
+        store.load("tiny", version, "b" * 64, "c" * 64)
+
+
+def test_conflict_with_an_earlier_release_asks_for_a_new_fit(store):
+    version = publish(store)  # its model_sha256 is the hash of the weights
+
+    with pytest.raises(ConflictError, match=r"an earlier release fitted it, .* fit it again$"):
+        store.load("tiny", version, "b" * 64, SHA)
 
 
 def test_calibrator_of_another_model_is_a_conflict(store):

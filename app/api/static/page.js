@@ -1,6 +1,6 @@
 // Segments one image and shows its labels and confidence; the threshold is applied in the browser.
 const $ = (id) => document.getElementById(id);
-const state = { image: null, labels: null, confidence: null, heat: null, result: null, file: null };
+const state = { image: null, labels: null, confidence: null, heat: null, result: null, file: null, models: [] };
 
 function headers() {
   const token = $("token").value;
@@ -25,7 +25,10 @@ const blobOf = (base64) => fetch(`data:image/png;base64,${base64}`).then((r) => 
 async function segment() {
   if (!state.file) return;
   showMessage("Segmenting …");
-  const query = new URLSearchParams({ include: "mask,confidence", calibrator: $("calibrator").value });
+  // A canvas has 8 bits for each colour: labels of more than 255 classes come as runs, not as a PNG.
+  const selected = state.models.find((m) => m.name === $("model").value);
+  const labels = selected?.num_classes > 255 ? "rle" : "mask";
+  const query = new URLSearchParams({ include: `${labels},confidence`, calibrator: $("calibrator").value });
   if ($("model").value) query.set("model", $("model").value);
   // The service answers 409 if the active calibrator has no certified threshold for this error.
   if ($("max-error").value) query.set("max_error", Number($("max-error").value) / 100);
@@ -39,7 +42,7 @@ async function segment() {
   state.result = body;
   const heatmap = await fetch(body.links.heatmap, { headers: headers() });
   [state.labels, state.confidence, state.heat] = await Promise.all([
-    blobOf(body.mask.data).then(pixelsOf),
+    body.rle ? paintRuns(body) : blobOf(body.mask.data).then(pixelsOf),
     blobOf(body.confidence.data).then(pixelsOf),
     heatmap.blob().then(pixelsOf),
   ]);
@@ -50,6 +53,40 @@ async function segment() {
   showTable(body);
   setMinThreshold(body.threshold);
   draw();
+}
+
+// Decodes COCO's compressed counts: lengths of runs outside and inside of a class in turns.
+function runLengths(counts) {
+  const lengths = [];
+  for (let at = 0; at < counts.length;) {
+    let value = 0, shift = 0, digit;
+    do {
+      digit = counts.charCodeAt(at++) - 48;
+      value |= (digit & 31) << shift;
+      shift += 5;
+    } while (digit & 32);
+    if (digit & 16) value |= -1 << shift;
+    if (lengths.length > 2) value += lengths.at(-2);
+    lengths.push(value);
+  }
+  return lengths;
+}
+
+// Colours the pixels of each class, whose runs go down the columns.
+function paintRuns(body) {
+  const out = new ImageData(body.width, body.height);
+  const colors = new Map(body.classes.map((entry) => [entry.id, entry.color]));
+  for (const { class_id: id, counts } of body.rle) {
+    const color = [1, 3, 5].map((i) => parseInt(colors.get(id).slice(i, i + 2), 16));
+    let position = 0;
+    runLengths(counts).forEach((length, index) => {
+      for (let i = position; index % 2 && i < position + length; i++) {
+        out.data.set(color, 4 * ((i % body.height) * body.width + Math.floor(i / body.height)));
+      }
+      position += length;
+    });
+  }
+  return out;
 }
 
 // Pixels below the service's threshold have no label: the slider starts there.
@@ -177,6 +214,7 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 
 const listing = await fetch("/models").then((response) => response.json()).catch(() => null);
 if (listing?.models) {
+  state.models = listing.models;
   $("model").replaceChildren(...listing.models.map(
     (m) => new Option(m.title || m.name, m.name, m.default, m.default)));
 } else {
