@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.calibration.base import FitContext
-from app.calibration.dataset import Augmentation, ValidationSet
+from app.calibration.dataset import Augmentation, ValidationSet, WithImageHashes
 from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover
 from app.calibration.report import build_report
@@ -82,7 +82,9 @@ def calibrate(
     outcome = fit(data, candidates(method, allow_label_changes), context, current)
     decision = decide_activation(outcome, activate, active.manifest.id if active else None)
     context.progress(PUBLISHING, 1.0)
-    return publish_version(store, build_manifest(folder, outcome, note), outcome, decision, by)
+    hashes = data.image_hashes if isinstance(data, WithImageHashes) else None
+    manifest = build_manifest(folder, outcome, note)
+    return publish_version(store, manifest, outcome, decision, by, hashes)
 
 
 def candidates(method: str, allow_label_changes: bool) -> Sequence[str]:
@@ -169,13 +171,18 @@ def decide_activation(outcome: Outcome, activate: Activate, active_id: str | Non
 
 
 def publish_version(
-    store: ArtifactStore, manifest: Manifest, outcome: Outcome, decision: Decision, by: str
+    store: ArtifactStore,
+    manifest: Manifest,
+    outcome: Outcome,
+    decision: Decision,
+    by: str,
+    image_hashes: Sequence[str] | None = None,
 ) -> PublishedCalibrator:
     """Publish a fit as a new version, and switch the active version to it if so decided.
 
-    Raises StorageError.
+    `image_hashes` are as for `build_report`. Raises StorageError.
     """
-    document = build_report(outcome, decision.activate, decision.reason)
+    document = build_report(outcome, decision.activate, decision.reason, image_hashes)
     store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if decision.activate:
         store.activate(manifest.model, manifest.id, decision.reason, by)

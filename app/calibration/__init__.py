@@ -9,7 +9,13 @@ from app.calibration.base import (
     finite_logits,
     map_rows_serially,
 )
-from app.calibration.dataset import IGNORE, Augmentation, LabelledImage, ValidationSet
+from app.calibration.dataset import (
+    IGNORE,
+    Augmentation,
+    LabelledImage,
+    ValidationSet,
+    WithImageHashes,
+)
 from app.calibration.drift import (
     CONFIDENCE_BINS,
     Divergence,
@@ -21,7 +27,7 @@ from app.calibration.drift import (
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.evaluation import LOG_FLOOR, Evaluation
-from app.calibration.metrics.intervals import Interval, bootstrap_difference
+from app.calibration.metrics.intervals import Interval, bootstrap_mean
 from app.calibration.metrics.reliability import ReliabilityBin
 from app.calibration.predictions import Confidence, Mask, Prediction
 from app.calibration.registry import auto_methods, build, discover
@@ -55,8 +61,9 @@ __all__ = [
     "ReliabilityBin",
     "RiskCoverage",
     "ValidationSet",
+    "WithImageHashes",
     "auto_methods",
-    "bootstrap_difference",
+    "bootstrap_mean",
     "build",
     "build_report",
     "discover",

@@ -16,6 +16,7 @@ from app.calibration.predictions import Prediction
 from app.cli.options import ApiTokenOption, ModelOption, UrlOption, connect
 from app.client import Client
 from app.datasets.images import Pair, find_pairs, read_image, read_labels_for
+from app.datasets.uploads import image_groups
 from app.errors import ArgumentError
 from app.evaluation.evaluate import (
     Comparison,
@@ -25,7 +26,17 @@ from app.evaluation.evaluate import (
     ScoredPrediction,
     evaluate_model,
 )
-from app.evaluation.formatting import findings, headline, metric_rows, number, signed
+from app.evaluation.fit_images import FitImages
+from app.evaluation.formatting import (
+    findings,
+    headline,
+    interval_text,
+    metric_rows,
+    number,
+    shared_images,
+    signed,
+    too_few_units,
+)
 from app.evaluation.html_report import render
 from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
 from app.inference.model_card import Card, ModelFolder
@@ -57,8 +68,10 @@ class RemoteModel:
         self.folder = ModelFolder(card, Path(), served["sha256"])
         version = served["active_calibrator"] if calibrator == ACTIVE else calibrator
         self.manifest: Manifest | None = None
+        self.fit_images: FitImages | None = None
         if version is not None and version != NO_CALIBRATOR:
             self.manifest = Manifest.model_validate(client.calibrator(version))
+            self.fit_images = FitImages.recorded(client.calibrator_report(version))
 
     def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
         """Request the prediction of an image without the calibrator, and with it."""
@@ -90,6 +103,16 @@ def evaluate_command(
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
+    group_index: Annotated[
+        Path | None,
+        typer.Option(
+            "--group-index",
+            "--groups",
+            exists=True,
+            dir_okay=False,
+            help="Group of each image, as .npy; intervals resample groups.",
+        ),
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, max=50, help="Images to show for each reason.")] = 4,
     url: UrlOption = None,
     token: ApiTokenOption = None,
@@ -99,6 +122,7 @@ def evaluate_command(
     if not out.resolve().parent.is_dir():  # raised before the evaluation, which may take an hour
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
+    groups = None if group_index is None else image_groups(group_index, len(pairs))
     console = Console(stderr=True)
     with connect(url, token) as client:
         subject: EvaluatedModel = (
@@ -108,7 +132,7 @@ def evaluate_command(
         )
         card = subject.folder.card
         void = card.output.ignore_index if ignore_index is None else ignore_index
-        options = Options(void, settings.max_pixels, tta, worst)
+        options = Options(void, settings.max_pixels, tta, worst, groups)
         if subject.manifest is None and calibrator == ACTIVE:
             console.print(f"{card.name} has no active calibrator: measured without one")
         with Progress(console=console) as progress:
@@ -126,9 +150,15 @@ def evaluate_command(
 def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
     """Load a model of the configured folders, with one of its calibrators or none."""
     folder = find_model(settings, model)
-    stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
+    store = ArtifactStore(settings.artifacts_dir)
+    stored = find_calibrator(store, folder, calibrator)
     predictor = open_predictor(folder, settings.device, settings.threads)
-    return LocalModel(predictor, stored, settings.max_pixels, tta)
+    fit_images = (
+        None
+        if stored is None
+        else FitImages.recorded(store.report(folder.card.name, stored.manifest.id))
+    )
+    return LocalModel(predictor, stored, settings.max_pixels, tta, fit_images)
 
 
 def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thumbnails:
@@ -148,8 +178,13 @@ def print_metrics(done: Comparison) -> None:
     """Print the findings and the table of metrics."""
     console = Console()
     console.print(headline(done.before, done.after), style="bold", markup=False)
-    for sentence in findings(done.before, done.after, done.difference):
+    for sentence in findings(done.before, done.after, done.difference, done.units):
         console.print(sentence, markup=False)
+    if done.manifest is not None:
+        found = done.shared is not None and done.shared.total > 0
+        sentence = shared_images(done.shared, len(done.pairs))
+        text = f"warning: {sentence}" if found else sentence
+        console.print(text, style="yellow" if found else None, markup=False, soft_wrap=True)
     columns = ("metric", "uncalibrated") + (("calibrated", "change") if done.after else ())
     table = Table(*columns)
     for row in metric_rows(done.before, done.after):
@@ -158,6 +193,12 @@ def print_metrics(done: Comparison) -> None:
             cells += [number(row.after), f"{signed(row.change)} {row.direction}"]
         table.add_row(*cells)
     console.print(table)
-    if done.difference is not None and not math.isnan(done.difference.low):
-        low, high = signed(done.difference.low), signed(done.difference.high)
-        console.print(f"image-wise ECE, 95% interval of the change: {low} to {high}")
+    ece = done.ece_interval(done.served)
+    if math.isnan(ece.low):
+        console.print(f"image-wise ECE: {too_few_units(done.units)}")
+        return
+    by = f"by {done.units.singular}"
+    console.print(f"image-wise ECE, 95% interval {by}: {number(ece.low)} to {number(ece.high)}")
+    if done.difference is not None:
+        change = interval_text(done.difference)
+        console.print(f"image-wise ECE, 95% interval of the change {by}: {change}")

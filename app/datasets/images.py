@@ -1,5 +1,6 @@
 """Read folders of images with label maps, and compute their logits as a validation set."""
 
+import hashlib
 import shutil
 import tempfile
 import weakref
@@ -25,6 +26,7 @@ from app.inference.sliding_window import Strip
 from app.serving.pipeline import predict_logits
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+HASH_DIGITS = 16  # 64 bits: of a million images no two are expected to share a hash
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class CachedLogits:
         self._augmentation = augmentation
         self.groups = range(len(pairs)) if groups is None else groups
         self.num_classes = predictor.folder.num_classes
+        self.image_hashes = [content_hash(pair.image) for pair in pairs]
         self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._labels: list[NDArray[np.int32]] = []  # on the logits' grid
@@ -170,6 +173,12 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         return decode_image(path.read_bytes(), max_pixels)
     except InputError as error:
         raise type(error)(f"{path.name}: {error}") from error
+
+
+def content_hash(path: Path) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
 
 
 def read_labels_for(

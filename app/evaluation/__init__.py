@@ -9,13 +9,24 @@ from app.evaluation.evaluate import (
     ScoredPrediction,
     evaluate_model,
 )
-from app.evaluation.formatting import findings, headline, metric_rows, number, signed
+from app.evaluation.fit_images import FitImages
+from app.evaluation.formatting import (
+    findings,
+    headline,
+    interval_text,
+    metric_rows,
+    number,
+    shared_images,
+    signed,
+    too_few_units,
+)
 from app.evaluation.html_report import render
 from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
 
 __all__ = [
     "Comparison",
     "EvaluatedModel",
+    "FitImages",
     "LocalModel",
     "Options",
     "ScoredPrediction",
@@ -24,10 +35,13 @@ __all__ = [
     "evaluate_model",
     "findings",
     "headline",
+    "interval_text",
     "metric_rows",
     "number",
     "reliability_curves",
     "reliability_diagram",
     "render",
+    "shared_images",
     "signed",
+    "too_few_units",
 ]

@@ -16,10 +16,12 @@ from torch import Tensor
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.evaluation import LOG_FLOOR
-from app.calibration.metrics.intervals import Interval, bootstrap_difference
+from app.calibration.metrics.intervals import Interval
 from app.calibration.predictions import Prediction
-from app.datasets.images import Pair, read_image, read_labels_for
+from app.datasets.images import Pair, content_hash, read_image, read_labels_for
 from app.errors import ArgumentError
+from app.evaluation.fit_images import FitImages, SharedImages
+from app.evaluation.resampling import ResamplingUnits
 from app.inference.model_card import ModelFolder
 from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import Predictor, Tta
@@ -27,18 +29,21 @@ from app.inference.preprocess import Geometry
 from app.serving.pipeline import predict_logits
 from app.storage.manifest import Manifest, StoredCalibrator
 
-SEED = 0  # of the bootstrap
 Reason = Literal["calibration", "confident errors"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation; `worst` is the number of images to list for each reason."""
+    """Options of an evaluation; `worst` is the number of images to list for each reason.
+
+    `groups` is the group of each image, for intervals; without groups they are by block of images.
+    """
 
     ignore_index: int
     max_pixels: int
     tta: Tta = "none"
     worst: int = 4
+    groups: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Comparison:
     """Assessment of a model without (`before`) and with its calibrator (`after`, or None).
 
     `difference` is the change of image-wise ECE by the calibrator, paired by image;
-    `labels_changed` the fraction of labelled pixels whose label it changes.
+    `labels_changed` the fraction of labelled pixels whose label it changes. `shared` counts the
+    images that the calibrator's fit has read as well, None where it does not record them. `units`
+    are resampled for intervals.
     """
 
     folder: ModelFolder
@@ -57,6 +64,12 @@ class Comparison:
     after: Assessment | None
     difference: Interval | None
     labels_changed: float
+    shared: SharedImages | None
+    units: ResamplingUnits
+
+    def ece_interval(self, assessment: Assessment) -> Interval:
+        """Compute image-wise ECE with its 95% interval."""
+        return self.units.interval(_errors(assessment))
 
     @property
     def served(self) -> Assessment:
@@ -101,6 +114,10 @@ class EvaluatedModel(Protocol):
     def manifest(self) -> Manifest | None:
         """The calibrator's manifest."""
 
+    @property
+    def fit_images(self) -> FitImages | None:
+        """The images of the calibrator's fit, None where they are not recorded."""
+
     def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
         """Predict an image without the calibrator, and with it."""
 
@@ -113,6 +130,7 @@ class LocalModel:
     calibrator: StoredCalibrator | None
     max_pixels: int
     tta: Tta = "none"
+    fit_images: FitImages | None = None
 
     @property
     def folder(self) -> ModelFolder:
@@ -153,6 +171,7 @@ def evaluate_model(
     folder = model.folder
     before = Assessment(folder.num_classes)
     after = None if model.manifest is None else Assessment(folder.num_classes)
+    units = ResamplingUnits.of(options.groups, len(pairs))
     changed = 0
     for pair in pairs:
         plain, calibrated = model.predict(pair)
@@ -181,8 +200,10 @@ def evaluate_model(
         pairs=pairs,
         before=before,
         after=after,
-        difference=None if after is None else _difference(after, before),
+        difference=None if after is None else units.difference(_errors(after), _errors(before)),
         labels_changed=changed / pixels,
+        shared=_shared_images(model.fit_images, pairs),
+        units=units,
     )
 
 
@@ -200,7 +221,12 @@ def score_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float,
     return nll, brier
 
 
-def _difference(after: Assessment, before: Assessment) -> Interval:
-    return bootstrap_difference(
-        [image.ece for image in after.images], [image.ece for image in before.images], SEED
-    )
+def _errors(assessment: Assessment) -> list[float]:
+    """Return each image's ECE."""
+    return [image.ece for image in assessment.images]
+
+
+def _shared_images(fit_images: FitImages | None, pairs: Sequence[Pair]) -> SharedImages | None:
+    if fit_images is None:
+        return None
+    return fit_images.shared(content_hash(pair.image) for pair in pairs)

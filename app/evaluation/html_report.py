@@ -52,7 +52,10 @@ def render(comparison: Comparison, thumbnails: Mapping[int, Thumbnails]) -> str:
         served=comparison.served,
         columns=[(STYLES[stage].label, side) for stage, side in assessments.items()],
         headline=formatting.headline(before, after),
-        findings=formatting.findings(before, after, comparison.difference),
+        findings=formatting.findings(before, after, comparison.difference, comparison.units),
+        shared_images=formatting.shared_images(comparison.shared, len(comparison.pairs)),
+        too_few_units=formatting.too_few_units(comparison.units),
+        ece=comparison.ece_interval(comparison.served),
         reliability_diagram=data_uri(reliability_diagram(reliability), "svg+xml"),
         risk_coverage_diagram=data_uri(risk_coverage_diagram(risk_coverage), "svg+xml"),
         metric_rows=formatting.metric_rows(before, after),
@@ -78,7 +81,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("number", "signed", "percent", "count", "points")
+    names = ("number", "signed", "percent", "count", "points", "interval_text")
     environment.filters |= {name: getattr(formatting, name) for name in names}
     return environment
 

@@ -46,7 +46,8 @@ def test_table_and_page(run: Run, folders, tmp_path, artifacts_dir, models_dir):
     assert accuracy in result.out
     assert accuracy in text
     assert "uncalibrated" in result.out
-    assert "95% interval of the change" in result.out
+    assert "fewer than 10 blocks of 8 images give no confidence interval" in result.out
+    assert "does not record the images of its fit" in result.out
     assert active in text
     assert str(page) in result.err
     assert [path.name for path in tmp_path.glob("*.html")] == ["report.html"]
@@ -71,6 +72,65 @@ def test_model_without_active_calibrator_is_reported(run: Run, folders, tmp_path
     assert result.code == 0, result.err
     assert "tiny has no active calibrator" in result.err
     assert "two, mirrored" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def save_images(folder: Path, count: int) -> tuple[Path, Path]:
+    """Write images with a colour of its own each, with every other one labelled wrongly."""
+    images, labels = folder / "images", folder / "labels"
+    for path in (images, labels):
+        path.mkdir(parents=True)
+    for n in range(count):
+        image = solid(BLUE) - np.array([0, 0, 8 * n], np.uint8)
+        Image.fromarray(image).save(images / f"{n:02}.png")
+        save_labels(np.full((8, 12), 2 * (n % 2)), labels / f"{n:02}.png")
+    return images, labels
+
+
+@pytest.mark.parametrize("option", ["--group-index", "--groups"])
+def test_intervals_by_group(run: Run, tmp_path, artifacts_dir, models_dir, option):
+    publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    images, labels = save_images(tmp_path, 20)
+    groups = tmp_path / "groups.npy"
+    np.save(groups, np.arange(20) // 2)
+    page = tmp_path / "report.html"
+    where = ("--images", images, "--labels", labels, "--out", page, option, groups)
+    result = run("evaluate", *where)
+
+    assert result.code == 0, result.err
+    assert "95% interval by group" in result.out
+    assert "95% interval of the change by group" in result.out
+    assert "by group" in page.read_text("utf-8")
+
+
+def test_groups_of_another_number_of_images_are_rejected(run: Run, folders, tmp_path):
+    groups = tmp_path / "groups.npy"
+    np.save(groups, np.arange(3))
+    where = ("--images", folders[0], "--labels", folders[1], "--out", tmp_path / "report.html")
+    result = run("evaluate", *where, "--group-index", groups)
+
+    assert result.code == 2
+    assert "expected group_index of integers [2]" in result.err
+
+
+def test_images_of_the_fit_are_reported(run: Run, tmp_path, make_server: MakeServer):
+    images, labels = save_images(tmp_path, 8)
+    where = ("--images", images, "--labels", labels)
+    fitted = run("calibrate", *where, "--method", "temperature", "--activate", "always")
+    assert fitted.code == 0, fitted.err
+    out = ("--out", tmp_path / "report.html")
+    local = run("evaluate", *where, *out)
+    remote = run("evaluate", *where, *out, "--url", make_server())
+    others = save_images(tmp_path / "others", 20)
+    for folder in others:
+        for path in sorted(folder.iterdir())[:8]:
+            path.unlink()
+    fresh = run("evaluate", "--images", others[0], "--labels", others[1], *out)
+
+    for result in (local, remote):
+        assert result.code == 0, result.err
+        assert "warning: 8 of 8 images are among those of the calibrator's fit" in result.out
+    assert fresh.code == 0, fresh.err
+    assert "None of the images is among those of the calibrator's fit" in fresh.out
 
 
 def save_labels(values: object, path: Path) -> None:
