@@ -24,14 +24,17 @@ from app.calibration.drift import (
     divergences,
     histogram,
 )
+from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.evaluation import LOG_FLOOR, Evaluation
 from app.calibration.metrics.intervals import Interval, bootstrap_mean
 from app.calibration.metrics.reliability import ReliabilityBin
+from app.calibration.metrics.segmentation import UncertaintyIoU, theta_grid
+from app.calibration.metrics.subsets import by_crop_size
 from app.calibration.predictions import Confidence, Mask, Prediction
 from app.calibration.registry import auto_methods, build, discover
-from app.calibration.report import build_report
+from app.calibration.report import build_report, without_nan
 from app.calibration.risk_control import CertifiedThreshold
 from app.calibration.selection import ALPHA, Outcome, fit
 
@@ -60,16 +63,21 @@ __all__ = [
     "Reference",
     "ReliabilityBin",
     "RiskCoverage",
+    "Temperature",
+    "UncertaintyIoU",
     "ValidationSet",
     "WithImageHashes",
     "auto_methods",
     "bootstrap_mean",
     "build",
     "build_report",
+    "by_crop_size",
     "discover",
     "divergences",
     "finite_logits",
     "fit",
     "histogram",
     "map_rows_serially",
+    "theta_grid",
+    "without_nan",
 ]

@@ -1,29 +1,29 @@
 """`segcal evaluate`: evaluate a local model or a running service, and write a page about it."""
 
-import io
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
 
-from app.calibration.predictions import Prediction
 from app.cli.options import ApiTokenOption, ModelOption, UrlOption, connect
-from app.client import Client
-from app.datasets.images import Pair, find_pairs, read_image, read_labels_for
+from app.cli.remote_model import RemoteModel
+from app.datasets.images import Pair, find_masks, find_pairs, read_image, read_labels_for
 from app.datasets.uploads import image_groups
 from app.errors import ArgumentError
+from app.evaluation.analyses import Analyses, AnalysisOptions, analyse, evaluations
+from app.evaluation.analysis_document import analysis_document
 from app.evaluation.evaluate import (
     Comparison,
     EvaluatedModel,
     LocalModel,
     Options,
-    ScoredPrediction,
     evaluate_model,
 )
 from app.evaluation.fit_images import FitImages
@@ -39,56 +39,14 @@ from app.evaluation.formatting import (
 )
 from app.evaluation.html_report import render
 from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
-from app.inference.model_card import Card, ModelFolder
 from app.inference.predictor import Tta, open_predictor
 from app.main import find_model
 from app.serving.segmenter import ACTIVE, NO_CALIBRATOR, find_calibrator
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.files import replace_file, storage
-from app.storage.manifest import Manifest
 
-CARD_FIELDS = ("name", "title", "license", "source", "metrics")  # that GET /models returns
-
-
-class RemoteModel:
-    """A model of a running service, with one of its calibrators or none."""
-
-    def __init__(
-        self, client: Client, model: str | None, calibrator: str = ACTIVE, tta: Tta = "none"
-    ) -> None:
-        self._client, self._tta = client, tta
-        served = client.model(model)
-        output = {
-            "ignore_index": served["ignore_index"],
-            "classes": [{"name": c["name"], "color": c["color"]} for c in served["classes"]],
-        }
-        fields = {name: value for name, value in served.items() if name in CARD_FIELDS}
-        card = Card.model_validate({**fields, "file": "served.onnx", "output": output})
-        self.folder = ModelFolder(card, Path(), served["sha256"])
-        version = served["active_calibrator"] if calibrator == ACTIVE else calibrator
-        self.manifest: Manifest | None = None
-        self.fit_images: FitImages | None = None
-        if version is not None and version != NO_CALIBRATOR:
-            self.manifest = Manifest.model_validate(client.calibrator(version))
-            self.fit_images = FitImages.recorded(client.calibrator_report(version))
-
-    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
-        """Request the prediction of an image without the calibrator, and with it."""
-        image = pair.image.read_bytes()
-        plain = self._request(image, NO_CALIBRATOR)
-        return plain, None if self.manifest is None else self._request(image, self.manifest.id)
-
-    def _request(self, image: bytes, calibrator: str) -> ScoredPrediction:
-        query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self._tta}
-        arrays = np.load(io.BytesIO(self._client.segment_npz(image, query)), allow_pickle=False)
-        prediction = Prediction(arrays["mask"], arrays["confidence"].astype(np.float32))
-        return ScoredPrediction(prediction, unknown_scores)
-
-
-def unknown_scores(_labels: Tensor) -> tuple[float, float]:
-    """Return NaN for NLL and Brier: they need every class's probability, not only the label's."""
-    return math.nan, math.nan
+JSON = ".json"  # of the file of the analyses, beside the page
 
 
 def evaluate_command(
@@ -114,6 +72,26 @@ def evaluate_command(
         ),
     ] = None,
     worst: Annotated[int, typer.Option(min=0, max=50, help="Images to show for each reason.")] = 4,
+    analyses: Annotated[
+        bool,
+        typer.Option("--analyses", help="Add the papers' analyses, and a JSON file."),
+    ] = False,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="With --analyses: another model to put beside it; may be repeated."),
+    ] = None,
+    invalid: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="With --analyses: masks of the same stems, nonzero where pixels are invalid.",
+        ),
+    ] = None,
+    thetas: Annotated[
+        str | None,
+        typer.Option(help="With --analyses: thresholds of UIoU, as 0.1,0.5,0.9; default: ten."),
+    ] = None,
     url: UrlOption = None,
     token: ApiTokenOption = None,
 ) -> None:
@@ -123,28 +101,96 @@ def evaluate_command(
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
     groups = None if group_index is None else image_groups(group_index, len(pairs))
+    request = AnalysisRequest(tuple(compare or ()), invalid, thetas)
+    request.check(out, tta, analyses=analyses)
+    analysis_options = request.options(pairs)
     console = Console(stderr=True)
     with connect(url, token) as client:
-        subject: EvaluatedModel = (
-            RemoteModel(client, model, calibrator, tta)
-            if client
-            else local_model(settings, model, calibrator, tta)
-        )
+
+        def open_model(name: str | None, version: str) -> EvaluatedModel:
+            if client:
+                return RemoteModel(client, name, version, tta)
+            return local_model(settings, name, version, tta)
+
+        subject = open_model(model, calibrator)
+        # A version belongs to one model, so the others have their active ones.
+        version = NO_CALIBRATOR if calibrator == NO_CALIBRATOR else ACTIVE
+        others = [open_model(name, version) for name in request.compare]
         card = subject.folder.card
         void = card.output.ignore_index if ignore_index is None else ignore_index
         options = Options(void, settings.max_pixels, tta, worst, groups)
         if subject.manifest is None and calibrator == ACTIVE:
             console.print(f"{card.name} has no active calibrator: measured without one")
+        analysed: Analyses | None = None
         with Progress(console=console) as progress:
-            task = progress.add_task("evaluating", total=len(pairs))
-            done = evaluate_model(subject, pairs, options, lambda: progress.advance(task))
+            runs = evaluations(len(others)) if analyses else 1
+            task = progress.add_task("evaluating", total=runs * len(pairs))
+            if analyses:
+                analysed = analyse(
+                    subject, others, pairs, options, analysis_options,
+                    lambda: progress.advance(task),
+                )  # fmt: skip
+                done = analysed.comparison
+            else:
+                done = evaluate_model(subject, pairs, options, lambda: progress.advance(task))
         page = render(
-            done, {index: image_thumbnails(subject, done, index) for index in done.worst()}
+            done,
+            {index: image_thumbnails(subject, done, index) for index in done.worst()},
+            analysed,
         )
-    with storage("the page"):
-        replace_file(out, page.encode())
+    write(out, page.encode(), console)
+    if analysed is not None:
+        document = json.dumps(analysis_document(analysed), indent=2, allow_nan=False)
+        write(out.with_suffix(JSON), f"{document}\n".encode(), console)
     print_metrics(done)
-    console.print(f"wrote {out}", markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class AnalysisRequest:
+    """Options of the command that need `--analyses`."""
+
+    compare: tuple[str, ...]
+    invalid: Path | None
+    thetas: str | None
+
+    def check(self, out: Path, tta: Tta, *, analyses: bool) -> None:
+        """Raise ArgumentError for options that do not go together."""
+        given = [f"--{field.name}" for field in fields(self) if getattr(self, field.name)]
+        if given and not analyses:
+            raise ArgumentError(f"expected --analyses with {given[0]}, got {given[0]} alone")
+        if analyses and tta != "none":
+            raise ArgumentError(
+                f"--tta: expected none with --analyses, which compare the scales, got {tta}"
+            )
+        if analyses and out.suffix == JSON:
+            raise ArgumentError(
+                f"--out: expected a page, beside which the analyses write {out.name}, got {out}"
+            )
+
+    def options(self, pairs: Sequence[Pair]) -> AnalysisOptions:
+        """Read the thresholds and find the masks; raises ArgumentError."""
+        masks = None if self.invalid is None else find_masks(self.invalid, pairs)
+        return AnalysisOptions(None if self.thetas is None else read_thetas(self.thetas), masks)
+
+
+def read_thetas(text: str) -> list[float]:
+    """Read thresholds in 0..1, separated by commas; raises ArgumentError."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise ArgumentError(
+            f"--thetas: expected numbers in 0..1, separated by commas, got {text[:80]!r}"
+        )
+    return values
+
+
+def write(path: Path, data: bytes, console: Console) -> None:
+    """Write a file of the report, and name it."""
+    with storage("the report"):
+        replace_file(path, data)
+    console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
@@ -164,8 +210,8 @@ def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta
 def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thumbnails:
     """Segment one image of the set again and draw its thumbnails."""
     pair, options, folder = done.pairs[index], done.options, done.folder
-    uncalibrated, calibrated = model.predict(pair)
-    served = (calibrated or uncalibrated).prediction
+    predictions = model.predict(pair)
+    served = (predictions.calibrated or predictions.plain).prediction
     size = served.mask.shape[0], served.mask.shape[1]
     image = read_image(pair.image, options.max_pixels)
     labels = read_labels_for(

@@ -5,10 +5,12 @@ from app.datasets.images import (
     CachedLogits,
     Pair,
     content_hash,
+    find_masks,
     find_pairs,
     images_by_stem,
     read_image,
     read_labels_for,
+    read_mask,
 )
 from app.datasets.uploads import (
     FIELDS,
@@ -30,6 +32,7 @@ __all__ = [
     "Pair",
     "check",
     "content_hash",
+    "find_masks",
     "find_pairs",
     "has_images",
     "image_groups",
@@ -37,5 +40,6 @@ __all__ = [
     "open_upload",
     "read_image",
     "read_labels_for",
+    "read_mask",
     "unpack",
 ]

@@ -50,6 +50,18 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
     return [Pair(image_files[stem], label_files[stem]) for stem in sorted(image_files)]
 
 
+def find_masks(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Path]:
+    """Match masks and images by file stem; raises ArgumentError unless each image has a mask."""
+    masks = images_by_stem(folder)
+    missing = [pair.image.stem for pair in pairs if pair.image.stem not in masks]
+    if missing:
+        raise ArgumentError(
+            f"expected a mask for each of {len(pairs)} images in {folder}, by file stem, got none "
+            f"for {len(missing)}, such as {missing[:3]}"
+        )
+    return {pair: masks[pair.image.stem] for pair in pairs}
+
+
 def images_by_stem(folder: Path) -> dict[str, Path]:
     """List a folder's images by stem, sorted; raises ArgumentError where two have one stem."""
     if not folder.is_dir():
@@ -194,6 +206,20 @@ def read_labels_for(
             f"{pair.labels.name}: expected labels of {size} (height, width), got {labels.shape}"
         )
     return checked(labels, num_classes, ignore_index, pair.labels.name)
+
+
+def read_mask(path: Path, size: tuple[int, int], max_pixels: int) -> NDArray[np.bool_]:
+    """Read a mask bool [H,W] from an indexed or grey image, false where its value is 0.
+
+    Raises ArgumentError for another size than (H, W), and as `read_labels` does.
+    """
+    values = read_labels(path, max_pixels)
+    if values.shape != size:
+        raise ArgumentError(
+            f"{path.name}: expected a mask of {size} (height, width), got {values.shape}"
+        )
+    mask: NDArray[np.bool_] = values != 0
+    return mask
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:

@@ -5,7 +5,7 @@ are read one by one; memory does not grow with their number.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from app.calibration.dataset import IGNORE
+from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.evaluation import LOG_FLOOR
 from app.calibration.metrics.intervals import Interval
@@ -103,6 +104,29 @@ class ScoredPrediction(NamedTuple):
     scores: Callable[[Tensor], tuple[float, float]]
 
 
+class ImagePredictions(NamedTuple):
+    """One image's predictions without the calibrator, and with it where there is one.
+
+    `at_temperatures` are those of the uncalibrated logits divided by each of the temperatures that
+    were asked for; empty for a model whose logits are not known.
+    """
+
+    plain: ScoredPrediction
+    calibrated: ScoredPrediction | None
+    at_temperatures: Sequence[Prediction] = ()
+
+
+class Observer(Protocol):
+    """A further analysis of the images that an evaluation predicts."""
+
+    @property
+    def temperatures(self) -> Sequence[float]:
+        """The temperatures at which it needs predictions."""
+
+    def add(self, pair: Pair, predictions: ImagePredictions, labels: Tensor) -> None:
+        """Add one image, with labels int64 [H,W], IGNORE where unlabelled."""
+
+
 class EvaluatedModel(Protocol):
     """A model to evaluate, with the manifest of its calibrator if there is one."""
 
@@ -118,8 +142,11 @@ class EvaluatedModel(Protocol):
     def fit_images(self) -> FitImages | None:
         """The images of the calibrator's fit, None where they are not recorded."""
 
-    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
-        """Predict an image without the calibrator, and with it."""
+    def predict(self, pair: Pair, temperatures: Sequence[float] = ()) -> ImagePredictions:
+        """Predict an image without the calibrator, with it, and at temperatures."""
+
+    def with_tta(self, tta: Tta) -> "EvaluatedModel":
+        """Return the model with another test-time augmentation."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +169,13 @@ class LocalModel:
         """The calibrator's manifest."""
         return None if self.calibrator is None else self.calibrator.manifest
 
+    def with_tta(self, tta: Tta) -> "LocalModel":
+        """Return the model with another test-time augmentation."""
+        return replace(self, tta=tta)
+
     @torch.inference_mode()
-    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
-        """Predict an image without the calibrator, and with it, from one run of the network."""
+    def predict(self, pair: Pair, temperatures: Sequence[float] = ()) -> ImagePredictions:
+        """Predict an image in all the ways asked for, from one run of the network."""
         image = read_image(pair.image, self.max_pixels)
         prepared = self.predictor.prepare_windows(image)
         logits, geometry = self.predictor.grid(prepared, self.tta)[0], prepared.geometry
@@ -152,21 +183,29 @@ class LocalModel:
         cells = prepared.thumbnail(size, range(size[0]))
         calibrator = None if self.calibrator is None else self.calibrator.calibrator
         calibrators = [None] if calibrator is None else [None, calibrator]
-        predictions = predict_logits(logits, geometry, calibrators, cells)
+        scaled = [_temperature(value, len(logits)) for value in temperatures]
+        predictions = predict_logits(logits, geometry, [*calibrators, *scaled], cells)
+        at_temperatures = predictions[len(calibrators) :]
         plain = ScoredPrediction(predictions[0], partial(score_sums, logits, geometry))
         if calibrator is None:
-            return plain, None
+            return ImagePredictions(plain, None, at_temperatures)
         calibrated = calibrator.with_image(cells)(logits[None])[0]
-        return plain, ScoredPrediction(predictions[1], partial(score_sums, calibrated, geometry))
+        scored = ScoredPrediction(predictions[1], partial(score_sums, calibrated, geometry))
+        return ImagePredictions(plain, scored, at_temperatures)
 
 
 def evaluate_model(
-    model: EvaluatedModel, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
+    model: EvaluatedModel,
+    pairs: Sequence[Pair],
+    options: Options,
+    advance: Callable[[], object],
+    observer: Observer | None = None,
 ) -> Comparison:
     """Assess a model on labelled images, with and without its calibrator.
 
-    Raises InputError for an image or label map that cannot be read, and ArgumentError if all pixels
-    are void.
+    `advance` is called after each image, and the observer gets each image's predictions. Raises
+    InputError for an image or label map that cannot be read, and ArgumentError if all pixels are
+    void.
     """
     folder = model.folder
     before = Assessment(folder.num_classes)
@@ -174,7 +213,8 @@ def evaluate_model(
     units = ResamplingUnits.of(options.groups, len(pairs))
     changed = 0
     for pair in pairs:
-        plain, calibrated = model.predict(pair)
+        predictions = model.predict(pair, observer.temperatures if observer else ())
+        plain, calibrated = predictions.plain, predictions.calibrated
         height, width = plain.prediction.mask.shape
         labels = torch.from_numpy(
             read_labels_for(
@@ -186,6 +226,8 @@ def evaluate_model(
             after.add(calibrated.prediction, labels, *calibrated.scores(labels))
             changes = calibrated.prediction.classes != plain.prediction.classes
             changed += int((changes & (labels != IGNORE)).sum())
+        if observer is not None:
+            observer.add(pair, predictions, labels)
         advance()
     pixels = before.overall.pixels
     if not pixels:
@@ -219,6 +261,13 @@ def score_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float,
         squares = columns.exp().square_().sum(0) - 2 * chosen.exp() + 1
         brier += squares.double().sum().item()
     return nll, brier
+
+
+def _temperature(value: float, num_classes: int) -> Temperature:
+    """Return the calibrator that divides logits by a temperature."""
+    calibrator = Temperature(num_classes)
+    calibrator.beta.fill_(1 / value)
+    return calibrator
 
 
 def _errors(assessment: Assessment) -> list[float]:

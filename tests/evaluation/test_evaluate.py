@@ -237,7 +237,7 @@ def test_evaluated_predictions_equal_those_of_the_service(predictor, model, tmp_
     answer = segmenter.segment(pair.image.read_bytes(), SegmentOptions(tta=tta), StageTimer())
 
     stored = find_calibrator(store, predictor.folder, version)
-    plain, calibrated = LocalModel(predictor, stored, 10_000, tta).predict(pair)
+    plain, calibrated, _ = LocalModel(predictor, stored, 10_000, tta).predict(pair)
 
     assert calibrated is not None
     assert (calibrated.prediction.mask == answer.prediction.mask).all()
