@@ -1,8 +1,10 @@
 """Figures of the analyses as SVG, in the style of `charts`."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.calibration.metrics import subsets
 from app.calibration.metrics.assessment import Assessment
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 WIDTH = 0.38  # of a bar; its group has a width of 1
 BAR_INCHES = 0.42  # of a group of bars
 FRAME_INCHES = 1.3  # of axis labels and legend
+SMALLEST_FRACTION_SCALE = 0.1
 COLORS = {"ECE": "#c8544f", "AUIoU": "#3a86b4"}
 
 
@@ -33,10 +36,12 @@ def correctness_diagram(sides: Mapping[Stage, Assessment]) -> bytes:
     panels = figure.subplots(2, 1, sharex=True)
     names = {subsets.CORRECT: "correct pixels", subsets.MISPREDICTED: "mispredicted pixels"}
     for axes, (kind, title) in zip(panels, names.items(), strict=True):
+        top = SMALLEST_FRACTION_SCALE
         for stage, side in sides.items():
             curve = side.kind_reliability(kind)
             total = max(sum(bin_.pixels for bin_ in curve), 1)
             fractions = [bin_.pixels / total for bin_ in curve]
+            top = max(top, *fractions)
             edges = [*(bin_.lower for bin_ in curve), 1.0]
             label, color, line = STYLES[stage]
             axes.stairs(
@@ -158,12 +163,12 @@ def _interval_line(
     axes.errorbar(places, means, yerr=_reach(intervals), fmt="none", ecolor=color, capsize=3)
 
 
-def _reach(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Return the distances from the means to the lower and to the upper bounds, 0 without."""
-    return [
-        [0.0 if math.isnan(i.low) else max(i.mean - i.low, 0) for i in intervals],
-        [0.0 if math.isnan(i.low) else max(i.high - i.mean, 0) for i in intervals],
-    ]
+def _reach(intervals: Sequence[Interval]) -> NDArray[np.float64]:
+    """Return the distances from the means to the bounds, NaN where there is no interval."""
+    # A mean may lie beyond a bound by a rounding.
+    return np.clip(
+        [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]], 0, None
+    )
 
 
 def _legend(axes: "Axes", **options: Any) -> None:  # noqa: ANN401 - matplotlib's options

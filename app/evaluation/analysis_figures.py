@@ -15,8 +15,9 @@ from app.evaluation.formatting import number
 
 INVALID_GIVEN = "Nonzero pixels of the given masks are the invalid ones."
 INVALID_NONE = (
-    "No masks of invalid pixels were given (--invalid), so no pixel counts as invalid and each "
-    "rejected pixel lowers UIoU: it then rewards high confidence and says nothing of uncertainty."
+    "No masks of invalid pixels were given (--invalid), so no pixel counts as invalid and no "
+    "rejected pixel is credited: rejecting a correct pixel lowers UIoU, rejecting a wrong one only "
+    "removes a false positive of another class."
 )
 NO_TEMPERATURES = (
     "Not available for a running service, which returns the confidence of the label alone: other "
@@ -172,8 +173,8 @@ def temperature_figure(analyses: Analyses) -> AnalysisFigure:
     return AnalysisFigure(
         title,
         f"{temperature_finding([e.mean for e in errors], areas)} The uncalibrated logits are "
-        f"divided by each temperature, which changes no label. AUIoU is thus no measure of "
-        f"calibration.{'' if analyses.with_invalid else ' ' + INVALID_NONE}",
+        f"divided by each temperature, which changes no label. AUIoU depends on the temperature "
+        f"and does not measure calibration.{'' if analyses.with_invalid else ' ' + INVALID_NONE}",
         charts.temperature_diagram([s.temperature for s in scaled], errors, areas),
         ["Temperature", "Image-wise ECE", "AUIoU"],
         [

@@ -22,6 +22,7 @@ from app.evaluation.analyses import (
 from app.evaluation.analysis_charts import bar_diagram, crop_diagram, uiou_diagram
 from app.evaluation.analysis_document import analysis_document
 from app.evaluation.analysis_figures import analysis_figures, temperature_finding
+from app.evaluation.charts import Stage
 from app.evaluation.evaluate import (
     EvaluatedModel,
     ImagePredictions,
@@ -103,7 +104,8 @@ def test_crops_of_evenly_confident_right_pixels_have_one_error(model, tmp_path):
     pairs = write_set(tmp_path, a=(solid(RED), np.zeros((8, 12))),
                       void=(solid(RED), np.full((8, 12), 255)))  # fmt: skip
     done = analysed(model, pairs)
-    for stage, confidence in (("before", SATURATED), ("after", SATURATED_AT_2)):
+    expected: dict[Stage, float] = {"before": SATURATED, "after": SATURATED_AT_2}
+    for stage, confidence in expected.items():
         errors = done.crop_errors(stage)
         assert list(errors) == list(CROP_SIZES)
         assert [error.mean for error in errors.values()] == pytest.approx(
