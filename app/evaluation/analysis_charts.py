@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WIDTH = 0.38  # of a bar; its group has a width of 1
 BAR_INCHES = 0.42  # of a group of bars
-FRAME_INCHES = 1.3  # of axis labels and legend
+FRAME_INCHES = 1.2  # of axis labels and legend
 SMALLEST_FRACTION_SCALE = 0.1
 COLORS = {"ECE": "#c8544f", "AUIoU": "#3a86b4"}
 
@@ -48,9 +48,8 @@ def correctness_diagram(sides: Mapping[Stage, Assessment]) -> bytes:
                 fractions, edges, color=color, linestyle=line, label=label, gid=f"{kind}-{stage}"
             )
         axes.set_title(title, fontsize="medium")
-        finish(
-            axes, ylabel="fraction", ylim=(0, 1), xlabel="confidence" if kind != "correct" else ""
-        )
+        finish(axes, ylabel="fraction", ylim=(0, min(1.05 * top, 1)))
+    panels[-1].set_xlabel("confidence")
     _legend(panels[0])
     return to_svg(figure)
 
@@ -75,9 +74,8 @@ def boundary_diagram(sides: Mapping[Stage, Assessment]) -> bytes:
                 gid=f"{kind}-{stage}",
             )
         axes.set_title(title, fontsize="medium")
-        finish(
-            axes, ylabel="accuracy", ylim=(0, 1), xlabel="confidence" if kind != "boundary" else ""
-        )
+        finish(axes, ylabel="accuracy", ylim=(0, 1))
+    panels[-1].set_xlabel("confidence")
     _legend(panels[0])
     return to_svg(figure)
 
@@ -99,8 +97,9 @@ def bar_diagram(names: Sequence[str], sides: Mapping[Stage, Sequence[Interval]])
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.invert_yaxis()
     axes.set(xlabel="ECE", xlim=(0, None))
+    axes.locator_params(axis="x", nbins=5)  # more labels overlap beside long names
     set_colors(axes)
-    _legend(axes, loc="best")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=GREY)
     return to_svg(figure)
 
 
