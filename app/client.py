@@ -145,6 +145,11 @@ class Client:
         record: Calibrator = self._json("GET", "calibrators", version)
         return record
 
+    def calibrator_report(self, version: str) -> dict[str, object]:
+        """Return the report of a version's fit."""
+        report: dict[str, object] = self._json("GET", "calibrators", version, "report")
+        return report
+
     def activate(self, version: str, reason: str) -> Calibrator:
         """Make a version the active one of its model and return its record."""
         body = {"reason": reason}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from app.calibration.base import TEMPERATURE_RANGE, FitContext, ignore_progress
-from app.calibration.dataset import Augmentation, ValidationSet
+from app.calibration.dataset import Augmentation, ValidationSet, WithImageHashes
 from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover, require_options
 from app.calibration.report import build_report
@@ -111,8 +111,9 @@ def calibrate(
     )
     decision = decide_activation(outcome, options.activate, active.manifest.id if active else None)
     progress(PUBLISHING, 1.0)
+    hashes = data.image_hashes if isinstance(data, WithImageHashes) else None
     manifest = build_manifest(folder, outcome, options)
-    return publish_version(store, manifest, outcome, decision, by)
+    return publish_version(store, manifest, outcome, decision, by, hashes)
 
 
 def comparable_version(store: ArtifactStore, folder: ModelFolder) -> StoredCalibrator | None:
@@ -211,13 +212,20 @@ def decide_activation(outcome: Outcome, activate: Activate, active_id: str | Non
 
 
 def publish_version(
-    store: ArtifactStore, manifest: Manifest, outcome: Outcome, decision: Decision, by: str
+    store: ArtifactStore,
+    manifest: Manifest,
+    outcome: Outcome,
+    decision: Decision,
+    by: str,
+    image_hashes: Sequence[str] | None = None,
 ) -> PublishedCalibrator:
     """Publish a fit as a new version, and switch the active version to it if so decided.
 
-    Raises StorageError.
+    `image_hashes` are as for `build_report`. Raises StorageError.
     """
-    document = build_report(outcome, decision.activate, decision.reason, manifest.options)
+    document = build_report(
+        outcome, decision.activate, decision.reason, manifest.options, image_hashes
+    )
     manifest = store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
     if decision.activate:
         store.activate(manifest.model, manifest.id, decision.reason, by)

@@ -11,7 +11,13 @@ from app.calibration.base import (
     ignore_progress,
     map_rows_serially,
 )
-from app.calibration.dataset import IGNORE, Augmentation, LabelledImage, ValidationSet
+from app.calibration.dataset import (
+    IGNORE,
+    Augmentation,
+    LabelledImage,
+    ValidationSet,
+    WithImageHashes,
+)
 from app.calibration.drift import (
     CONFIDENCE_BINS,
     Divergence,
@@ -20,14 +26,17 @@ from app.calibration.drift import (
     divergences,
     histogram,
 )
+from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.confidence_histogram import RiskCoverage
 from app.calibration.metrics.evaluation import LOG_FLOOR, Evaluation
-from app.calibration.metrics.intervals import Interval, bootstrap_difference
+from app.calibration.metrics.intervals import Interval, bootstrap_mean
 from app.calibration.metrics.reliability import ReliabilityBin
+from app.calibration.metrics.segmentation import UncertaintyIoU, theta_grid
+from app.calibration.metrics.subsets import by_crop_size
 from app.calibration.predictions import Confidence, Mask, Prediction
 from app.calibration.registry import auto_methods, build, discover, require_options
-from app.calibration.report import build_report
+from app.calibration.report import build_report, without_nan
 from app.calibration.risk_control import CertifiedThreshold
 from app.calibration.selection import ALPHA, Outcome, fit
 
@@ -57,11 +66,15 @@ __all__ = [
     "Reference",
     "ReliabilityBin",
     "RiskCoverage",
+    "Temperature",
+    "UncertaintyIoU",
     "ValidationSet",
+    "WithImageHashes",
     "auto_methods",
-    "bootstrap_difference",
+    "bootstrap_mean",
     "build",
     "build_report",
+    "by_crop_size",
     "discover",
     "divergences",
     "finite_logits",
@@ -70,4 +83,6 @@ __all__ = [
     "ignore_progress",
     "map_rows_serially",
     "require_options",
+    "theta_grid",
+    "without_nan",
 ]

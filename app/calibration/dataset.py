@@ -73,6 +73,15 @@ def groups_of(data: ValidationSet) -> Sequence[int]:
     return data.groups if isinstance(data, WithGroups) else range(len(data))
 
 
+@runtime_checkable
+class WithImageHashes(Protocol):
+    """A set read from image files."""
+
+    @property
+    def image_hashes(self) -> Sequence[str]:
+        """Return the hash of each image file's bytes, the first 16 hex digits of its SHA-256."""
+
+
 @dataclass(frozen=True)
 class View(ABC):
     """A set derived from another one image by image."""

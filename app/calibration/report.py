@@ -1,13 +1,14 @@
 """Write the report of a fit: metrics of all candidates, reliability curves, gate decision."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 
 from app.calibration.certification import DELTA, Certification
 from app.calibration.metrics.evaluation import IMAGE_BINS, POOLED_BINS
 from app.calibration.selection import ALPHA, Candidate, Outcome
+from app.calibration.splits import Split
 
 
 def build_report(
@@ -15,13 +16,15 @@ def build_report(
     activated: bool,
     why: str,
     options: Mapping[str, object] = MappingProxyType({}),
+    image_hashes: Sequence[str] | None = None,
 ) -> dict[str, object]:
     """Build a report as a JSON document; undefined metrics are null.
 
     All metrics but `correctness_nll_select` are of the test images, which take no part in fit and
     selection; that one is of the selection images, and the selection is by it. `ece_image` is
     image-wise with 10 bins, `ece_pooled` over all pixels with 15. `why` is the reason for
-    `activated`; `options` are those of the method.
+    `activated`; `options` are those of the method. `image_hashes` are those of the set's image
+    files, None for a fit from logits; the report lists them by split.
     """
     document = {
         "images": {
@@ -30,6 +33,7 @@ def build_report(
             "held_out": len(outcome.split.test),
             "test_images_used_for_selection": not outcome.split.independent_test,
         },
+        "image_hashes": split_hashes(outcome.split, image_hashes),
         "bins": {"ece_image": IMAGE_BINS, "ece_pooled": POOLED_BINS},
         "seed": outcome.seed,
         "uncalibrated": candidate_metrics(outcome.uncalibrated),
@@ -63,6 +67,14 @@ def build_report(
     cleaned = without_nan(document)
     assert isinstance(cleaned, dict)  # noqa: S101 - a dict stays a dict
     return cleaned
+
+
+def split_hashes(split: Split, hashes: Sequence[str] | None) -> dict[str, list[str]] | None:
+    """List the hashes of the fit, selection and test images; None where they are not known."""
+    if hashes is None:
+        return None
+    splits = {"fit": split.fit, "select": split.select, "held_out": split.test}
+    return {name: [hashes[index] for index in indices] for name, indices in splits.items()}
 
 
 def candidate_metrics(candidate: Candidate) -> dict[str, object]:

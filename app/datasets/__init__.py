@@ -4,11 +4,14 @@ from app.datasets.images import (
     ENDINGS,
     CachedLogits,
     Pair,
+    content_hash,
+    find_masks,
     find_pairs,
     images_by_stem,
     read_image,
     read_labels,
     read_labels_for,
+    read_mask,
 )
 from app.datasets.uploads import (
     FIELDS,
@@ -31,6 +34,8 @@ __all__ = [
     "Limits",
     "Pair",
     "check",
+    "content_hash",
+    "find_masks",
     "find_pairs",
     "find_void_label",
     "has_images",
@@ -40,6 +45,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_labels_for",
+    "read_mask",
     "unpack",
     "void_label",
 ]

@@ -1,5 +1,6 @@
 """Read folders of images with label maps, and compute their logits as a validation set."""
 
+import hashlib
 import io
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from app.serving.pipeline import predict_logits
 # Lossless formats only. Pillow's other decoders are never reached; that of EPS runs a program.
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+HASH_DIGITS = 16  # 64 bits: of a million images no two are expected to share a hash
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
             f"{unmatched[:3]}"
         )
     return [Pair(image_files[stem], label_files[stem]) for stem in sorted(image_files)]
+
+
+def find_masks(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Path]:
+    """Match masks and images by file stem; raises ArgumentError unless each image has a mask."""
+    masks = images_by_stem(folder)
+    missing = [pair.image.stem for pair in pairs if pair.image.stem not in masks]
+    if missing:
+        raise ArgumentError(
+            f"expected a mask for each of {len(pairs)} images in {folder}, by file stem, got none "
+            f"for {len(missing)}, such as {missing[:3]}"
+        )
+    return {pair: masks[pair.image.stem] for pair in pairs}
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:
@@ -93,6 +107,7 @@ class CachedLogits:
         self._augmentation = augmentation
         self.groups = range(len(pairs)) if groups is None else groups
         self.num_classes = predictor.folder.num_classes
+        self.image_hashes = [content_hash(pair.image) for pair in pairs]
         self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._labels: list[NDArray[np.int32]] = []  # on the logits' grid
@@ -180,6 +195,12 @@ def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
         raise type(error)(f"{path.name}: {error}") from error
 
 
+def content_hash(path: Path) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
+
+
 def read_labels_for(
     pair: Pair,
     size: tuple[int, int],
@@ -199,6 +220,20 @@ def read_labels_for(
             f"{pair.labels.name}: expected labels of {size} (height, width), got {labels.shape}"
         )
     return checked(labels, num_classes, ignore_index, pair.labels.name, reduce_zero=reduce_zero)
+
+
+def read_mask(path: Path, size: tuple[int, int], max_pixels: int) -> NDArray[np.bool_]:
+    """Read a mask bool [H,W] from an indexed or grey image, false where its value is 0.
+
+    Raises ArgumentError for another size than (H, W), and as `read_labels` does.
+    """
+    values = read_labels(path, max_pixels)
+    if values.shape != size:
+        raise ArgumentError(
+            f"{path.name}: expected a mask of {size} (height, width), got {values.shape}"
+        )
+    mask: NDArray[np.bool_] = values != 0
+    return mask
 
 
 def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:

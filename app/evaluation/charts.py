@@ -58,16 +58,16 @@ def reliability_diagram(curves: Mapping[Stage, Sequence[ReliabilityBin]]) -> byt
 
     Empty bins are left out. The same curves give the same bytes.
     """
-    figure = _figure()
+    figure = create_figure()
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect")
     for stage, curve in curves.items():
         _draw_reliability(upper, lower, stage, [bin_ for bin_ in curve if bin_.pixels])
     lower.set_yscale("log")
-    _finish(upper, ylabel="accuracy", ylim=(0, 1))
-    _finish(lower, xlabel="confidence", ylabel="pixels", ylim=(MIN_FRACTION, 1))
+    finish(upper, ylabel="accuracy", ylim=(0, 1))
+    finish(lower, xlabel="confidence", ylabel="pixels", ylim=(MIN_FRACTION, 1))
     upper.legend(frameon=False, labelcolor=GREY, loc="upper left")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def risk_coverage_diagram(curves: Mapping[Stage, Sequence[RiskCoverage]]) -> bytes:
@@ -75,7 +75,7 @@ def risk_coverage_diagram(curves: Mapping[Stage, Sequence[RiskCoverage]]) -> byt
 
     The same curves give the same bytes.
     """
-    figure = _figure()
+    figure = create_figure()
     axes = figure.subplots()
     for stage, curve in curves.items():
         style = STYLES[stage]
@@ -83,9 +83,9 @@ def risk_coverage_diagram(curves: Mapping[Stage, Sequence[RiskCoverage]]) -> byt
         axes.plot(coverage, risk, style.line, color=style.color, label=style.label, gid=stage)
     risks = [p.risk for curve in curves.values() for p in curve if p.coverage >= MIN_COVERAGE]
     top = min(1.05 * max([*risks, SMALLEST_RISK_SCALE]), 1)
-    _finish(axes, xlabel="accepted pixels", ylabel="error among accepted pixels", ylim=(0, top))
+    finish(axes, xlabel="accepted pixels", ylabel="error among accepted pixels", ylim=(0, top))
     axes.legend(frameon=False, labelcolor=GREY, loc="upper left")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _draw_reliability(
@@ -109,29 +109,45 @@ def _draw_reliability(
     )
 
 
-def _figure() -> "Figure":
-    """Create an empty figure, without the state that `pyplot` keeps for all threads."""
+def create_figure(height: float = 5.2) -> "Figure":
+    """Create an empty figure, without the state that `pyplot` keeps for all threads.
+
+    It is 5 inches wide and `height` inches high.
+    """
     from matplotlib import rcParams  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     # Never restored: that would race with a figure which another thread is writing.
     rcParams.update({"svg.hashsalt": "segcal", "svg.fonttype": "none"})
-    return Figure(figsize=(5, 5.2), layout="constrained", facecolor="none")
+    return Figure(figsize=(5, height), layout="constrained", facecolor="none")
 
 
-def _finish(axes: "Axes", *, ylim: tuple[float, float], xlabel: str = "", ylabel: str) -> None:
+def finish(axes: "Axes", *, ylim: tuple[float, float], xlabel: str = "", ylabel: str) -> None:
     """Set limits, labels in percent, and colours that suit light and dark pages."""
-    axes.set(xlim=(0, 1), ylim=ylim, xlabel=xlabel, ylabel=ylabel, facecolor="none")
+    axes.set(xlim=(0, 1), ylim=ylim, xlabel=xlabel, ylabel=ylabel)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        axis.set_major_formatter(percent_label)
+    set_colors(axes)
+
+
+def percent_label(value: float, _position: float) -> str:
+    """Format a tick's fraction in percent."""
+    return f"{100 * value:.3g}%"
+
+
+def set_colors(axes: "Axes") -> None:
+    """Set colours that suit light and dark pages, and the id of the plot's area."""
+    axes.set(facecolor="none")
+    for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_color(GREY)
+    axes.title.set_color(GREY)
     axes.tick_params(which="both", color=GREY, labelcolor=GREY)
     axes.spines[:].set_color(GREY)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.7)
     axes.patch.set_gid("plot")
 
 
-def _svg(figure: "Figure") -> bytes:
+def to_svg(figure: "Figure") -> bytes:
     """Encode a figure as SVG, without metadata that changes between runs."""
     buffer = io.BytesIO()
     absent = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -5,7 +5,7 @@ are read one by one; memory does not grow with their number.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from app.calibration.dataset import IGNORE
+from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.evaluation import LOG_FLOOR
-from app.calibration.metrics.intervals import Interval, bootstrap_difference
+from app.calibration.metrics.intervals import Interval
 from app.calibration.predictions import Prediction
-from app.datasets.images import Pair, read_image, read_labels_for
+from app.datasets.images import Pair, content_hash, read_image, read_labels_for
 from app.errors import ArgumentError
+from app.evaluation.fit_images import FitImages, SharedImages
+from app.evaluation.resampling import ResamplingUnits
 from app.inference.model_card import ModelFolder
 from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import Predictor, Tta
@@ -27,18 +30,21 @@ from app.inference.preprocess import Geometry
 from app.serving.pipeline import predict_logits
 from app.storage.manifest import Manifest, StoredCalibrator
 
-SEED = 0  # of the bootstrap
 Reason = Literal["calibration", "confident errors"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation; `worst` is the number of images to list for each reason."""
+    """Options of an evaluation; `worst` is the number of images to list for each reason.
+
+    `groups` is the group of each image, for intervals; without groups they are by block of images.
+    """
 
     ignore_index: int
     max_pixels: int
     tta: Tta = "none"
     worst: int = 4
+    groups: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,9 @@ class Comparison:
     """Assessment of a model without (`before`) and with its calibrator (`after`, or None).
 
     `difference` is the change of image-wise ECE by the calibrator, paired by image;
-    `labels_changed` the fraction of labelled pixels whose label it changes.
+    `labels_changed` the fraction of labelled pixels whose label it changes. `shared` counts the
+    images that the calibrator's fit has read as well, None where it does not record them. `units`
+    are resampled for intervals.
     """
 
     folder: ModelFolder
@@ -57,6 +65,12 @@ class Comparison:
     after: Assessment | None
     difference: Interval | None
     labels_changed: float
+    shared: SharedImages | None
+    units: ResamplingUnits
+
+    def ece_interval(self, assessment: Assessment) -> Interval:
+        """Compute image-wise ECE with its 95% interval."""
+        return self.units.interval(_errors(assessment))
 
     @property
     def served(self) -> Assessment:
@@ -90,6 +104,29 @@ class ScoredPrediction(NamedTuple):
     scores: Callable[[Tensor], tuple[float, float]]
 
 
+class ImagePredictions(NamedTuple):
+    """One image's predictions without the calibrator, and with it where there is one.
+
+    `at_temperatures` are those of the uncalibrated logits divided by each of the temperatures that
+    were asked for; empty for a model whose logits are not known.
+    """
+
+    plain: ScoredPrediction
+    calibrated: ScoredPrediction | None
+    at_temperatures: Sequence[Prediction] = ()
+
+
+class Observer(Protocol):
+    """A further analysis of the images that an evaluation predicts."""
+
+    @property
+    def temperatures(self) -> Sequence[float]:
+        """The temperatures at which it needs predictions."""
+
+    def add(self, pair: Pair, predictions: ImagePredictions, labels: Tensor) -> None:
+        """Add one image, with labels int64 [H,W], IGNORE where unlabelled."""
+
+
 class EvaluatedModel(Protocol):
     """A model to evaluate, with the manifest of its calibrator if there is one."""
 
@@ -101,8 +138,15 @@ class EvaluatedModel(Protocol):
     def manifest(self) -> Manifest | None:
         """The calibrator's manifest."""
 
-    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
-        """Predict an image without the calibrator, and with it."""
+    @property
+    def fit_images(self) -> FitImages | None:
+        """The images of the calibrator's fit, None where they are not recorded."""
+
+    def predict(self, pair: Pair, temperatures: Sequence[float] = ()) -> ImagePredictions:
+        """Predict an image without the calibrator, with it, and at temperatures."""
+
+    def with_tta(self, tta: Tta) -> "EvaluatedModel":
+        """Return the model with another test-time augmentation."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +157,7 @@ class LocalModel:
     calibrator: StoredCalibrator | None
     max_pixels: int
     tta: Tta = "none"
+    fit_images: FitImages | None = None
 
     @property
     def folder(self) -> ModelFolder:
@@ -124,9 +169,13 @@ class LocalModel:
         """The calibrator's manifest."""
         return None if self.calibrator is None else self.calibrator.manifest
 
+    def with_tta(self, tta: Tta) -> "LocalModel":
+        """Return the model with another test-time augmentation."""
+        return replace(self, tta=tta)
+
     @torch.inference_mode()
-    def predict(self, pair: Pair) -> tuple[ScoredPrediction, ScoredPrediction | None]:
-        """Predict an image without the calibrator, and with it, from one run of the network."""
+    def predict(self, pair: Pair, temperatures: Sequence[float] = ()) -> ImagePredictions:
+        """Predict an image in all the ways asked for, from one run of the network."""
         image = read_image(pair.image, self.max_pixels)
         prepared = self.predictor.prepare_windows(image)
         logits, geometry = self.predictor.grid(prepared, self.tta)[0], prepared.geometry
@@ -134,28 +183,38 @@ class LocalModel:
         cells = prepared.thumbnail(size, range(size[0]))
         calibrator = None if self.calibrator is None else self.calibrator.calibrator
         calibrators = [None] if calibrator is None else [None, calibrator]
-        predictions = predict_logits(logits, geometry, calibrators, cells)
+        scaled = [_temperature(value, len(logits)) for value in temperatures]
+        predictions = predict_logits(logits, geometry, [*calibrators, *scaled], cells)
+        at_temperatures = predictions[len(calibrators) :]
         plain = ScoredPrediction(predictions[0], partial(score_sums, logits, geometry))
         if calibrator is None:
-            return plain, None
+            return ImagePredictions(plain, None, at_temperatures)
         calibrated = calibrator.with_image(cells)(logits[None])[0]
-        return plain, ScoredPrediction(predictions[1], partial(score_sums, calibrated, geometry))
+        scored = ScoredPrediction(predictions[1], partial(score_sums, calibrated, geometry))
+        return ImagePredictions(plain, scored, at_temperatures)
 
 
 def evaluate_model(
-    model: EvaluatedModel, pairs: Sequence[Pair], options: Options, advance: Callable[[], object]
+    model: EvaluatedModel,
+    pairs: Sequence[Pair],
+    options: Options,
+    advance: Callable[[], object],
+    observer: Observer | None = None,
 ) -> Comparison:
     """Assess a model on labelled images, with and without its calibrator.
 
-    Raises InputError for an image or label map that cannot be read, and ArgumentError if all pixels
-    are void.
+    `advance` is called after each image, and the observer gets each image's predictions. Raises
+    InputError for an image or label map that cannot be read, and ArgumentError if all pixels are
+    void.
     """
     folder = model.folder
     before = Assessment(folder.num_classes)
     after = None if model.manifest is None else Assessment(folder.num_classes)
+    units = ResamplingUnits.of(options.groups, len(pairs))
     changed = 0
     for pair in pairs:
-        plain, calibrated = model.predict(pair)
+        predictions = model.predict(pair, observer.temperatures if observer else ())
+        plain, calibrated = predictions.plain, predictions.calibrated
         height, width = plain.prediction.mask.shape
         labels = torch.from_numpy(
             read_labels_for(
@@ -172,6 +231,8 @@ def evaluate_model(
             after.add(calibrated.prediction, labels, *calibrated.scores(labels))
             changes = calibrated.prediction.classes != plain.prediction.classes
             changed += int((changes & (labels != IGNORE)).sum())
+        if observer is not None:
+            observer.add(pair, predictions, labels)
         advance()
     pixels = before.overall.pixels
     if not pixels:
@@ -186,8 +247,10 @@ def evaluate_model(
         pairs=pairs,
         before=before,
         after=after,
-        difference=None if after is None else _difference(after, before),
+        difference=None if after is None else units.difference(_errors(after), _errors(before)),
         labels_changed=changed / pixels,
+        shared=_shared_images(model.fit_images, pairs),
+        units=units,
     )
 
 
@@ -205,7 +268,19 @@ def score_sums(grid: Tensor, geometry: Geometry, labels: Tensor) -> tuple[float,
     return nll, brier
 
 
-def _difference(after: Assessment, before: Assessment) -> Interval:
-    return bootstrap_difference(
-        [image.ece for image in after.images], [image.ece for image in before.images], SEED
-    )
+def _temperature(value: float, num_classes: int) -> Temperature:
+    """Return the calibrator that divides logits by a temperature."""
+    calibrator = Temperature(num_classes)
+    calibrator.beta.fill_(1 / value)
+    return calibrator
+
+
+def _errors(assessment: Assessment) -> list[float]:
+    """Return each image's ECE."""
+    return [image.ece for image in assessment.images]
+
+
+def _shared_images(fit_images: FitImages | None, pairs: Sequence[Pair]) -> SharedImages | None:
+    if fit_images is None:
+        return None
+    return fit_images.shared(content_hash(pair.image) for pair in pairs)

@@ -6,6 +6,8 @@ from typing import Literal
 
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.intervals import Interval
+from app.evaluation.fit_images import SharedImages
+from app.evaluation.resampling import MIN_UNITS, ResamplingUnits
 
 Better = Literal["lower", "higher", "neither"]
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -140,7 +142,9 @@ def headline(before: Assessment, after: Assessment | None) -> str:
     )
 
 
-def findings(before: Assessment, after: Assessment | None, change: Interval | None) -> list[str]:
+def findings(
+    before: Assessment, after: Assessment | None, change: Interval | None, units: ResamplingUnits
+) -> list[str]:
     """Return the sentences below the headline; `change` is that of the image-wise ECE."""
     served = after or before
     sentences = []
@@ -152,7 +156,7 @@ def findings(before: Assessment, after: Assessment | None, change: Interval | No
         )
     sentences.append(_overall(served))
     if after is not None and change is not None:
-        sentences.append(_comparison(before, after, change))
+        sentences.append(_comparison(before, after, change, units))
     return [*sentences, *_abstention(served)]
 
 
@@ -168,7 +172,35 @@ def _overall(served: Assessment) -> str:
     return f"{means}{side}-confident by {100 * abs(group.surplus):.1f} percentage points."
 
 
-def _comparison(before: Assessment, after: Assessment, change: Interval) -> str:
+def shared_images(shared: SharedImages | None, images: int) -> str:
+    """Describe how many of the evaluated images the calibrator's fit has read as well."""
+    if shared is None:
+        return (
+            "The calibrator does not record the images of its fit, so that these images may be "
+            "among them; on images of its fit the metrics are optimistic."
+        )
+    if not shared.total:
+        return "None of the images is among those of the calibrator's fit, by content of the file."
+    return (
+        f"{shared.total} of {images} images are among those of the calibrator's fit "
+        f"({shared.fit} to fit, {shared.select} to select the method, {shared.held_out} to test "
+        f"it): the metrics are optimistic."
+    )
+
+
+def interval_text(interval: Interval) -> str:
+    """Format the bounds of an interval."""
+    return f"{signed(interval.low)} to {signed(interval.high)}"
+
+
+def too_few_units(units: ResamplingUnits) -> str:
+    """Return the reason for a missing interval."""
+    return f"fewer than {MIN_UNITS} {units.plural} give no confidence interval"
+
+
+def _comparison(
+    before: Assessment, after: Assessment, change: Interval, units: ResamplingUnits
+) -> str:
     ece_before, ece_after = (number(side.evaluation.result().ece_image) for side in (before, after))
     if number(change.low) == number(change.high) == number(0.0):
         return f"The calibrator leaves the image-wise calibration error at {ece_before}."
@@ -176,8 +208,8 @@ def _comparison(before: Assessment, after: Assessment, change: Interval) -> str:
         f"The calibrator changes the image-wise calibration error from {ece_before} to {ece_after}"
     )
     if math.isnan(change.low):
-        return f"{changes}; one image gives no confidence interval."
-    interval = f"95% interval of the change by image: {signed(change.low)} to {signed(change.high)}"
+        return f"{changes}; {too_few_units(units)}."
+    interval = f"95% interval of the change by {units.singular}: {interval_text(change)}"
     if change.high < 0:
         return f"{changes}, a significant improvement ({interval})."
     if change.low > 0:

@@ -6,6 +6,7 @@ Class and file names are untrusted: the template escapes everything except the s
 import base64
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -13,9 +14,10 @@ from markupsafe import Markup
 
 from app import __version__
 from app.calibration.metrics import subsets
-from app.calibration.metrics.assessment import Assessment
 from app.evaluation import formatting
-from app.evaluation.charts import STYLES, Stage, reliability_diagram, risk_coverage_diagram
+from app.evaluation.analyses import Analyses
+from app.evaluation.analysis_figures import analysis_figures, stages
+from app.evaluation.charts import STYLES, reliability_diagram, risk_coverage_diagram
 from app.evaluation.evaluate import Comparison
 from app.evaluation.thumbnails import Thumbnails, data_uri
 from app.storage.manifest import timestamp
@@ -33,12 +35,14 @@ SUBSETS = (
 )
 
 
-def render(comparison: Comparison, thumbnails: Mapping[int, Thumbnails]) -> str:
+def render(
+    comparison: Comparison,
+    thumbnails: Mapping[int, Thumbnails],
+    analyses: Analyses | None = None,
+) -> str:
     """Render the page, with `thumbnails` by index of the image, in the order of the mapping."""
     before, after = comparison.before, comparison.after
-    assessments: dict[Stage, Assessment] = {"before": before}
-    if after is not None:
-        assessments["after"] = after
+    assessments = stages(comparison)
     reliability = {stage: side.evaluation.reliability() for stage, side in assessments.items()}
     risk_coverage = {
         stage: side.evaluation.confidence_histogram.risk_coverage()
@@ -52,7 +56,10 @@ def render(comparison: Comparison, thumbnails: Mapping[int, Thumbnails]) -> str:
         served=comparison.served,
         columns=[(STYLES[stage].label, side) for stage, side in assessments.items()],
         headline=formatting.headline(before, after),
-        findings=formatting.findings(before, after, comparison.difference),
+        findings=formatting.findings(before, after, comparison.difference, comparison.units),
+        shared_images=formatting.shared_images(comparison.shared, len(comparison.pairs)),
+        too_few_units=formatting.too_few_units(comparison.units),
+        ece=comparison.ece_interval(comparison.served),
         reliability_diagram=data_uri(reliability_diagram(reliability), "svg+xml"),
         risk_coverage_diagram=data_uri(risk_coverage_diagram(risk_coverage), "svg+xml"),
         metric_rows=formatting.metric_rows(before, after),
@@ -60,6 +67,7 @@ def render(comparison: Comparison, thumbnails: Mapping[int, Thumbnails]) -> str:
         classes=list(
             zip(comparison.folder.card.output.classes, comparison.served.classes(), strict=True)
         ),
+        figures=[] if analyses is None else analysis_figures(analyses),
         thumbnails=thumbnails,
         reasons=comparison.worst(),
         reason_names=REASONS,
@@ -78,7 +86,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("number", "signed", "percent", "count", "points")
+    environment.filters["svg_uri"] = partial(data_uri, subtype="svg+xml")
+    names = ("number", "signed", "percent", "count", "points", "interval_text")
     environment.filters |= {name: getattr(formatting, name) for name in names}
     return environment
 

@@ -1,5 +1,6 @@
 """`segcal evaluate`: the printed metrics, the page, and error messages."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ def test_table_and_page(run: Run, folders, tmp_path, artifacts_dir, models_dir):
     assert accuracy in result.out
     assert accuracy in text
     assert "uncalibrated" in result.out
-    assert "95% interval of the change" in result.out
+    assert "fewer than 10 blocks of 8 images give no confidence interval" in result.out
+    assert "does not record the images of its fit" in result.out
     assert active in text
     assert str(page) in result.err
     assert [path.name for path in tmp_path.glob("*.html")] == ["report.html"]
@@ -71,6 +73,138 @@ def test_model_without_active_calibrator_is_reported(run: Run, folders, tmp_path
     assert result.code == 0, result.err
     assert "tiny has no active calibrator" in result.err
     assert "two, mirrored" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def save_images(folder: Path, count: int) -> tuple[Path, Path]:
+    """Write images with a colour of its own each, with every other one labelled wrongly."""
+    images, labels = folder / "images", folder / "labels"
+    for path in (images, labels):
+        path.mkdir(parents=True)
+    for n in range(count):
+        image = solid(BLUE) - np.array([0, 0, 8 * n], np.uint8)
+        Image.fromarray(image).save(images / f"{n:02}.png")
+        save_labels(np.full((8, 12), 2 * (n % 2)), labels / f"{n:02}.png")
+    return images, labels
+
+
+@pytest.mark.parametrize("option", ["--group-index", "--groups"])
+def test_intervals_by_group(run: Run, tmp_path, artifacts_dir, models_dir, option):
+    publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    images, labels = save_images(tmp_path, 20)
+    groups = tmp_path / "groups.npy"
+    np.save(groups, np.arange(20) // 2)
+    page = tmp_path / "report.html"
+    where = ("--images", images, "--labels", labels, "--out", page, option, groups)
+    result = run("evaluate", *where)
+
+    assert result.code == 0, result.err
+    assert "95% interval by group" in result.out
+    assert "95% interval of the change by group" in result.out
+    assert "by group" in page.read_text("utf-8")
+
+
+def test_groups_of_another_number_of_images_are_rejected(run: Run, folders, tmp_path):
+    groups = tmp_path / "groups.npy"
+    np.save(groups, np.arange(3))
+    where = ("--images", folders[0], "--labels", folders[1], "--out", tmp_path / "report.html")
+    result = run("evaluate", *where, "--group-index", groups)
+
+    assert result.code == 2
+    assert "expected group_index of integers [2]" in result.err
+
+
+def test_images_of_the_fit_are_reported(run: Run, tmp_path, make_server: MakeServer):
+    images, labels = save_images(tmp_path, 8)
+    where = ("--images", images, "--labels", labels)
+    fitted = run("calibrate", *where, "--method", "temperature", "--activate", "always")
+    assert fitted.code == 0, fitted.err
+    out = ("--out", tmp_path / "report.html")
+    local = run("evaluate", *where, *out)
+    remote = run("evaluate", *where, *out, "--url", make_server())
+    others = save_images(tmp_path / "others", 20)
+    for folder in others:
+        for path in sorted(folder.iterdir())[:8]:
+            path.unlink()
+    fresh = run("evaluate", "--images", others[0], "--labels", others[1], *out)
+
+    for result in (local, remote):
+        assert result.code == 0, result.err
+        assert "warning: 8 of 8 images are among those of the calibrator's fit" in result.out
+    assert fresh.code == 0, fresh.err
+    assert "None of the images is among those of the calibrator's fit" in fresh.out
+
+
+def test_analyses_are_written_to_the_page_and_as_json(
+    run: Run, folders, tmp_path, artifacts_dir, models_dir
+):
+    publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    write_onnx_model(models_dir, "other")
+    (tmp_path / "invalid").mkdir()
+    for name in ("blue", "thirds"):
+        save_labels(np.ones((8, 12)), tmp_path / "invalid" / f"{name}.png")
+    page = tmp_path / "report.html"
+    where = ("--model", "tiny", "--images", folders[0], "--labels", folders[1], "--out", page)
+    options = ("--compare", "other", "--invalid", tmp_path / "invalid", "--thetas", "0.5,0.9")
+    result = run("evaluate", *where, "--analyses", *options)
+
+    assert result.code == 0, result.err
+    assert f"wrote {page}" in result.err
+    assert f"wrote {tmp_path / 'report.json'}" in result.err
+    assert "<h2>Analyses</h2>" in page.read_text("utf-8")
+    analyses = json.loads((tmp_path / "report.json").read_text("utf-8"))["analyses"]
+    assert [entry["name"] for entry in analyses["capacity"]] == ["tiny", "other"]
+    assert analyses["capacity"][1]["calibrator"] is None
+    assert analyses["uiou"]["thetas"] == [0.5, 0.9]
+    assert "given masks" in analyses["uiou"]["invalid"]
+    # At .9 all is rejected and invalid, and so credited, by the calibrator of temperature 2.
+    assert analyses["uiou"]["after"]["uiou"][1] == 1
+    assert [entry["temperature"] for entry in analyses["temperature"]] == [0.67, 1, 1.5]
+
+
+def test_analyses_of_a_running_service_leave_out_the_temperatures(
+    run: Run, folders, tmp_path, artifacts_dir, models_dir, make_server: MakeServer
+):
+    publish_temperature(artifacts_dir, models_dir / "tiny", 2)
+    where = ("--images", folders[0], "--labels", folders[1], "--analyses")
+    local = run("evaluate", *where, "--out", tmp_path / "local.html")
+    remote = run("evaluate", *where, "--out", tmp_path / "remote.html", "--url", make_server())
+
+    assert remote.code == local.code == 0, remote.err
+    documents = [json.loads((tmp_path / f"{n}.json").read_text()) for n in ("local", "remote")]
+    one, other = (document["analyses"] for document in documents)
+    assert "temperatures need the logits" in other["temperature"]["left_out"]
+    assert "temperatures need the logits" in (tmp_path / "remote.html").read_text("utf-8")
+    for scale in (0, 1):
+        assert other["scale"][scale]["after"]["miou"] == one["scale"][scale]["after"]["miou"]
+    errors = [analyses["crop_size"][0]["after"]["mean"] for analyses in (one, other)]
+    assert errors[1] == pytest.approx(errors[0], abs=1e-3)  # the service rounds confidence
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compare", "tiny"], "expected --analyses with --compare"),
+        (["--thetas", "0.5"], "expected --analyses with --thetas"),
+        (["--analyses", "--thetas", "0.5;0.9"], "--thetas: expected numbers in 0..1"),
+        (["--analyses", "--thetas", "0.5,1.5"], "--thetas: expected numbers in 0..1"),
+        (["--analyses", "--thetas", "nan"], "--thetas: expected numbers in 0..1"),
+        (["--analyses", "--tta", "flip"], "--tta: expected none with --analyses"),
+        (["--analyses", "--out", "report.json"], "--out: expected a page"),
+        (["--analyses", "--compare", "huge"], "--model: expected one of ['tiny']"),
+        (["--analyses", "--invalid", "none"], "expected a mask for each of 2 images"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_invalid_arguments_of_analyses_are_rejected(
+    run: Run, folders, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    result = run("evaluate", "--images", folders[0], "--labels", folders[1], *options)
+
+    assert result.code == 2
+    assert message in result.err
+    assert not list(tmp_path.glob("report.*"))
 
 
 def save_labels(values: object, path: Path) -> None:

@@ -118,7 +118,7 @@ def test_calibrator_changes_confidence_but_no_label(predictor, model, pairs, tmp
     assert done.after.overall.accuracy == 0.75
     # |conf - .5| shrinks by as much as |1 - conf| grows.
     assert done.difference.mean == pytest.approx(0, abs=1e-6)
-    assert done.difference.high == pytest.approx(SATURATED - SATURATED_AT_2)
+    assert math.isnan(done.difference.low)  # of three images in one block
     assert done.labels_changed == 0
 
 
@@ -153,6 +153,24 @@ def test_pixels_of_another_ignore_index_are_not_counted(predictor, pairs):
         run_over(predictor, None, pairs, options, ignore_progress)
     done = run_over(predictor, None, [pairs[0]], options, ignore_progress)
     assert done.before.overall[:3] == pytest.approx((48, SATURATED, 1))
+
+
+def test_intervals_are_by_group_or_by_block_of_eight_images(predictor, tmp_path):
+    """Twenty images, every other one wrong: each group of two holds one of both."""
+    images = {f"{n:02}": (solid(RED), np.full((8, 12), n % 2)) for n in range(20)}
+    pairs = write_set(tmp_path, **images)
+
+    def interval(groups):
+        options = Options(ignore_index=255, max_pixels=10_000, groups=groups)
+        done = run_over(predictor, None, pairs, options, ignore_progress)
+        return done.ece_interval(done.before)
+
+    mean = (SATURATED + 1 - SATURATED) / 2
+    assert interval([n // 2 for n in range(20)]) == pytest.approx((mean, mean, mean))
+    by_image = interval(range(20))
+    assert by_image.low < mean - 0.1 < mean + 0.1 < by_image.high
+    by_block = interval(None)  # 3 blocks
+    assert by_block == pytest.approx((mean, math.nan, math.nan), nan_ok=True)
 
 
 def test_worst_images_are_listed_first_and_perfect_ones_not_at_all(predictor, tmp_path):
@@ -219,7 +237,7 @@ def test_evaluated_predictions_equal_those_of_the_service(predictor, model, tmp_
     answer = segmenter.segment(pair.image.read_bytes(), SegmentOptions(tta=tta), StageTimer())
 
     stored = find_calibrator(store, predictor.folder, version)
-    plain, calibrated = LocalModel(predictor, stored, 10_000, tta).predict(pair)
+    plain, calibrated, _ = LocalModel(predictor, stored, 10_000, tta).predict(pair)
 
     assert calibrated is not None
     assert (calibrated.prediction.mask == answer.prediction.mask).all()

@@ -6,6 +6,8 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
+from copy import copy
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,12 +16,15 @@ from PIL import Image
 
 from app.calibration.methods.identity import Identity
 from app.calibration.metrics.evaluation import Evaluation
+from app.calibration.metrics.intervals import Interval
 from app.cli.evaluate import image_thumbnails
 from app.datasets.images import find_pairs
 from app.evaluation.charts import Stage, reliability_diagram, risk_coverage_diagram
 from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate_model
-from app.evaluation.formatting import headline, metric_rows, number, percent, points
+from app.evaluation.fit_images import SharedImages
+from app.evaluation.formatting import headline, metric_rows, number, percent, points, signed
 from app.evaluation.html_report import TEMPLATES, render
+from app.evaluation.resampling import ResamplingUnits
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import open_predictor
 from app.serving.segmenter import find_calibrator
@@ -184,8 +189,41 @@ def test_metrics_on_the_page_are_those_of_the_evaluation(evaluated):
     assert page.row("Accuracy")[1] == "0.2020" == number((64 + 96) / 792)
     assert page.row("Correct pixels")[1] == percent((64 + 96) / 792)
     assert page.texts["h1"] == [headline(done.before, done.after)]
-    for end in (done.difference.low, done.difference.high):
-        assert number(end) in text
+    assert "Image-wise ECE with the calibrator is" in text
+    assert "fewer than 10 blocks of 8 images give no confidence interval" in text
+
+
+def test_intervals_on_the_page_are_those_of_the_evaluation(evaluated):
+    done, _ = evaluated["with"]
+    rng = np.random.default_rng(0)
+    images = [done.after.images[0]._replace(ece=float(ece)) for ece in rng.uniform(size=10)]
+    after = copy(done.after)
+    after.images = images
+    groups = ResamplingUnits.of(range(10), 10)
+    ten = replace(done, after=after, units=groups, difference=Interval(-0.2, -0.31, -0.125))
+    text = render(ten, {})
+    ece = groups.interval([image.ece for image in images])
+    assert f"by group from {number(ece.low)} to {number(ece.high)}" in text
+    assert f"by group from {signed(-0.31)} to {signed(-0.125)}" in text
+
+
+@pytest.mark.parametrize(
+    ("shared", "words", "warns"),
+    [
+        (None, "does not record the images of its fit", False),
+        (SharedImages(0, 0, 0, 0), "None of the images is among those", False),
+        (SharedImages(2, 1, 0, 1), "2 of 4 images are among those", True),
+    ],
+)
+def test_page_says_whether_its_images_are_those_of_the_fit(evaluated, shared, words, warns):
+    done, _ = evaluated["with"]
+    page = Page(render(replace(done, shared=shared), {}))
+    assert words in page.texts["header"][0]
+    assert any(tag == "p" and attrs.get("class") == "worse" for tag, attrs in page.tags) == warns
+
+
+def test_page_without_calibrator_says_nothing_of_its_fit(evaluated):
+    assert "its fit" not in evaluated["without"][1]
 
 
 def test_charts_show_the_curves_of_the_evaluation(evaluated):
@@ -250,7 +288,7 @@ def test_images_can_be_left_out(evaluated):
     assert "Images to inspect" not in text
 
 
-def test_only_one_image_gives_no_interval(evaluated):
+def test_one_image_gives_no_interval(evaluated):
     done, _ = evaluated["with"]
     one = find_pairs(done.pairs[0].image.parent, done.pairs[0].labels.parent)[:1]
     predictor = open_predictor(done.folder, "cpu", 1)
@@ -259,7 +297,7 @@ def test_only_one_image_gives_no_interval(evaluated):
     assert alone.difference is not None
     assert math.isnan(alone.difference.low)
     text = render(alone, {})
-    assert "one image gives no confidence interval" in text
+    assert "blocks of 8 images give no confidence interval" in text
     assert "nan" not in " ".join(" ".join(row) for row in Page(text).rows).lower()
 
 

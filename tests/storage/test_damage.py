@@ -213,11 +213,11 @@ def test_version_replaced_and_deleted_while_it_is_read_is_no_damage(store, tmp_p
     store.activate("tiny", first, "better", by="a test")
     load = store.load
 
-    def load_late(model: str, version: str, sha256: str) -> StoredCalibrator:
+    def load_late(model: str, version: str, *hashes: str) -> StoredCalibrator:
         if version == first:
             ArtifactStore(tmp_path).activate("tiny", second, "meanwhile", by="a test")
             ArtifactStore(tmp_path).delete("tiny", first)
-        stored: StoredCalibrator = load(model, version, sha256)
+        stored: StoredCalibrator = load(model, version, *hashes)
         return stored
 
     monkeypatch.setattr(store, "load", load_late)

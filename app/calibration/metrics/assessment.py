@@ -11,7 +11,7 @@ from torch import Tensor
 from app.calibration.dataset import IGNORE
 from app.calibration.metrics import subsets
 from app.calibration.metrics.evaluation import IMAGE_BINS, Evaluation
-from app.calibration.metrics.reliability import ReliabilityBins
+from app.calibration.metrics.reliability import ReliabilityBin, ReliabilityBins
 from app.calibration.metrics.segmentation import class_dice, class_iou, class_recall
 from app.calibration.metrics.subsets import SubsetMetrics
 from app.calibration.predictions import Prediction
@@ -112,7 +112,14 @@ class Assessment:
 
     def kind(self, name: str) -> SubsetMetrics:
         """Compute the metrics of correct, mispredicted, boundary or interior pixels."""
-        return subsets.subset_metrics(self._kinds.get(name, ReliabilityBins(subsets.BINS)))
+        return subsets.subset_metrics(self._bins(name))
+
+    def kind_reliability(self, name: str) -> list[ReliabilityBin]:
+        """List the pooled bins of correct, mispredicted, boundary or interior pixels."""
+        return self._bins(name).curve()
+
+    def _bins(self, name: str) -> ReliabilityBins:
+        return self._kinds.get(name, ReliabilityBins(subsets.BINS))
 
     def classes(self) -> list[ClassAssessment]:
         """Compute the metrics of each class, by id."""

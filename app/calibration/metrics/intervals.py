@@ -1,6 +1,7 @@
 """Bootstrap intervals over images (Efron 1979) and the sign-flip test of paired differences.
 
-Both take one value for each image or group, as the pixels of an image are not independent.
+Both take one value for each image or group, as the pixels of an image are not independent. The
+bootstrap can also resample the groups of the images that it takes the values of.
 """
 
 from collections.abc import Sequence
@@ -24,17 +25,29 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
+def bootstrap_mean(
+    values: Sequence[float], seed: int, groups: Sequence[int] | None = None
+) -> Interval:
     """Compute the mean over images and its percentile interval; NaN images are skipped.
 
-    The interval is NaN with fewer than two images, and so is the mean without any.
+    With `groups` [N], the group of each image, whole groups are resampled; images weigh equally in
+    each resample. The interval is NaN with fewer than two images or groups, and so is the mean
+    without any image. Raises ArgumentError for another number of groups than of images.
     """
-    kept = np.asarray(values, np.float64)
-    kept = kept[~np.isnan(kept)]
-    if len(kept) < 2:
-        return Interval(float(kept[0]) if len(kept) else np.nan, np.nan, np.nan)
+    group = np.arange(len(values)) if groups is None else np.asarray(groups)
+    if len(group) != len(values):
+        raise ArgumentError(f"expected a group for each of {len(values)} images, got {len(group)}")
+    known = ~np.isnan(np.asarray(values, np.float64))
+    kept = np.asarray(values, np.float64)[known]
+    if not len(kept):
+        return Interval(np.nan, np.nan, np.nan)
+    _, members = np.unique(group[known], return_inverse=True)
+    sums, counts = np.bincount(members, kept), np.bincount(members)
+    if len(counts) < 2:
+        return Interval(float(kept.mean()), np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    means = [rng.choice(kept, len(kept)).mean() for _ in range(RESAMPLES)]
+    drawn = (rng.integers(len(counts), size=len(counts)) for _ in range(RESAMPLES))
+    means = [sums[units].sum() / counts[units].sum() for units in drawn]
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(kept.mean()), float(low), float(high))
 

@@ -1,8 +1,8 @@
-"""Reliability by subset of pixels: correctness, boundary, class, crop size and scale.
+"""Reliability by subset of pixels: correctness, boundary, class and crop size.
 
 The functions take one image and return bins that merge over a set, so that memory does not grow
 with the set. Source: Wang et al. 2023 ("On Calibrating Semantic Segmentation Models") for
-correctness, crop size and scale.
+correctness and crop size.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -41,14 +41,6 @@ class SubsetMetrics(NamedTuple):
     def surplus(self) -> float:
         """Compute mean confidence minus accuracy; above 0 is overconfident."""
         return self.confidence - self.accuracy
-
-
-class ScaleComparison(NamedTuple):
-    """Single-scale and multi-scale metrics; `labels_changed` is a fraction of labelled pixels."""
-
-    single: SubsetMetrics
-    multi: SubsetMetrics
-    labels_changed: float
 
 
 def subset_metrics(bins: ReliabilityBins) -> SubsetMetrics:
@@ -117,18 +109,6 @@ def by_crop_size(
         values = [_crop_ece(prediction, labels, crop) for crop in placed]
         errors[size] = [value for value in values if not np.isnan(value)]
     return errors
-
-
-def by_scale(single: Prediction, multi: Prediction, labels: Tensor) -> ScaleComparison:
-    """Compare an image's single-scale prediction with its multi-scale prediction."""
-    labelled = labels != IGNORE
-    pixels = int(labelled.sum())
-    changed = int(((single.classes != multi.classes) & labelled).sum())
-    return ScaleComparison(
-        subset_metrics(subset_bins(single, labels, labelled)),
-        subset_metrics(subset_bins(multi, labels, labelled)),
-        changed / pixels if pixels else np.nan,
-    )
 
 
 def merge(into: dict[Name, ReliabilityBins], subsets: Mapping[Name, ReliabilityBins]) -> None:

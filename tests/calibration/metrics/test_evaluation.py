@@ -158,6 +158,32 @@ def test_bootstrap_of_fewer_than_two_images_has_no_interval(values, mean):
     assert result == pytest.approx((mean, math.nan, math.nan), nan_ok=True)
 
 
+def test_bootstrap_resamples_whole_groups():
+    # Two groups of equal images: each resample is one group twice, or both.
+    values, groups = [0.0, 0.0, 0.0, 4.0], [7, 7, 7, 2]
+    mean, low, high = bootstrap_mean(values, 0, groups)
+    assert mean == 1  # images weigh equally
+    assert (low, high) == (0, 4)
+
+
+def test_bootstrap_of_repeated_images_is_as_wide_as_that_of_the_images():
+    values = np.random.default_rng(0).normal(size=40)
+    once = bootstrap_mean(values.tolist(), 3)
+    eightfold = bootstrap_mean(values.repeat(8).tolist(), 3, np.arange(40).repeat(8).tolist())
+    assert eightfold == pytest.approx(once)
+
+
+def test_bootstrap_of_one_group_has_no_interval():
+    assert bootstrap_mean([1.0, 3.0], 0, [5, 5]) == pytest.approx(
+        (2, math.nan, math.nan), nan_ok=True
+    )
+
+
+def test_bootstrap_rejects_another_number_of_groups():
+    with pytest.raises(ArgumentError, match="a group for each of 2 images, got 1"):
+        bootstrap_mean([1.0, 3.0], 0, [5])
+
+
 def test_bootstrap_is_repeatable():
     values = np.random.default_rng(0).uniform(size=30).tolist()
     assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)

@@ -19,7 +19,6 @@ from app.calibration.metrics.subsets import (
     by_class,
     by_correctness,
     by_crop_size,
-    by_scale,
     merge,
     subset_bins,
     subset_metrics,
@@ -112,24 +111,6 @@ def test_crops_without_labels_are_omitted():
 def test_crops_of_no_size_or_number_are_rejected(sizes, crops):
     with pytest.raises(ArgumentError, match="crops and sizes of at least 1"):
         by_crop_size(TOY, LABELS, sizes, crops, np.random.default_rng(0))
-
-
-def test_single_scale_against_multi_scale():
-    multi = prediction_of(torch.tensor([0.9, 0.6, 0.7, 0.8, 0.5, 0.7]),
-                       torch.tensor([0, 1, 1, 2, 0, 2]))  # fmt: skip
-    labels = LABELS.clone()
-    labels[5] = IGNORE
-    compared = by_scale(TOY, multi, labels)
-    close(compared.single, 5, 3.65 / 5, 3 / 5, (0.05 + 0.85 + 0.35 + 0.25 + 0.45) / 5)
-    close(compared.multi, 5, 3.5 / 5, 4 / 5, (0.1 + 0.4 + 0.3 + 0.2 + 0.5) / 5)
-    assert compared.labels_changed == pytest.approx(1 / 5)
-
-
-def test_single_scale_against_multi_scale_without_labels_is_nan():
-    compared = by_scale(TOY, TOY, torch.full_like(LABELS, IGNORE))
-    assert compared.single.pixels == 0
-    assert math.isnan(compared.single.ece)
-    assert math.isnan(compared.labels_changed)
 
 
 def test_subsets_merge_to_those_of_one_pass():
