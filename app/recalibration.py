@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from app.calibration.base import TEMPERATURE_RANGE, FitContext, ignore_progress
-from app.calibration.dataset import Augmentation, ValidationSet, WithImageHashes
+from app.calibration.dataset import ValidationSet, WithImageHashes
 from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover, require_options
 from app.calibration.report import build_report
@@ -45,7 +45,7 @@ class FitOptions(BaseModel):
     method: str = AUTO_METHOD
     activate: Activate = "if_better"
     allow_label_changes: bool = False
-    augmentation: Augmentation = "none"
+    augmentation: Literal["none"] = "none"  # kept for clients; corrupted copies did harm
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     certify: bool = True
     note: Annotated[str, Field(max_length=1000)] = ""
@@ -146,16 +146,11 @@ def candidates(options: FitOptions) -> Sequence[str]:
     return (method,)
 
 
-def require_inputs(method: str, *, augmentation: Augmentation, maps: bool) -> None:
-    """Raise ArgumentError where a fit on logits without images can't use the options.
+def require_inputs(method: str, *, maps: bool) -> None:
+    """Raise ArgumentError for a method that can't be fitted on logits without images.
 
     `maps` is true for logits [N,K,h,w] and false for a table of pixels.
     """
-    if augmentation != "none":
-        raise ArgumentError(
-            f"expected images with augmentation={augmentation}, got logits, of which no corrupted "
-            f"copies can be made"
-        )
     if method == AUTO_METHOD:
         return
     calibrator = discover()[method]

@@ -64,10 +64,9 @@ async def calibrate(
 
     Either `logits` (+ `labels` and `image_index`, unless inside) as .npz, .npy or .safetensors, or
     `images` and `labels` as zip archives. `group_index` holds the group of each image; groups are
-    never split between fit and test. With `augmentation=corruptions` the fit also uses copies of
-    the images with fog, darkness, rain, noise, blur and low contrast. `ignore_index` is the label
-    of void pixels, by default that of the model's card, or 255 where the labels have 255 and not
-    the card's. `routing` and the two temperatures are options of `selective` and `metacal`.
+    never split between fit and test. `ignore_index` is the label of void pixels, by default that
+    of the model's card, or 255 where the labels have 255 and not the card's. `routing` and the two
+    temperatures are options of `selective` and `metacal`.
     """
     if misplaced := sorted(request.query_params):
         raise ArgumentError(f"expected options as form fields, got {misplaced} in the query")
@@ -157,7 +156,7 @@ def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder
     contents = check(upload, classes, void, limits, reduce_zero=output.reduce_zero_label)
     images = has_images(upload)
     if not images:
-        require_inputs(form.method, augmentation=form.augmentation, maps=contents.maps)
+        require_inputs(form.method, maps=contents.maps)
     active = comparable_version(state.artifacts, folder)
     if active is not None:
         require_comparable(active, images=images, maps=contents.maps)

@@ -13,7 +13,6 @@ from app.calibration.base import (
 )
 from app.calibration.dataset import (
     IGNORE,
-    Augmentation,
     LabelledImage,
     ValidationSet,
     WithImageHashes,
@@ -48,7 +47,6 @@ __all__ = [
     "MAX_LOG_ODDS",
     "TEMPERATURE_RANGE",
     "Assessment",
-    "Augmentation",
     "Calibrator",
     "CertifiedThreshold",
     "Confidence",

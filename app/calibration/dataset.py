@@ -7,14 +7,12 @@ upload, from a folder of arrays, or by running the backbone.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from app.errors import ArgumentError
-
-Augmentation = Literal["none", "corruptions"]
 
 LOGIT_LIMIT = 3e4  # logits are clamped to +-3e4: their differences are finite, in float16 too
 IGNORE = -1  # label of unlabelled pixels; each source's own value is converted on loading
@@ -44,19 +42,6 @@ class ValidationSet(Protocol):
 
     def __getitem__(self, index: int) -> LabelledImage:
         """Read one image."""
-
-
-@runtime_checkable
-class WithAugmentedImages(Protocol):
-    """A set with corrupted copies of its images, labels unchanged."""
-
-    def augmented(self, index: int) -> Sequence[LabelledImage]:
-        """Read one image's corrupted copies; either all images have some or none has."""
-
-
-def augmented_images(data: ValidationSet, index: int) -> Sequence[LabelledImage]:
-    """Read an image's corrupted copies; empty where the set has none."""
-    return data.augmented(index) if isinstance(data, WithAugmentedImages) else ()
 
 
 @runtime_checkable
@@ -117,10 +102,6 @@ class Subset(View):
         """Return the group of each image, as in the whole set."""
         known = groups_of(self.whole)
         return [known[index] for index in self.indices]
-
-    def augmented(self, index: int) -> Sequence[LabelledImage]:
-        """Read one image's corrupted copies, where the whole set has any."""
-        return augmented_images(self.whole, self.indices[index])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.calibration.dataset import Augmentation, ValidationSet
+from app.calibration.dataset import ValidationSet
 from app.cli.options import ModelOption, TokenOption, UrlOption
 from app.client import Client, OnProgress
 from app.datasets.images import ENDINGS, CachedLogits, find_pairs, read_labels
@@ -48,7 +48,6 @@ class CalibrateOptions:
     method: str
     activate: Activate
     allow_label_changes: bool
-    augmentation: Augmentation
     ignore_index: int | None
     seed: int
     note: str
@@ -95,15 +94,7 @@ def validation_set(
             void = find_void_label(label_maps, of_card, folder.num_classes)
         predictor = open_predictor(folder, settings.device, settings.threads)
         groups = image_groups(options.paths.get(GROUP_INDEX), len(pairs))
-        yield CachedLogits(
-            predictor,
-            pairs,
-            void,
-            settings.max_pixels,
-            progress,
-            groups,
-            augmentation=options.augmentation,
-        )
+        yield CachedLogits(predictor, pairs, void, settings.max_pixels, progress, groups)
         return
     limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
     with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
@@ -119,7 +110,7 @@ def validation_set(
             limits,
             reduce_zero=folder.card.output.reduce_zero_label,
         )
-        require_inputs(options.method, augmentation=options.augmentation, maps=contents.maps)
+        require_inputs(options.method, maps=contents.maps)
         yield open_upload(
             scratch,
             folder.num_classes,
@@ -182,9 +173,6 @@ def calibrate_command(
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
     activate: Annotated[Activate, typer.Option()] = "if_better",
     allow_label_changes: bool = False,
-    augmentation: Annotated[
-        Augmentation, typer.Option(help="Train on corrupted copies of the images as well.")
-    ] = "none",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's, else 255.")
     ] = None,
@@ -213,7 +201,7 @@ def calibrate_command(
     paths = {field: path for field, path in given.items() if path is not None}
     check_sources(paths)
     options = CalibrateOptions(
-        paths, method, activate, allow_label_changes, augmentation, ignore_index, seed, note,
+        paths, method, activate, allow_label_changes, ignore_index, seed, note,
         routing, mispredicted_temperature, rejected_temperature, certify,
     )  # fmt: skip
     with Progress(console=console) as progress:

@@ -16,10 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from app.calibration.base import Calibrator
-from app.calibration.dataset import IGNORE, Augmentation, LabelledImage
+from app.calibration.dataset import IGNORE, LabelledImage
 from app.calibration.predictions import Prediction
 from app.errors import ArgumentError, InputError
-from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
 from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
 from app.inference.preprocess import Geometry, Size
@@ -84,10 +83,9 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
 class CachedLogits:
     """Validation set whose logits are computed on construction and cached in temporary files.
 
-    The files also hold labels at the images' size and the images resized to the logits' grid. With
-    `augmentation="corruptions"`, `augmented` returns corrupted copies, for calibrators that train
-    on them. Progress is reported in 0..1, as the stage "logits". Raises InputError for files that
-    can't be read and ArgumentError for labels that do not match their image.
+    The files also hold labels at the images' size and the images resized to the logits' grid.
+    Progress is reported in 0..1, as the stage "logits". Raises InputError for files that can't be
+    read and ArgumentError for labels that do not match their image.
     """
 
     at_image_size = True
@@ -100,11 +98,7 @@ class CachedLogits:
         max_pixels: int,
         progress: Callable[[str, float], None],
         groups: Sequence[int] | None = None,
-        *,
-        augmentation: Augmentation = "none",
     ) -> None:
-        self._predictor, self._pairs, self._max_pixels = predictor, pairs, max_pixels
-        self._augmentation = augmentation
         self.groups = range(len(pairs)) if groups is None else groups
         self.num_classes = predictor.folder.num_classes
         self.image_hashes = [content_hash(pair.image) for pair in pairs]
@@ -137,25 +131,6 @@ class CachedLogits:
     def __getitem__(self, index: int) -> LabelledImage:
         labels = torch.from_numpy(self._labels[index]).long()
         return LabelledImage(self._load("logits", index), labels, self._load("image", index))
-
-    def augmented(self, index: int) -> Sequence[LabelledImage]:
-        """Compute the logits of one image's corrupted copies, one of each kind of corruption.
-
-        Strengths alternate between images, so that all of them occur for each kind.
-        """
-        if self._augmentation == "none":
-            return ()
-        image = read_image(self._pairs[index].image, self._max_pixels)
-        labels = self[index].labels
-        copies = []
-        for number, kind in enumerate(KINDS):
-            strength = STRENGTHS[(2 * index + number) % len(STRENGTHS)]
-            prepared = self._predictor.prepare_windows(corrupt(image, kind, strength, index))
-            logits = self._predictor.grid(prepared)[0]
-            height, width = logits.shape[1], logits.shape[2]
-            thumbnail = prepared.thumbnail((height, width), range(height))
-            copies.append(LabelledImage(logits, labels, thumbnail))
-        return copies
 
     def predict(self, index: int, calibrator: Calibrator) -> tuple[Prediction, Tensor]:
         """Predict one image at its own size; see `PredictsAtImageSize`."""

@@ -20,7 +20,7 @@ from zipfile import ZipFile, ZipInfo
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from app.calibration.dataset import Augmentation, ValidationSet
+from app.calibration.dataset import ValidationSet
 from app.datasets.archives import ByteBudget, extract, files_in, open_archive
 from app.datasets.arrays import ArrayFile, kind_of, open_npy, open_safetensors
 from app.datasets.images import (
@@ -116,13 +116,11 @@ def open_upload(
     max_pixels: int,
     predictor: Callable[[], Predictor],
     progress: Callable[[str, float], None],
-    *,
-    augmentation: Augmentation = "none",
 ) -> ValidationSet:
     """Open an unpacked folder as a validation set.
 
-    Only for images, `predictor` is called and their logits are computed, with `progress` in 0..1,
-    and `augmentation` applies (see `images.CachedLogits`). Raises InputError.
+    Only for images, `predictor` is called and their logits are computed, with `progress` in 0..1.
+    Raises InputError.
     """
     if not has_images(folder):
         return open_logits(_arrays(folder), num_classes, ignore_index)
@@ -130,15 +128,7 @@ def open_upload(
     groups = image_groups(folder / f"{GROUP_INDEX}.npy", len(pairs))
     return _with_names(
         folder,
-        lambda: CachedLogits(
-            predictor(),
-            pairs,
-            ignore_index,
-            max_pixels,
-            progress,
-            groups,
-            augmentation=augmentation,
-        ),
+        lambda: CachedLogits(predictor(), pairs, ignore_index, max_pixels, progress, groups),
     )
 
 

@@ -1,6 +1,5 @@
-"""Encoded images to arrays and back, colour map and corruptions."""
+"""Encoded images to arrays and back, and the colour map."""
 
-from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
 from app.imaging.decode import FORMATS, check_size, decode_image
 from app.imaging.encode import (
     OVERLAY_FRACTION,
@@ -13,15 +12,12 @@ from app.imaging.encode import (
 
 __all__ = [
     "FORMATS",
-    "KINDS",
     "OVERLAY_FRACTION",
-    "STRENGTHS",
     "Confidence",
     "Mask",
     "Palette",
     "check_size",
     "confidence_png",
-    "corrupt",
     "decode_image",
     "heatmap_png",
 ]

@@ -106,7 +106,6 @@ def run(folder: Path, settings: Settings, progress: Progress) -> None:
         settings.max_pixels,
         lambda: open_predictor(model, settings.device, settings.fit_threads),
         progress.logits,
-        augmentation=request.augmentation,
     )
     published = calibrate(
         model,

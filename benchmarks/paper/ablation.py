@@ -38,7 +38,7 @@ NARROW, WIDER = 2, 15  # cells to each side of other windows
 
 @dataclass(frozen=True)
 class Change:
-    """What a variant has otherwise than `contextual`."""
+    """List how a variant differs from `contextual`."""
 
     dropped: tuple[int, ...] = ()
     classes: bool = True

@@ -1,4 +1,4 @@
-"""Corruptions of images of the study; none of them is among the service's own kinds."""
+"""Corruptions of the study's test images; no method is fitted on images with them."""
 
 import io
 
@@ -36,9 +36,9 @@ def jpeg(image: Bytes) -> Bytes:
 
 def pixelation(image: Bytes) -> Bytes:
     """Average over squares of four pixels' side."""
-    picture = Image.fromarray(image)
-    small = picture.reduce(PIXEL_SIDE)
-    return np.asarray(small.resize(picture.size, Image.Resampling.NEAREST))
+    decoded = Image.fromarray(image)
+    small = decoded.reduce(PIXEL_SIDE)
+    return np.asarray(small.resize(decoded.size, Image.Resampling.NEAREST))
 
 
 def motion_blur(image: Bytes) -> Bytes:

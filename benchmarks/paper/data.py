@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 
 from app.calibration.dataset import IGNORE, LabelledImage
-from app.imaging.corruptions import KINDS, corrupt
 from benchmarks.paper.corruptions import KINDS as UNSEEN_KINDS
 from benchmarks.paper.corruptions import corrupted
+from benchmarks.paper.seen_corruptions import KINDS, corrupt
 from training.data import CAMVID, FIELD, NUCLEI, VOID, Frame, LabelledSet
 from training.train import padded_image
 
@@ -85,7 +85,7 @@ def in_domain(whole: Part) -> Iterator[Part]:
 
 
 def with_copies(fit: Part) -> Iterator[Part]:
-    """Yield the images of the fit, and one copy of each by the service's own corruptions."""
+    """Yield the images of the fit, and one corrupted copy of each; see `seen_corruptions`."""
     yield fit
     copies = [
         Frame(corrupt(frame.image, kind, 1 + index % 5, index), frame.label)

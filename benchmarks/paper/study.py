@@ -5,12 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from pydantic import BaseModel
+from torch import Tensor
 
 from app.calibration.base import Calibrator, FitContext
 from app.calibration.comparison import TestResult, evaluate_calibrators, select_best
 from app.calibration.dataset import Subset
 from app.calibration.methods.contextual import Contextual
+from app.calibration.methods.contextual.features import stride_of, subsampled
+from app.calibration.methods.contextual.in_distribution import image_statistics
 from app.calibration.methods.identity import Identity
 from app.calibration.methods.selective import Selective
 from app.calibration.registry import build
@@ -175,4 +179,12 @@ def mean_score(calibrator: Calibrator, part: StoredPart) -> float:
     """Return the mean in-distribution score of a part's images, 1 where there is none."""
     if not isinstance(calibrator, Contextual):
         return 1.0
-    return statistics.mean(calibrator.image_score(image.logits) for image in part.images)
+    return statistics.mean(score_of(calibrator, image.logits) for image in part.images)
+
+
+@torch.inference_mode()
+def score_of(calibrator: Contextual, logits: Tensor) -> float:
+    """Return the in-distribution score of one image's logits [K,h,w]."""
+    cells = subsampled(logits[None], stride_of(logits[None]))
+    features = calibrator.features((cells * calibrator.beta).log_softmax(dim=1))
+    return float(calibrator.score(image_statistics(features, calibrator.num_classes)))

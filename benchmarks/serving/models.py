@@ -235,9 +235,7 @@ def fit(workspace: Workspace, images: NDArray[np.float32]) -> None:
     store = ArtifactStore(ROOT / "calibration_artifacts")
     active = store.active_id(BUNDLED)
     method = next(m.method for m in store.versions(BUNDLED) if m.id == active)
-    options = CalibrateOptions(
-        {"logits": data}, method, "always", True, "none", 255, 0, "benchmark"
-    )
+    options = CalibrateOptions({"logits": data}, method, "always", True, 255, 0, "benchmark")
     settings = load_settings(models_dir=workspace.models, artifacts_dir=workspace.artifacts)
     fit_locally(options, folder, settings, lambda _stage, _fraction: None)
 

@@ -163,7 +163,7 @@ def no_new_jobs(service: TestClient, folder: Path) -> Iterator[None]:
         (UPLOAD, {"method": "vector"}, 422, "allow_label_changes with the method vector"),
         (UPLOAD, {"activate": "perhaps"}, 422, "activate: .*'perhaps'"),
         (UPLOAD, {"allow_label_changes": "x"}, 422, "allow_label_changes: "),
-        (UPLOAD, {"augmentation": "corruptions"}, 422, "expected images with augmentation"),
+        (UPLOAD, {"augmentation": "corruptions"}, 422, "augmentation: .*'none'.*'corruptions'"),
         (UPLOAD, {"method": "lts_image"}, 422, "expected images with the method lts_image"),
         (TABLE, {"method": "lts"}, 422, r"maps \[N,K,h,w\] with the method lts, .* a table"),
         (TABLE, {"method": "selective+lts"}, 422, "with the method selective"),

@@ -488,17 +488,6 @@ def test_calibrate_changes_labels_only_if_allowed(run: Run, logits, artifacts_di
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
 
 
-def test_calibrate_with_augmentation_needs_images(run: Run, labelled, logits, artifacts_dir):
-    images, labels = labelled
-    source = ["--images", images, "--labels", labels, "--method", "contextual"]
-    source += ["--augmentation", "corruptions"]
-
-    result = run("calibrate", "--logits", logits, "--augmentation", "corruptions")
-    assert "expected images with augmentation=corruptions" in result.err
-    assert run("calibrate", *source).code == 0
-    assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "contextual"
-
-
 def test_calibrate_reads_images_for_methods_that_need_them(
     run: Run, labelled, logits, artifacts_dir
 ):

@@ -7,12 +7,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.calibration.dataset import IGNORE, Subset, augmented_images
+from app.calibration.dataset import IGNORE
 from app.calibration.methods.temperature import Temperature
 from app.calibration.predictions import predict
 from app.datasets.images import CachedLogits, Pair, checked, find_pairs, read_labels, to_grid
 from app.errors import ArgumentError, TooLargeError, UndecodableError
-from app.imaging.corruptions import KINDS
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.preprocess import Geometry
@@ -285,37 +284,9 @@ def test_image_is_resized_to_the_grid_of_the_logits(folders, predictor):
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     pair = Pair(saved(image, images / "a.png"), labels / "a.png")
     saved(np.zeros((8, 12), np.uint8), pair.labels)
-    data = CachedLogits(predictor, [pair], 255, LIMIT, lambda *_: None, augmentation="corruptions")
+    data = CachedLogits(predictor, [pair], 255, LIMIT, lambda *_: None)
 
     seen, height, width = data[0].image, *data[0].labels.shape
     cells = image.reshape(height, 8 // height, width, 12 // width, 3).mean((1, 3))
     assert seen is not None
     assert seen.numpy().transpose(1, 2, 0) == pytest.approx(cells, abs=0.5)
-    foggy = data.augmented(0)[list(KINDS).index("fog")].image
-    assert foggy is not None
-    assert foggy.float().std() < seen.float().std()
-
-
-@pytest.mark.parametrize("augmentation", ["corruptions", "none"])
-def test_corrupted_copies_keep_their_labels(folders, predictor, augmentation):
-    images, labels = folders
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        saved(rng.integers(0, 256, (8, 12, 3), np.uint8), images / f"{name}.png")
-        saved(rng.integers(0, 3, (8, 12), np.uint8), labels / f"{name}.png")
-    data = CachedLogits(
-        predictor,
-        find_pairs(images, labels),
-        255,
-        LIMIT,
-        lambda *_: None,
-        augmentation=augmentation,
-    )
-    augmented = augmented_images(Subset(data, [1, 0]), 0)
-
-    assert len(augmented) == (len(KINDS) if augmentation == "corruptions" else 0)
-    changed = [not torch.equal(copy.logits, data[1].logits) for copy in augmented]
-    assert sum(changed) == max(len(augmented) - 1, 0)  # so small an image is not blurred
-    for copy in augmented:
-        assert copy.logits.shape == data[1].logits.shape
-        assert torch.equal(copy.labels, data[1].labels)

@@ -14,11 +14,11 @@ from PIL import Image
 from app.calibration.drift import Reference, histogram
 from app.calibration.methods.identity import Identity
 from app.calibration.predictions import Prediction
-from app.imaging.corruptions import corrupt
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.storage.manifest import Manifest, StoredCalibrator
+from benchmarks.paper.seen_corruptions import corrupt
 from tests.conftest import MakeClient
 from tests.factories.predictions import postprocessed
 from tests.factories.service import post, publish_temperature, solid

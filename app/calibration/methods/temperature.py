@@ -30,8 +30,8 @@ from app.calibration.base import (
     Invariances,
     finite_logits,
 )
-from app.calibration.dataset import ValidationSet, pixels
-from app.calibration.sampling import require_classes
+from app.calibration.dataset import Subset, ValidationSet, pixels
+from app.calibration.sampling import chunks, require_classes
 from app.errors import ArgumentError
 from app.numerics import LOG2_E, compiled, power_of_two
 
@@ -98,6 +98,35 @@ def fit_inverse_temperature(data: ValidationSet, context: FitContext) -> float:
         beta = proposal
     context.progress("temperature", 1.0)
     return beta
+
+
+def fit_inverse_temperature_if_better(
+    data: ValidationSet, train: list[int], held_out: list[int], context: FitContext
+) -> float:
+    """Return the inverse temperature of least negative log-likelihood, or 1.
+
+    It is 1 where the temperature of the training images does not lower the held-out images' NLL.
+    Where either part has no labelled pixel, the temperature of all images is returned.
+    """
+    trained, tested = Subset(data, train), Subset(data, held_out)
+    if not all(any(True for _ in pixels(part)) for part in (trained, tested)):
+        return fit_inverse_temperature(data, context)
+    beta = fit_inverse_temperature(trained, context)
+    scaled, unscaled = mean_nll(tested, (beta, 1.0))
+    if scaled >= unscaled:
+        return 1.0
+    return fit_inverse_temperature(data, context)
+
+
+def mean_nll(data: ValidationSet, scales: tuple[float, ...]) -> list[float]:
+    """Compute the mean negative log-likelihood of softmax(scale z) for each scale, in one pass."""
+    totals, count = [0.0] * len(scales), 0
+    for logits, labels in chunks(data):
+        for index, scale in enumerate(scales):
+            logs = (logits * scale).log_softmax(dim=1).gather(1, labels[:, None])
+            totals[index] -= logs.double().sum().item()
+        count += len(labels)
+    return [total / count for total in totals]
 
 
 def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:

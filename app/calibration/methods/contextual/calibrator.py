@@ -7,8 +7,6 @@ that is better on held-out images. g is a small network that predicts whether th
 (Wang et al. 2023 route pixels by one). f, one number in 0..1 for each image, is its in-distribution
 score: on images unlike those of the fit the detector has no say. The pixel's temperature is the one
 at which the top probability has these log-odds, so neither labels nor the order of classes change.
-
-Fine grids are subsampled, and the shift is interpolated.
 """
 
 import math
@@ -29,7 +27,7 @@ from app.calibration.base import (
     map_rows_serially,
     uniform_where_broken,
 )
-from app.calibration.dataset import LabelledImage, Subset, ValidationSet, augmented_images, pixels
+from app.calibration.dataset import ValidationSet
 from app.calibration.methods.contextual.detector import Detector, PixelSample, sample_pixels
 from app.calibration.methods.contextual.features import (
     MAX_STRIDE,
@@ -47,8 +45,8 @@ from app.calibration.methods.contextual.in_distribution import (
     image_statistics,
 )
 from app.calibration.methods.contextual.kernels import Weights, compute_shift
-from app.calibration.methods.temperature import fit_inverse_temperature
-from app.calibration.sampling import chunks, count_classes, require_two_classes
+from app.calibration.methods.temperature import fit_inverse_temperature_if_better
+from app.calibration.sampling import count_classes, require_two_classes
 from app.calibration.splits import split
 
 TRAIN_FRACTION = 0.75  # of the images; the others choose the round of training and the temperature
@@ -106,13 +104,6 @@ class Contextual(Calibrator):
         own, shift = self._own_and_shift((finite_logits(logits) * self.beta).log_softmax(dim=1))
         return (own + shift)[:, 0] < 0
 
-    @torch.inference_mode()
-    def image_score(self, logits: Tensor) -> float:
-        """Compute the in-distribution score of one image's logits [K,h,w]."""
-        cells = subsampled(finite_logits(logits[None]), stride_of(logits[None]))
-        features = self.features((cells * self.beta).log_softmax(dim=1))
-        return self._score_of(image_statistics(features, self.num_classes)[0].numpy())
-
     def _own_and_shift(self, logs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute own log-odds and their shift, [N,1,...] each, from log-probabilities."""
         stride = stride_of(logs)
@@ -151,39 +142,26 @@ class Contextual(Calibrator):
         """
         require_two_classes(count_classes(data))
         train, held_out = split(data, TRAIN_FRACTION, context.seed)
-        self.beta.fill_(fit_scale(data, train, held_out, context))
-        statistics: list[Tensor] = []
-        trained, stopping = (
-            self._sample(data, indices, statistics, context) for indices in (train, held_out)
-        )
-        self.detector.fit(trained, stopping, context)
-        self.score.fit(torch.cat(statistics))
+        self.beta.fill_(fit_inverse_temperature_if_better(data, train, held_out, context))
+        trained, stopping = (self._sample(data, part, context) for part in (train, held_out))
+        self.detector.fit(trained[0], stopping[0], context)
+        self.score.fit(torch.cat([trained[1], stopping[1]]))
 
     def _sample(
-        self,
-        data: ValidationSet,
-        indices: list[int],
-        statistics: list[Tensor],
-        context: FitContext,
-    ) -> PixelSample:
-        """Draw pixels of some images, and of their augmented copies; append image statistics."""
+        self, data: ValidationSet, indices: list[int], context: FitContext
+    ) -> tuple[PixelSample, Tensor]:
+        """Draw pixels of some images; compute the images' statistics [n,2+K]."""
         generator = torch.Generator().manual_seed(context.seed)
-        parts = []
+        samples, statistics = [], []
         for done, index in enumerate(indices):
             context.progress("reading", done / len(indices))
-            features, labels = self._read(data[index])
+            image = data[index]
+            logits = finite_logits(image.logits[None])
+            stride = stride_of(logits)
+            features = self.features((subsampled(logits, stride) * self.beta).log_softmax(dim=1))
             statistics.append(image_statistics(features, self.num_classes))
-            parts.append(sample_pixels(features, labels, generator))
-            copies = (self._read(copy) for copy in augmented_images(data, index))
-            parts += [sample_pixels(*copy, generator) for copy in copies]
-        return PixelSample.joined(parts)
-
-    def _read(self, image: LabelledImage) -> tuple[Features, Tensor]:
-        """Compute the features [1,F,...] of an image's subsampled cells; return their labels."""
-        logits = finite_logits(image.logits[None])
-        stride = stride_of(logits)
-        logs = (subsampled(logits, stride) * self.beta).log_softmax(dim=1)
-        return self.features(logs), subsampled(image.labels, stride)
+            samples.append(sample_pixels(features, subsampled(image.labels, stride), generator))
+        return PixelSample.joined(samples), torch.cat(statistics)
 
     def features(self, logs: Tensor) -> Features:
         """Compute what the detector reads of log-probabilities [N,K,...]."""
@@ -192,35 +170,6 @@ class Contextual(Calibrator):
     def summary(self) -> dict[str, float]:
         """Return the temperature and whether the detector is in use."""
         return {"temperature": 1 / self.beta.item(), "detector": float(self.detector.trained)}
-
-
-def fit_scale(
-    data: ValidationSet, train: list[int], held_out: list[int], context: FitContext
-) -> float:
-    """Return the inverse temperature of least negative log-likelihood, or 1.
-
-    It is 1 where the temperature of the training images does not lower the held-out images' NLL.
-    Where either part has no labelled pixel, the temperature of all images is returned.
-    """
-    trained, tested = Subset(data, train), Subset(data, held_out)
-    if not all(any(True for _ in pixels(part)) for part in (trained, tested)):
-        return fit_inverse_temperature(data, context)
-    beta = fit_inverse_temperature(trained, context)
-    scaled, unscaled = mean_nll(tested, (beta, 1.0))
-    if scaled >= unscaled:
-        return 1.0
-    return fit_inverse_temperature(data, context)
-
-
-def mean_nll(data: ValidationSet, scales: tuple[float, ...]) -> list[float]:
-    """Compute the mean negative log-likelihood of softmax(scale z) for each scale, in one pass."""
-    totals, count = [0.0] * len(scales), 0
-    for logits, labels in chunks(data):
-        for index, scale in enumerate(scales):
-            logs = (logits * scale).log_softmax(dim=1).gather(1, labels[:, None])
-            totals[index] -= logs.double().sum().item()
-        count += len(labels)
-    return [total / count for total in totals]
 
 
 def scale_for(logs: Tensor, log_odds: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """The misclassification detector: a small network that predicts whether a label is correct.
 
-    log-odds of a correct label = own log-odds + network(features)
-
-The output layer starts at zero, so that an untrained detector changes nothing.
+Its output layer starts at zero, so that an untrained detector changes nothing.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,7 @@
 """The in-distribution score of an image: how far its statistics are like those of the fit.
 
-Statistics of an image are its mean entropy, its mean log-odds and the fractions of the predicted
-classes. Their Mahalanobis distance to the images of the fit is compared with a threshold, the 95 %
-quantile of the fit's own leave-one-out distances: distances computed in-sample are smaller than
-those of fresh images, the more so the fewer images there are.
+The threshold is the 95 % quantile of the fit's own leave-one-out distances: distances computed
+in-sample are smaller than those of fresh images, the more so the fewer images there are.
 """
 
 import torch
@@ -67,12 +65,9 @@ class InDistributionScore(nn.Module):
 
 
 def leave_one_out(away: Tensor, covariance: Tensor, ridge: Tensor) -> Tensor:
-    """Compute each image's distance [n] to the others, float64.
+    """Compute each image's distance [n] to the others by Sherman and Morrison's formula, float64.
 
     `away` [n,S] are deviations from the mean of all, `covariance` [S,S] their unbiased covariance.
-    Leaving image i out scales it by a = (n-1)/(n-2), subtracts c = n/((n-1)(n-2)) times the outer
-    product of the deviation, and scales the deviation by n/(n-1); Sherman and Morrison's formula
-    inverts that.
     """
     count = len(away)
     scaled = (count - 1) / (count - 2) * covariance + ridge

@@ -19,10 +19,8 @@ Classes = NDArray[np.int32]
 
 _ZERO, _ONE, _LOWEST = np.float32(0), np.float32(1), np.float32(-3e38)
 _CELL = np.float32(1 / (2 * RADIUS + 1) ** 2)  # of a window
-_MAX_LOG_ODDS = np.float32(MAX_LOG_ODDS)
-_DEEPEST = np.float32(-80)  # e to it is nothing beside 1
-_SMALLEST = np.float32(1e-30)
-_LOG2_E = np.float32(LOG2_E)
+_MAX_LOG_ODDS, _LOG2_E = np.float32(MAX_LOG_ODDS), np.float32(LOG2_E)
+_DEEPEST, _SMALLEST = np.float32(-80), np.float32(1e-30)  # e^-80 is nothing beside 1
 
 
 class Weights(NamedTuple):

@@ -175,19 +175,6 @@ def test_temperature_is_1_where_it_does_not_help_held_out_images():
     assert calibrator.beta.item() == pytest.approx(1, abs=0.05)
 
 
-def test_augmented_copies_are_trained_on():
-    class Augmented(InMemory):
-        def augmented(self, index):
-            logits, labels, _ = self[index]
-            return [LabelledImage(0.3 * logits, (labels + 1) % 4)]
-
-    plain, both = Contextual(4), Contextual(4)
-    plain.fit(detectable_set(), FitContext())
-    both.fit(Augmented(4, detectable_set().images), FitContext())
-    assert torch.equal(plain.score.mean, both.score.mean)  # copies set no statistics
-    assert not torch.equal(plain.detector.inward, both.detector.inward)
-
-
 def test_sample_holds_at_most_3000_labelled_pixels_of_an_image():
     logits = noise(3, 70, 70)
     labels = logits.argmax(0)

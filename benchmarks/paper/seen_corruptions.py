@@ -1,8 +1,8 @@
 """Corrupt images by weather, noise, blur or contrast; labels remain valid.
 
-Used as augmentation in fits and to evaluate calibrators under distribution shift. Kinds and five
-strengths follow Hendrycks and Dietterich (ICLR 2019); the implementations differ and need no depth
-map.
+The rows `..., copies` of the study are fitted on images with these corruptions as well. Kinds and
+five strengths follow Hendrycks and Dietterich (ICLR 2019); the implementations differ and need no
+depth map.
 """
 
 from collections.abc import Callable, Mapping
