@@ -1,6 +1,8 @@
 """Class names and colours of common datasets, by the name under which a card can select them."""
 
 TAXONOMIES: dict[str, tuple[tuple[str, str], ...]] = {
+    "nuclei": (("background", "#000000"), ("nucleus", "#4cc9f0"), ("border", "#f72585")),
+    "crop-weed": (("soil", "#6b4226"), ("crop", "#38b000"), ("weed", "#d00000")),
     "cityscapes": (
         ("road", "#804080"), ("sidewalk", "#f423e8"), ("building", "#464646"),
         ("wall", "#66669c"), ("fence", "#be9999"), ("pole", "#999999"),

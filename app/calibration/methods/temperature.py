@@ -30,7 +30,7 @@ from app.calibration.base import (
     Invariances,
     finite_logits,
 )
-from app.calibration.dataset import Subset, ValidationSet, pixels
+from app.calibration.dataset import Subset, ValidationSet, groups_of, pixels
 from app.calibration.sampling import chunks, require_classes
 from app.errors import ArgumentError
 from app.numerics import LOG2_E, compiled, power_of_two
@@ -40,6 +40,7 @@ Labels = NDArray[np.int64]
 Sums = NDArray[np.float64]
 
 NEWTON_STEPS = 30
+FOLDS = 4
 BLOCK = 512  # pixels at a time, so that the sums over their classes stay in the L1 cache
 BETA_RANGE = (1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0])
 PRIOR_DEVIATION = 0.5  # of beta, around 1
@@ -100,33 +101,38 @@ def fit_inverse_temperature(data: ValidationSet, context: FitContext) -> float:
     return beta
 
 
-def fit_inverse_temperature_if_better(
-    data: ValidationSet, train: list[int], held_out: list[int], context: FitContext
-) -> float:
-    """Return the inverse temperature of least negative log-likelihood, or 1.
+def fit_inverse_temperature_if_better(data: ValidationSet, context: FitContext) -> float:
+    """Return the inverse temperature of least NLL, or 1 where that has no lower held-out NLL.
 
-    It is 1 where the temperature of the training images does not lower the held-out images' NLL.
-    Where either part has no labelled pixel, the temperature of all images is returned.
+    Each image is held out once, in four folds that keep groups together. With a single group, and
+    where the images outside a fold have no labelled pixel, the temperature of all images is taken.
     """
-    trained, tested = Subset(data, train), Subset(data, held_out)
-    if not all(any(True for _ in pixels(part)) for part in (trained, tested)):
-        return fit_inverse_temperature(data, context)
-    beta = fit_inverse_temperature(trained, context)
-    scaled, unscaled = mean_nll(tested, (beta, 1.0))
-    if scaled >= unscaled:
-        return 1.0
+    names, group = np.unique(np.asarray(groups_of(data)), return_inverse=True)
+    fold = np.random.default_rng(context.seed).permutation(len(names))[group] % FOLDS
+    scaled = unscaled = 0.0
+    for number in range(min(FOLDS, len(names))):
+        held_out, others = (
+            Subset(data, np.flatnonzero(chosen).tolist())
+            for chosen in (fold == number, fold != number)
+        )
+        if not any(True for _ in pixels(others)):
+            break
+        losses = summed_nll(held_out, (fit_inverse_temperature(others, context), 1.0))
+        scaled, unscaled = scaled + losses[0], unscaled + losses[1]
+    else:
+        if scaled >= unscaled:
+            return 1.0
     return fit_inverse_temperature(data, context)
 
 
-def mean_nll(data: ValidationSet, scales: tuple[float, ...]) -> list[float]:
-    """Compute the mean negative log-likelihood of softmax(scale z) for each scale, in one pass."""
-    totals, count = [0.0] * len(scales), 0
+def summed_nll(data: ValidationSet, scales: tuple[float, ...]) -> list[float]:
+    """Sum the negative log-likelihood of softmax(scale z) for each scale, in one pass."""
+    totals = [0.0] * len(scales)
     for logits, labels in chunks(data):
         for index, scale in enumerate(scales):
             logs = (logits * scale).log_softmax(dim=1).gather(1, labels[:, None])
             totals[index] -= logs.double().sum().item()
-        count += len(labels)
-    return [total / count for total in totals]
+    return totals
 
 
 def _derivatives(data: ValidationSet, beta: float) -> tuple[float, float]:

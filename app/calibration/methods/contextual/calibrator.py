@@ -49,7 +49,7 @@ from app.calibration.methods.temperature import fit_inverse_temperature_if_bette
 from app.calibration.sampling import count_classes, require_two_classes
 from app.calibration.splits import split
 
-TRAIN_FRACTION = 0.75  # of the images; the others choose the round of training and the temperature
+TRAIN_FRACTION = 0.75  # of the images; the others choose the round of training
 SCALE_RANGE = (1e-3, 1e4)  # of a pixel's inverse temperature
 NEWTON_STEPS = 8
 
@@ -142,7 +142,7 @@ class Contextual(Calibrator):
         """
         require_two_classes(count_classes(data))
         train, held_out = split(data, TRAIN_FRACTION, context.seed)
-        self.beta.fill_(fit_inverse_temperature_if_better(data, train, held_out, context))
+        self.beta.fill_(fit_inverse_temperature_if_better(data, context))
         trained, stopping = (self._sample(data, part, context) for part in (train, held_out))
         self.detector.fit(trained[0], stopping[0], context)
         self.score.fit(torch.cat([trained[1], stopping[1]]))
