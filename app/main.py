@@ -21,6 +21,7 @@ from app.api.middleware import (
     UploadTimeoutMiddleware,
 )
 from app.errors import ModelError, SettingsError
+from app.imaging import DecoderPool
 from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
@@ -53,12 +54,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
         readiness=Readiness(),
-        admission=Admission(max_concurrent_requests(settings), settings.queue_limit),
+        admission=Admission(
+            max_concurrent_requests(settings), settings.queue_limit, settings.request_timeout_s
+        ),
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
         metrics=ServiceMetrics(drift),
         drift=drift,
         artifacts=ArtifactStore(settings.artifacts_dir),
         jobs=Jobs(settings),
+        decoders=DecoderPool(),
     )
 
     @asynccontextmanager
@@ -71,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.readiness.draining.set()
         await asyncio.to_thread(state.jobs.stop)
         await loading
+        state.decoders.close()
 
     app = FastAPI(
         title="segcal",
@@ -123,6 +128,7 @@ def load_models(state: State) -> None:
         state.settings.max_pixels,
         RowWorkers(state.settings.threads, state.admission.active_requests),
         state.drift,
+        state.decoders,
     )
     try:
         segmenter.warm_up()

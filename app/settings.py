@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, ge=1)
     upload_timeout_s: float = Field(30.0, gt=0)
     queue_limit: int = Field(64, ge=1)
+    request_timeout_s: float = Field(60.0, gt=0)
     job_limit: int = Field(8, ge=1)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -20,6 +21,7 @@ from app.api.schemas import (
     SegmentQuery,
     SegmentResponse,
 )
+from app.deadline import Deadline
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
 from app.serving.pipeline import StageTimer
@@ -69,7 +71,9 @@ async def segment(
     async with state.admission.enter():
         upload = await read_upload(request, state.settings.max_upload_bytes)
         return await state.admission.run(
-            lambda: respond_to_upload(upload, query, media_type, segmenter, state)
+            lambda deadline: respond_to_upload(
+                upload, query, media_type, segmenter, state, deadline
+            )
         )
 
 
@@ -102,15 +106,21 @@ async def _image_bytes(request: Request) -> bytes:
 
 
 def respond_to_upload(
-    upload: bytes, query: SegmentQuery, media_type: str, segmenter: Segmenter, state: State
+    upload: bytes,
+    query: SegmentQuery,
+    media_type: str,
+    segmenter: Segmenter,
+    state: State,
+    deadline: Deadline,
 ) -> Response:
     """Segment an upload, cache the result and encode the response; blocks, so run in a thread."""
     started = time.perf_counter()
+    decode = partial(state.decoders.decode, max_pixels=state.settings.max_pixels, deadline=deadline)
     timer = StageTimer()
     options = SegmentOptions(
         query.model, query.calibrator, query.min_confidence, query.max_error, query.tta
     )
-    done = segmenter.segment(upload, options, timer)
+    done = segmenter.segment(upload, options, timer, deadline)
     model = done.predictor.folder
     result = Result(model.card.name, upload, done.prediction, model.palette)
     name = state.results.put(result)
@@ -120,7 +130,7 @@ def respond_to_upload(
         elif media_type == NPZ:
             body = encode.npz(done.prediction.mask, done.prediction.confidence)
         else:
-            body = encode_image(result, query.output or "mask", state.settings.max_pixels)
+            body = encode_image(result, query.output or "mask", decode)
     timer.stages["total"] = (time.perf_counter() - started) * 1000
     state.metrics.count_segmentation(model.card.name, done.mean_confidence, timer.stages)
     headers = {

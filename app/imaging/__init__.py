@@ -1,7 +1,8 @@
 """Encoded images to arrays and back, colour map and corruptions."""
 
 from app.imaging.corruptions import KINDS, STRENGTHS, corrupt
-from app.imaging.decode import FORMATS, check_size, decode_image
+from app.imaging.decode import FORMATS, ImageArray, check_size, decode_image
+from app.imaging.decoder_pool import DecoderPool
 from app.imaging.encode import (
     OVERLAY_FRACTION,
     Confidence,
@@ -17,6 +18,8 @@ __all__ = [
     "OVERLAY_FRACTION",
     "STRENGTHS",
     "Confidence",
+    "DecoderPool",
+    "ImageArray",
     "Mask",
     "Palette",
     "check_size",

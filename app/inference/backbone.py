@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from app.deadline import UNLIMITED, Deadline
 from app.errors import ArgumentError, ModelError
 from app.inference.threads import ActiveRequests
 
@@ -22,10 +23,11 @@ class Backbone(Protocol):
 
     device: str
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
         """Compute logits float32 [N,K,h,w], on the network's own grid, of float32 [N,3,H,W].
 
-        Raises ArgumentError for a height and width that the network does not take.
+        Raises ArgumentError for a height and width that the network does not take, and
+        UnavailableError once the deadline has expired, where the runtime can be stopped.
         """
 
 
@@ -82,13 +84,19 @@ class OnnxBackbone:
         self._output = self._session.get_outputs()[0].name
         self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
         """Return the session's first output; raises ArgumentError for a size it does not take."""
         feed = {self._input: images.astype(self._dtype, copy=False)}
         concurrent = self._active_requests is not None and self._active_requests.several
         session = self._concurrent_session if concurrent else self._session
+        options = ort.RunOptions()
+
+        def stop() -> None:
+            options.terminate = True  # the run ends after the node that it is at
+
         try:
-            logits = session.run([self._output], feed)[0]
+            with deadline.stopping(stop):
+                logits = session.run([self._output], feed, options)[0]
         except InvalidArgument as error:
             raise size_error(images, error) from error
         return np.asarray(logits, np.float32)
@@ -129,11 +137,13 @@ class TorchBackbone:
         self._module.to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
         """Return the module's output, or its entry `out` if it is a dict as of torchvision.
 
-        Raises ArgumentError for a size that the module was not exported for.
+        Raises ArgumentError for a size that the module was not exported for. A module can't be
+        stopped, so the deadline acts before it runs.
         """
+        deadline.check()
         try:
             output = self._module(torch.from_numpy(images).to(self.device))
         except AssertionError as error:  # an exported program's guard on its input's shape

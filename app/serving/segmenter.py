@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.calibration.predictions import Prediction
+from app.deadline import UNLIMITED, Deadline
 from app.errors import ConflictError, NotFoundError
-from app.imaging.decode import decode_image
+from app.imaging.decoder_pool import DecoderPool
 from app.inference.model_card import ModelFolder, default_name
 from app.inference.postprocess import ClassStatistics, class_statistics
 from app.inference.predictor import Predictor, Tta
@@ -74,6 +75,7 @@ class Segmenter:
         max_pixels: int,
         workers: RowWorkers | None = None,
         drift: DriftMonitor | None = None,
+        decoders: DecoderPool | None = None,
     ) -> None:
         self._drift = drift
         self.predictors = predictors
@@ -82,20 +84,28 @@ class Segmenter:
         self.artifacts = artifacts
         self._max_pixels = max_pixels
         self._workers = workers or RowWorkers(1)
+        self._decoders = decoders or DecoderPool()
 
-    def segment(self, upload: bytes, options: SegmentOptions, timer: StageTimer) -> Segmentation:
+    def segment(
+        self,
+        upload: bytes,
+        options: SegmentOptions,
+        timer: StageTimer,
+        deadline: Deadline = UNLIMITED,
+    ) -> Segmentation:
         """Segment one encoded image.
 
         Raises InputError for an image that can't be decoded, NotFoundError for an unknown model or
-        calibrator, and ConflictError without a certified threshold (see `confidence_threshold`).
+        calibrator, ConflictError without a certified threshold (see `confidence_threshold`), and
+        UnavailableError once the deadline has expired.
         """
         predictor = self.predictor(options.model)
         stored = self.calibrator(predictor, options.calibrator)
         threshold = confidence_threshold(options, stored)
         calibrator = stored.calibrator if stored else None
         prediction = predict_image(
-            self._decode(upload, timer), predictor, calibrator, options.tta,
-            workers=self._workers, timer=timer,
+            self._decode(upload, timer, deadline), predictor, calibrator, options.tta,
+            workers=self._workers, timer=timer, deadline=deadline,
         )  # fmt: skip
         with timer.stage("encode"):
             stale = self._observe_drift(predictor, stored, options, prediction)
@@ -104,9 +114,9 @@ class Segmenter:
             statistics = class_statistics(prediction)
         return Segmentation(predictor, stored, prediction, threshold, statistics, stale)
 
-    def _decode(self, upload: bytes, timer: StageTimer) -> NDArray[np.uint8]:
+    def _decode(self, upload: bytes, timer: StageTimer, deadline: Deadline) -> NDArray[np.uint8]:
         with timer.stage("decode"):
-            return decode_image(upload, self._max_pixels)
+            return self._decoders.decode(upload, self._max_pixels, deadline)
 
     def _observe_drift(
         self,

@@ -166,11 +166,11 @@ def test_sixteen_concurrent_requests_get_their_own_results(make_server: MakeServ
 
 def test_stop_iteration_is_an_error_and_frees_its_slot():
     async def twice():
-        admission = Admission(workers=1, queue_limit=0)
+        admission = Admission(workers=1, queue_limit=0, timeout_s=60)
         for _ in range(2):
             async with admission.enter():
                 with pytest.raises(RuntimeError, match="got a stop of iteration"):
-                    await asyncio.wait_for(admission.run(lambda: next(iter([]))), timeout=5)
+                    await asyncio.wait_for(admission.run(lambda _: next(iter([]))), timeout=5)
         assert not admission.active_requests.several
 
     asyncio.run(twice())

@@ -55,6 +55,45 @@ def write_onnx_model(
     return target
 
 
+def write_endless_model(folder: Path, name: str) -> Path:
+    """Write the network with a loop before its end that takes days for a white image."""
+    target = write_onnx_model(folder, name)
+    network = onnx_network()
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Neg", ["x"], ["y"])],
+        "body",
+        [
+            value("turn", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("x", TensorProto.FLOAT, []),
+        ],
+        [value("again", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, [])],
+    )
+    network.graph.initializer.extend(
+        numpy_helper.from_array(array, title)
+        for title, array in {
+            "almost": np.array(0.999, np.float32),
+            "days": np.array(1 << 40),
+            "zero": np.array(0, np.float32),
+            "true": np.array(True),
+        }.items()
+    )
+    network.graph.node[1].output[0] = "plain"
+    network.graph.node.extend(
+        [
+            helper.make_node("ReduceMin", ["image"], ["darkest"], keepdims=0),
+            helper.make_node("Greater", ["darkest", "almost"], ["white"]),
+            helper.make_node("Cast", ["white"], ["times"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["times", "days"], ["turns"]),
+            helper.make_node("Loop", ["turns", "true", "zero"], ["nothing"], body=body),
+            helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+        ]
+    )
+    onnx.save(network, target / "model.onnx")
+    return target
+
+
 def write_torch_model(
     folder: Path,
     name: str,
