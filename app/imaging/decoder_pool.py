@@ -146,7 +146,7 @@ class DecoderPool:
                 child.close()
 
     def _take_idle(self) -> _Child | None:
-        """Take an idle child; those that ended meanwhile are dropped."""
+        """Remove and return an idle child, or None; drop those that ended meanwhile."""
         while True:
             try:
                 child = self._idle.get_nowait()
