@@ -20,6 +20,7 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.uploads import UploadBuffer
 from app.errors import ModelError, SettingsError
 from app.imaging import DecoderPool
 from app.inference.backbone import nvidia_device_present
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics=ServiceMetrics(drift),
         drift=drift,
         artifacts=ArtifactStore(settings.artifacts_dir),
+        uploads=UploadBuffer(settings.upload_buffer_bytes),
         jobs=Jobs(settings),
         decoders=DecoderPool(),
     )

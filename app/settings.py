@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.errors import SettingsError
 
 MEBI = 1 << 20
+SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
 
 def available_cores() -> int:
@@ -43,6 +44,14 @@ class Settings(BaseSettings):
     max_calibration_bytes: int = Field(8192 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
     upload_timeout_s: float = Field(30.0, gt=0)
+    upload_buffer_bytes: int = Field(256 * MEBI, ge=1)
+    download_timeout_s: float = Field(30.0, gt=0)
+    # Longer than the 60 s of most proxies: if the server closed an idle connection first, the proxy
+    # could send a request to a connection that is being closed.
+    idle_timeout_s: float = Field(75.0, gt=0)
+    shutdown_timeout_s: float = Field(30.0, gt=SHUTDOWN_RESERVE_S)
+    connection_limit: int = Field(512, ge=1)
+    client_connection_limit: int = Field(128, ge=1)
     queue_limit: int = Field(64, ge=1)
     request_timeout_s: float = Field(60.0, gt=0)
     job_limit: int = Field(8, ge=1)

@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 
 from app.api import auth as tokens
 from app.api.metrics import ServiceMetrics
+from app.api.uploads import UploadBuffer
 from app.deadline import Deadline
 from app.errors import BusyError, UnavailableError
 from app.imaging import DecoderPool
@@ -50,13 +51,17 @@ class Admission:
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Hold a place among the running and queued requests; raises BusyError without one."""
-        if self._places_left <= 0:
-            raise BusyError("expected fewer requests at once, got a full queue")
+        self.require_place()
         self._places_left -= 1
         try:
             yield
         finally:
             self._places_left += 1
+
+    def require_place(self) -> None:
+        """Raise BusyError without a free place, for requests that would need one later."""
+        if self._places_left <= 0:
+            raise BusyError("expected fewer requests at once, got a full queue")
 
     async def run(self, work: Callable[[Deadline], T]) -> T:
         """Run blocking work in a thread of the pool, in order of arrival.
@@ -122,6 +127,7 @@ class State:
     metrics: ServiceMetrics
     drift: DriftMonitor
     artifacts: ArtifactStore
+    uploads: UploadBuffer
     jobs: Jobs
     decoders: DecoderPool
 

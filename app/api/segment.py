@@ -21,6 +21,7 @@ from app.api.schemas import (
     SegmentQuery,
     SegmentResponse,
 )
+from app.api.uploads import parsed_form
 from app.deadline import Deadline
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
@@ -68,35 +69,39 @@ async def segment(
 ) -> Response:
     """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence."""
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
-    async with state.admission.enter():
-        upload = await read_upload(request, state.settings.max_upload_bytes)
-        return await state.admission.run(
-            lambda deadline: respond_to_upload(
-                upload, query, media_type, segmenter, state, deadline
+    state.admission.require_place()
+    # The place is taken once the body is complete: a client that sends none holds no place.
+    async with state.uploads.receive(request) as body:
+        upload = await read_image(request, body, state.settings.max_upload_bytes)
+        body.clear()
+        async with state.admission.enter():
+            return await state.admission.run(
+                lambda deadline: respond_to_upload(
+                    upload, query, media_type, segmenter, state, deadline
+                )
             )
-        )
 
 
-async def read_upload(request: Request, max_bytes: int) -> bytes:
+async def read_image(request: Request, body: bytearray, max_bytes: int) -> bytes:
     """Return the image's bytes from the form's field `image` or the raw body.
 
     Raises TooLargeError, MediaTypeError, ArgumentError.
     """
-    upload = await _image_bytes(request)
+    upload = await _image_bytes(request, body)
     if len(upload) > max_bytes:
         raise TooLargeError(f"expected an image of at most {max_bytes} bytes, got {len(upload)}")
     return upload
 
 
-async def _image_bytes(request: Request) -> bytes:
+async def _image_bytes(request: Request, body: bytearray) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/"):
-        return await request.body()
+        return bytes(body)
     if kind != "multipart/form-data":
         raise MediaTypeError(
             f"expected multipart/form-data or image/*, got {kind or 'no content type'}"
         )
-    async with request.form(max_files=1, max_fields=8) as form:
+    async with parsed_form(request, body, max_files=1, max_fields=8) as form:
         if misplaced := sorted(set(form) & set(SegmentQuery.model_fields)):
             raise ArgumentError(f"expected options in the query, got the form fields {misplaced}")
         part = form.get("image")

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from app.errors import InputError, TooLargeError, UndecodableError
-from app.imaging.png import pieces
+from app.imaging.png import SIGNATURE, pieces
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 # TIFF tags and their values.
@@ -37,10 +37,11 @@ MAX_SCANS = 20
 MIN_WORK_LIMIT = 10**9
 RLE_PIXEL = 200  # Pillow decodes run-length encoded BMP in Python
 TIFF_ROW, TIFF_STRIP = 128, 1024  # libtiff's cost of a row, Pillow's of a strip or tile
-JPEG_SEGMENT, MAX_SEGMENTS = 2048, 1 << 19
+SEGMENT, MAX_SEGMENTS = 2048, 1 << 19  # of a JPEG, or a chunk of a PNG
 BMP_RLE = (1, 2)
 # Markers of a JPEG, without those that are part of a scan's data.
-MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+JPEG_START = b"\xff\xd8"
 START_OF_SCAN, END_OF_IMAGE, WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
 
 # The limit is the setting `max_pixels`, not Pillow's process-wide one.
@@ -80,10 +81,12 @@ def open_image(data: bytes, max_pixels: int) -> Iterator[OpenedImage]:
     if not data:
         raise UndecodableError("expected an image, got 0 bytes")
     try:
+        scans, work = _header_work(data)
+        _check_work(work, max_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_size(image.size, max_pixels)
-            work = decoding_work(image, data)
-            _check_work(work, image.size, max_pixels)
+            work += _pixel_work(image, scans)
+            _check_work(work, max_pixels)
             _check_still(image)
             yield OpenedImage(image, work)
     except InputError:
@@ -98,49 +101,74 @@ def open_image(data: bytes, max_pixels: int) -> Iterator[OpenedImage]:
         ) from error
 
 
-def decoding_work(image: Image.Image, data: bytes) -> int:
-    """Estimate the work of decoding an opened image, in pixels of one JPEG scan.
+def _header_work(data: bytes) -> tuple[int, int]:
+    """Return the scans of a JPEG, and the work of reading its segments, or a PNG's chunks.
 
-    A scan of a progressive JPEG takes some 75 bytes and passes over all pixels; a row and a strip
-    of a TIFF may take as few.
+    Pillow reads them one by one in Python.
+    """
+    if data.startswith(JPEG_START):
+        scans, segments = _count_scans(data)
+        return scans, SEGMENT * segments
+    if data.startswith(SIGNATURE):
+        return 1, SEGMENT * _count_chunks(data)
+    return 1, 0
+
+
+def _pixel_work(image: Image.Image, scans: int) -> int:
+    """Return the work of decoding an opened image's pixels, of a JPEG with so many scans.
+
+    A scan takes some 75 bytes and passes over all pixels; a row and a strip of a TIFF may take as
+    few.
     """
     pixels = image.width * image.height
-    if image.format in ("JPEG", "MPO"):
-        scans, segments = _count_scans(data)
-        return pixels * scans + JPEG_SEGMENT * segments
     if isinstance(image, TiffImageFile):
         offsets = image.tag_v2.get(STRIP_OFFSETS, image.tag_v2.get(TILE_OFFSETS, ()))
         return pixels + TIFF_ROW * image.height + TIFF_STRIP * len(offsets)
     if image.format == "BMP" and image.info.get("compression") in BMP_RLE:
         return pixels * RLE_PIXEL
-    return pixels
+    return pixels * scans
 
 
 def _count_scans(data: bytes) -> tuple[int, int]:
-    """Count the scans, and at most MAX_SEGMENTS segments, up to the end of a JPEG.
+    """Count the scans of a JPEG up to its end, and its segments, at most MAX_SEGMENTS.
 
-    Bytes after the end, such as the film of a motion photo, do not count.
+    Bytes between segments count as segments. Bytes after the end, such as the film of a motion
+    photo, do not count.
     """
     scans = segments = 0
     at = 2
-    while segments < MAX_SEGMENTS and (found := MARKER.search(data, at)):
-        marker, at = data[found.end() - 1], found.end()
-        if marker == END_OF_IMAGE:
+    while segments < MAX_SEGMENTS:
+        found = MARKER.search(data, at)
+        if found is None:
+            return scans, segments + (0 if scans else max(len(data) - at, 0))
+        marker = data[found.end() - 1]
+        if marker == END_OF_IMAGE and scans:
             break
-        segments += 1
+        # Between the scans' segments lie their data.
+        segments += 1 if scans else found.end() - at - 1
         scans += marker == START_OF_SCAN
+        at = found.end()
         if marker not in WITHOUT_LENGTH:
             at += int.from_bytes(data[at : at + 2])
     return scans, segments
 
 
-def _check_work(work: int, size: tuple[int, int], max_pixels: int) -> None:
+def _count_chunks(data: bytes) -> int:
+    """Count the chunks of a PNG, at most MAX_SEGMENTS."""
+    chunks, at = 0, len(SIGNATURE)
+    while at < len(data) and chunks < MAX_SEGMENTS:
+        at += 12 + int.from_bytes(data[at : at + 4])
+        chunks += 1
+    return chunks
+
+
+def _check_work(work: int, max_pixels: int) -> None:
     """Raise TooLargeError where decoding takes far longer than that of usual images."""
     limit = max(MAX_SCANS * max_pixels, MIN_WORK_LIMIT)
     if work > limit:
         raise TooLargeError(
-            "expected an image with fewer scans, strips or run-length encoded pixels, got "
-            f"{size[0]}x{size[1]} that takes {work / limit:.1f} times the permitted work to decode"
+            "expected an image with fewer scans, segments, strips or run-length encoded pixels, "
+            f"got one that takes {work / limit:.1f} times the permitted work to decode"
         )
 
 

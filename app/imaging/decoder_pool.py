@@ -20,9 +20,12 @@ from app.deadline import UNLIMITED, Deadline
 from app.errors import InputError, TooLargeError, UndecodableError
 from app.imaging.decode import ImageArray, open_image
 
-# An image within both is decoded in at most a second by the calling thread, without the
-# milliseconds that its pixels take through a pipe.
-SMALL_BYTES, SMALL_WORK = 1 << 20, 1 << 24
+# An image of less work is decoded in at most a second by the calling thread, without the
+# milliseconds that its pixels take through a pipe. The work is known before Pillow reads the file,
+# except that of a TIFF's directories.
+SMALL_WORK = 1 << 24
+SMALL_TIFF_BYTES = 1 << 20
+TIFF_STARTS = (b"II", b"MM")
 DECODE_S = 20.0  # a lossless WebP of 50 megapixels takes 2 to 4 s
 ERRORS: dict[str, type[InputError]] = {
     kind.__name__: kind for kind in (TooLargeError, UndecodableError)
@@ -99,7 +102,7 @@ class DecoderPool:
 
         Raises TooLargeError after the time limit, and UnavailableError after the deadline.
         """
-        if len(data) <= SMALL_BYTES:
+        if len(data) <= SMALL_TIFF_BYTES or not data.startswith(TIFF_STARTS):
             with open_image(data, max_pixels) as opened:
                 if opened.work <= SMALL_WORK:
                     return opened.decode()

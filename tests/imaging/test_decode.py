@@ -392,7 +392,7 @@ def progressive(extra_scans: int, side: int = 7000) -> bytes:
 
 def test_jpeg_of_many_scans_is_rejected_without_decoding_it():
     # Each scan is 98 bytes and passes over 49 million pixels: decoding these takes minutes.
-    with pytest.raises(TooLargeError, match=r"expected an image with fewer scans.* 7000x7000"):
+    with pytest.raises(TooLargeError, match="expected an image with fewer scans"):
         decode_image(progressive(extra_scans=10_000), 50_000_000)
 
 
@@ -401,6 +401,23 @@ def test_scans_behind_a_segment_that_holds_an_end_marker_count():
     comment = b"\xff\xfe\0\4\xff\xd9"
     with pytest.raises(TooLargeError, match="fewer scans"):
         decode_image(data[:2] + comment + data[2:], 50_000_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff\xe9\0\2" * 1_000_000,
+        b"\xff\xd8" + b"\xff" * 1_000_000,
+        b"\xff\xd8" + b"\xff\0" * 1_000_000 + b"\xff\xe9",
+        b"\xff\xd8" + b"\xff\xd9" * 1_000_000,
+        b"\x89PNG\r\n\x1a\n" + (bytes(4) + b"teXt" + bytes(4)) * 1_000_000,
+    ],
+    ids=["segments", "fill bytes", "escaped bytes", "ends", "chunks"],
+)
+def test_file_of_many_segments_is_rejected_without_reading_them(data):
+    # Pillow reads each in Python; 32 MB of them take half a minute.
+    with pytest.raises(TooLargeError, match="fewer scans, segments"):
+        decode_image(data, 50_000_000)
 
 
 def test_usual_progressive_jpeg_of_the_largest_size_is_accepted():
@@ -448,7 +465,7 @@ def run_length_encoded(width: int, height: int, body: bytes) -> bytes:
 
 def test_large_run_length_encoded_bmp_is_rejected_without_decoding_it():
     data = run_length_encoded(7000, 7000, b"\1\0\0\0" * 7000 + b"\0\1")
-    with pytest.raises(TooLargeError, match="run-length encoded pixels, got 7000x7000"):
+    with pytest.raises(TooLargeError, match="run-length encoded pixels, got one that takes"):
         decode_image(data, 50_000_000)
 
 

@@ -1,0 +1,140 @@
+"""Connections are limited in number and in the time that a client takes."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.conftest import MakeServer
+from tests.factories.jobs import wait_for
+from tests.factories.service import assert_problem, assert_serves, encoded, post
+
+TIMEOUT_S = 60.0
+
+
+@contextmanager
+def connection(url: str, data: bytes = b"") -> Iterator[socket.socket]:
+    """Open a connection and send some bytes."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=TIMEOUT_S) as opened:
+        opened.sendall(data)
+        yield opened
+
+
+def is_closed(opened: socket.socket) -> bool:
+    """Return whether the server closes a connection within the timeout, without a response."""
+    try:
+        return opened.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nA: "])
+def test_connection_without_a_request_is_closed(make_server: MakeServer, sent):
+    url = make_server(upload_timeout_s=1)
+    with connection(url, sent) as opened:
+        assert is_closed(opened)
+
+
+def test_bytes_of_headers_do_not_restart_their_timeout(make_server: MakeServer):
+    url = make_server(upload_timeout_s=1)
+    sent = 0
+    with connection(url, b"GET /healthz HTTP/1.1\r\nA: ") as opened:
+        opened.settimeout(0.1)
+        while sent < 1000:
+            try:
+                opened.sendall(b"a")
+                sent += 1
+                if opened.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+    assert 3 < sent < 1000
+
+
+def test_idle_connection_is_closed_after_its_timeout(make_server: MakeServer):
+    url = make_server(idle_timeout_s=1)
+    with connection(url, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as opened:
+        assert opened.recv(65536).startswith(b"HTTP/1.1 200")
+        assert is_closed(opened)
+
+
+@pytest.mark.parametrize("limit", ["connection_limit", "client_connection_limit"])
+def test_oldest_idle_connection_makes_room(make_server: MakeServer, limit):
+    url = make_server(**{limit: 4})
+    with ExitStack() as stack:
+        opened = [stack.enter_context(connection(url)) for _ in range(8)]
+        assert [is_closed(each) for each in opened[:4]] == [True] * 4
+        with httpx2.Client(base_url=url) as client:
+            assert_serves(client)
+
+
+def test_above_the_limit_only_health_is_answered(make_server: MakeServer):
+    url = make_server(connection_limit=4)
+    head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    with ExitStack() as stack:
+        for _ in range(4):
+            busy = stack.enter_context(
+                connection(url, head + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
+            )
+            assert busy.recv(65536).startswith(b"HTTP/1.1 100")
+        with httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/readyz").status_code == 200
+            assert_problem(client.get("/models"), 429, "fewer open connections")
+    with httpx2.Client(base_url=url) as client:
+        wait_for(lambda: client.get("/models").status_code == 200, "a free connection")
+
+
+def answered(url: str, opened: socket.socket) -> bytes:
+    """Send a request for arrays of 4 megapixels, whose response of 8 MB no socket can buffer."""
+    image = encoded(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8))
+    head = (
+        "POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        f"Accept: application/x-npz\r\nContent-Length: {len(image)}\r\n\r\n"
+    )
+    opened.sendall(head.encode() + image)
+    return opened.recv(12)
+
+
+def test_client_that_does_not_read_is_closed(make_server: MakeServer):
+    url = make_server(download_timeout_s=1)
+    with connection(url) as opened:
+        assert answered(url, opened) == b"HTTP/1.1 200"
+        with httpx2.Client(base_url=url) as client:
+            # The server has closed the connection once it has no other than the client's.
+            wait_for(lambda: open_connections(url) == 0, "the connection to be closed")
+            assert_serves(client)
+        received = 0
+        with pytest.raises(ConnectionResetError):
+            while part := opened.recv(1 << 20):
+                received += len(part)
+            raise ConnectionResetError
+        assert received < 8_000_000
+
+
+def open_connections(url: str) -> int:
+    """Count the connections to a port whose server's end is open and has bytes to send."""
+    port = f":{urlsplit(url).port:04X}"
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table][1:]
+    established = "01"
+    return sum(
+        row[1].endswith(port) and row[3] == established and row[4].split(":")[0] != "00000000"
+        for row in rows
+    )
+
+
+def test_client_that_reads_slowly_gets_its_response(make_server: MakeServer):
+    url = make_server(download_timeout_s=1)
+    with httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        image = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+        response = post(client, image, {"Accept": "application/x-npz"})
+        assert response.status_code == 200
+        assert len(response.content) == int(response.headers["content-length"])
