@@ -87,6 +87,9 @@ class Admission:
         try:
             with self.active_requests.enter():
                 return await loop.run_in_executor(self._threads, guarded)
+        except asyncio.CancelledError:
+            deadline.check()  # at shutdown, 503 where the work could not be stopped
+            raise
         finally:
             timer.cancel()
             self._deadlines.discard(deadline)

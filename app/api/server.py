@@ -26,7 +26,7 @@ STOPPING = "expected a running service, got one that is shutting down"
 class DrainingServer(uvicorn.Server):
     """Drains on the first signal: /readyz responds 503, and requests finish before the exit.
 
-    `lost` is true where a request was cut off without a response.
+    `lost` is true where the work on a request could not be stopped.
     """
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:

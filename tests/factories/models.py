@@ -94,6 +94,17 @@ def write_endless_model(folder: Path, name: str) -> Path:
     return target
 
 
+def write_endless_torch_model(folder: Path, name: str) -> Path:
+    """Write the network in TorchScript, with a loop that takes days for a white image."""
+    target = folder / name
+    target.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(EndlessTorchNetwork().eval()).save(str(target / "model.pt"))
+    write_card(target, file="model.pt")
+    return target
+
+
 def write_torch_model(
     folder: Path,
     name: str,
@@ -189,5 +200,16 @@ class TorchNetwork(torch.nn.Module):
         self.register_buffer("kernel", torch.from_numpy(weights(num_classes)[:, :, None, None]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        cells = torch.nn.functional.avg_pool2d(images, self.stride)
+        return torch.nn.functional.conv2d(cells, self.kernel)
+
+
+class EndlessTorchNetwork(TorchNetwork):
+    """The network after a loop that takes days for a white image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        turns = 0
+        while bool(images.min() > 0.999) and turns < 1 << 60:
+            turns += 1
         cells = torch.nn.functional.avg_pool2d(images, self.stride)
         return torch.nn.functional.conv2d(cells, self.kernel)
