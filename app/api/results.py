@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.dependencies import StateDep, TokenCheck
+from app.api.responses import respond
 from app.api.schemas import Output
 from app.imaging import encode
 from app.imaging.decode import ImageArray
@@ -49,10 +50,11 @@ async def data(result_id: str, state: StateDep) -> Response:
     """Return the arrays `mask` and `confidence` (float16) as .npz."""
     result = state.results.get(result_id)
     async with state.admission.enter():
-        body = await state.admission.run(
-            lambda _deadline: encode.npz(result.prediction.mask, result.prediction.confidence)
+        return await state.admission.run(
+            lambda _deadline: respond(
+                encode.npz(result.prediction.mask, result.prediction.confidence), NPZ
+            )
         )
-    return Response(body, media_type=NPZ)
 
 
 @router.get("/results/{result_id}/{image}.png", response_class=Response)
@@ -66,7 +68,8 @@ async def image(
     result = state.results.get(result_id)
     decode = partial(state.decoders.decode, max_pixels=state.settings.max_pixels)
     async with state.admission.enter():
-        body = await state.admission.run(
-            lambda deadline: encode_image(result, image, partial(decode, deadline=deadline), depth)
+        return await state.admission.run(
+            lambda deadline: respond(
+                encode_image(result, image, partial(decode, deadline=deadline), depth), PNG
+            )
         )
-    return Response(body, media_type=PNG)

@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.responses import respond
 from app.api.results import NPZ, PNG, encode_image
 from app.api.schemas import (
     OPTIONAL_PARTS,
@@ -144,7 +145,7 @@ def respond_to_upload(
         "X-Result-Id": name,
         "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in timer.stages.items()),
     }
-    return Response(body, headers=headers, media_type=media_type)
+    return respond(body, media_type, headers)
 
 
 def response_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:

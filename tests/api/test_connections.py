@@ -1,6 +1,8 @@
 """Connections are limited in number and in the time that a client takes."""
 
+import io
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.factories.jobs import wait_for
 from tests.factories.service import assert_problem, assert_serves, encoded, post
 
 TIMEOUT_S = 60.0
+MEBI = 1 << 20
 
 
 @contextmanager
@@ -93,7 +96,7 @@ def test_above_the_limit_only_health_is_answered(make_server: MakeServer):
         wait_for(lambda: client.get("/models").status_code == 200, "a free connection")
 
 
-def answered(url: str, opened: socket.socket) -> bytes:
+def answered(opened: socket.socket) -> bytes:
     """Send a request for arrays of 4 megapixels, whose response of 8 MB no socket can buffer."""
     image = encoded(np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8))
     head = (
@@ -107,7 +110,7 @@ def answered(url: str, opened: socket.socket) -> bytes:
 def test_client_that_does_not_read_is_closed(make_server: MakeServer):
     url = make_server(download_timeout_s=1)
     with connection(url) as opened:
-        assert answered(url, opened) == b"HTTP/1.1 200"
+        assert answered(opened) == b"HTTP/1.1 200"
         with httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client:
             # The server has closed the connection once it has no other than the client's.
             wait_for(lambda: open_connections(url) == 0, "the connection to be closed")
@@ -130,10 +133,34 @@ def open_connections(url: str) -> int:
     )
 
 
-def test_client_that_reads_slowly_gets_its_response(make_server: MakeServer):
-    url = make_server(download_timeout_s=1)
+def test_unread_responses_lie_on_disk(make_server: MakeServer):
+    url = make_server()
+    with ExitStack() as stack:
+        for count in range(1, 4):
+            opened = stack.enter_context(connection(url))
+            assert answered(opened) == b"HTTP/1.1 200"
+            assert len(deleted_files()) == count
+    wait_for(lambda: not deleted_files(), "the files to be closed")
+
+
+def deleted_files() -> list[int]:
+    """List the sizes of this process's open files of several MB that have no name."""
+    sizes = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+                sizes.append(status.st_size)
+    return [size for size in sizes if size > MEBI]
+
+
+def test_large_response_is_complete(make_server: MakeServer):
+    url = make_server(download_timeout_s=5)
+    image = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     with httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client:
-        image = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
         response = post(client, image, {"Accept": "application/x-npz"})
         assert response.status_code == 200
-        assert len(response.content) == int(response.headers["content-length"])
+        assert len(response.content) == int(response.headers["content-length"]) > MEBI
+        arrays = np.load(io.BytesIO(response.content))
+        assert arrays["mask"].shape == arrays["confidence"].shape == (1000, 1000)
+        assert client.get("/healthz").status_code == 200  # on the same connection
