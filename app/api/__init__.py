@@ -9,6 +9,7 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.uploads import UploadBuffer
 
 __all__ = [
     "Admission",
@@ -19,6 +20,7 @@ __all__ = [
     "Readiness",
     "ServiceMetrics",
     "State",
+    "UploadBuffer",
     "UploadTimeoutMiddleware",
     "admin_token",
 ]

@@ -54,12 +54,6 @@ class UploadBuffer:
             scope.cancel()
 
 
-class MemoryParser(MultiPartParser):
-    """A form parser that writes no temporary files; the body is in memory as a whole already."""
-
-    spool_max_size = 1 << 62
-
-
 @asynccontextmanager
 async def parsed_form(
     request: Request, body: bytearray, *, max_files: int, max_fields: int
@@ -70,7 +64,9 @@ async def parsed_form(
         yield bytes(body)
         body.clear()
 
-    parser = MemoryParser(request.headers, stream(), max_files=max_files, max_fields=max_fields)
+    parser = MultiPartParser(request.headers, stream(), max_files=max_files, max_fields=max_fields)
+    # No temporary files, as the whole body is in memory already; their disk may be full.
+    setattr(parser, "spool_max_size", 1 << 62)  # noqa: B010 - starlette's name
     try:
         form = await parser.parse()
     except MultiPartException as error:
