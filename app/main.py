@@ -30,6 +30,7 @@ from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
+from app.serving.memory import MemoryBudget
 from app.serving.result_cache import ResultCache
 from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
@@ -131,12 +132,21 @@ def load_models(state: State) -> None:
         RowWorkers(state.settings.threads, state.admission.active_requests),
         state.drift,
         state.decoders,
+        measure_memory(state.settings, predictors),
     )
     try:
         segmenter.warm_up()
     except Exception:  # a request that fails in the same way reports it
         log.exception("warming up failed")
     state.readiness.segmenter = segmenter
+
+
+def measure_memory(settings: Settings, predictors: dict[str, Predictor]) -> MemoryBudget:
+    """Measure the models' memory; results and uploads have a part of the budget of their own."""
+    own = settings.result_bytes + settings.upload_buffer_bytes
+    return MemoryBudget.measured(
+        predictors, settings.memory_bytes - own, max_concurrent_requests(settings)
+    )
 
 
 def open_models(

@@ -28,6 +28,15 @@ def available_cores() -> int:
     return max(1, min(cores, int(quota) // int(period)))
 
 
+def available_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its container's."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return total
+
+
 class Settings(BaseSettings):
     """Settings; the variable of a field is its name in capitals with the prefix."""
 
@@ -57,6 +66,7 @@ class Settings(BaseSettings):
     job_limit: int = Field(8, ge=1)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
+    memory_bytes: int = Field(default_factory=available_memory, ge=1)
     threads: int = Field(default_factory=available_cores, ge=1)
     # Half of the threads, so that requests are served during a fit.
     fit_threads: int = Field(

@@ -19,14 +19,15 @@ from app.inference.postprocess import (
     postprocess_strip,
     shift_confidence,
 )
-from app.inference.predictor import Predictor, Tta, open_predictor
-from app.inference.preprocess import Band, Geometry, Size, thumbnail
+from app.inference.predictor import SCALES, Predictor, Tta, open_predictor
+from app.inference.preprocess import Band, Geometry, Size, plan, thumbnail
 from app.inference.sliding_window import Strip
 from app.inference.threads import ActiveRequests, RowWorkers
 
 __all__ = [
     "CARD",
     "MAX_BATCH_SIZE",
+    "SCALES",
     "SERIAL",
     "ActiveRequests",
     "Band",
@@ -47,6 +48,7 @@ __all__ = [
     "model_files",
     "nvidia_device_present",
     "open_predictor",
+    "plan",
     "postprocess_strip",
     "read_model_folder",
     "shift_confidence",

@@ -18,6 +18,7 @@ from app.inference.postprocess import ClassStatistics, class_statistics
 from app.inference.predictor import Predictor, Tta
 from app.inference.threads import RowWorkers
 from app.serving.drift_monitor import DriftMonitor
+from app.serving.memory import MemoryBudget
 from app.serving.pipeline import StageTimer, predict_image
 from app.serving.warmup import warm_up
 from app.storage.artifacts import ArtifactStore
@@ -76,6 +77,7 @@ class Segmenter:
         workers: RowWorkers | None = None,
         drift: DriftMonitor | None = None,
         decoders: DecoderPool | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._drift = drift
         self.predictors = predictors
@@ -85,6 +87,7 @@ class Segmenter:
         self._max_pixels = max_pixels
         self._workers = workers or RowWorkers(1)
         self._decoders = decoders or DecoderPool()
+        self._memory = memory
 
     def segment(
         self,
@@ -103,8 +106,11 @@ class Segmenter:
         stored = self.calibrator(predictor, options.calibrator)
         threshold = confidence_threshold(options, stored)
         calibrator = stored.calibrator if stored else None
+        image = self._decode(upload, timer, deadline)
+        if self._memory is not None:
+            self._memory.check(predictor, (image.shape[0], image.shape[1]), options.tta)
         prediction = predict_image(
-            self._decode(upload, timer, deadline), predictor, calibrator, options.tta,
+            image, predictor, calibrator, options.tta,
             workers=self._workers, timer=timer, deadline=deadline,
         )  # fmt: skip
         with timer.stage("encode"):
