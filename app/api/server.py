@@ -26,7 +26,7 @@ STOPPING = "expected a running service, got one that is shutting down"
 class DrainingServer(uvicorn.Server):
     """Drains on the first signal: /readyz responds 503, and requests finish before the exit.
 
-    `lost` is true where the work on a request could not be stopped.
+    `lost` is true where a request was cut off, as its work could not be stopped in time.
     """
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:
@@ -65,7 +65,8 @@ class DrainingServer(uvicorn.Server):
         if elapsed_s > requests_s:
             self._state.admission.expire(STOPPING)
             self._state.uploads.expire(STOPPING)
-        self.lost = elapsed_s > requests_s + END_S and bool(self.server_state.tasks)
+        over = self.force_exit or elapsed_s > requests_s + END_S
+        self.lost = over and bool(self.server_state.tasks)
         self.should_exit = self.force_exit or self.lost or not self.server_state.tasks
 
     def _exit_now(self) -> None:

@@ -1,6 +1,7 @@
 """Memory of a segmentation: measured for each model when it is loaded, checked for each image."""
 
 import gc
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from app.errors import TooLargeError
+from app.errors import SegcalError, TooLargeError
 from app.inference.predictor import SCALES, Predictor, Tta
 from app.inference.preprocess import Size, plan
 from app.serving.pipeline import predict_image
+
+log = logging.getLogger(__name__)
 
 PROBE_SIDE = 1024  # pixels; large beside what a session allocates once
 PEAK = Path("/proc/self/status")
@@ -34,7 +37,7 @@ def bytes_per_pixel(predictor: Predictor) -> float:
     """Measure the memory of one segmentation by each pixel of the network's input.
 
     Of a model in mode slide it is 0, as its windows bound it, and so it is where the memory is a
-    GPU's, or where the system has no `/proc`.
+    GPU's, or could not be measured.
     """
     card = predictor.folder.card.input
     if card.mode == "slide" or card.size != "native" or predictor.backbone.device != "cpu":
@@ -46,7 +49,8 @@ def bytes_per_pixel(predictor: Predictor) -> float:
         RESET_PEAK.write_text("5")
         predict_image(image, predictor, None)
         peak = next(line for line in PEAK.read_text().splitlines() if line.startswith("VmHWM"))
-    except OSError:
+    except (OSError, SegcalError) as error:  # a network may take images of other sizes only
+        log.warning("the memory of %s could not be measured: %s", predictor.folder.card.name, error)
         return 0.0
     return MARGIN * max(int(peak.split()[1]) * 1024 - before, 0) / PROBE_PIXELS
 

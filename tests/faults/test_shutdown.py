@@ -3,6 +3,7 @@
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -52,6 +53,23 @@ def test_busy_server_exits_in_time(endless: Path, model, code):
         assert server.process.wait(START_S) == code
         for future in asked:
             assert_problem(future.result(), 503, "shutting down")
+
+
+def test_second_interrupt_does_not_wait(endless: Path):
+    with (
+        serving(endless, DEFAULT_MODEL="tiny", SHUTDOWN_TIMEOUT_S="10000") as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        ready(server)
+        asked = pool.submit(busy, server, "unstoppable")
+        time.sleep(1)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(START_S) == 1
+        with suppress(httpx2.TransportError):
+            asked.result()
 
 
 def test_stalled_upload_is_answered_at_shutdown(folder: Path):
