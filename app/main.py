@@ -23,7 +23,9 @@ from app.api.middleware import (
     UploadTimeoutMiddleware,
 )
 from app.api.security import SecurityHeadersMiddleware
+from app.api.uploads import UploadBuffer
 from app.errors import ModelError, SettingsError
+from app.imaging import DecoderPool
 from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
@@ -31,6 +33,7 @@ from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
+from app.serving.memory import MemoryBudget
 from app.serving.result_cache import ResultCache
 from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
@@ -60,13 +63,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings=settings,
         admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
         readiness=Readiness(),
-        admission=Admission(max_concurrent_requests(settings), settings.queue_limit),
+        admission=Admission(
+            max_concurrent_requests(settings), settings.queue_limit, settings.request_timeout_s
+        ),
         results=ResultCache(settings.result_ttl_s, settings.result_bytes),
         metrics=ServiceMetrics(drift),
         drift=drift,
         artifacts=artifacts,
         diagrams=Diagrams(artifacts),
+        uploads=UploadBuffer(settings.upload_buffer_bytes),
         jobs=Jobs(settings),
+        decoders=DecoderPool(),
     )
 
     @asynccontextmanager
@@ -79,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.readiness.draining.set()
         await asyncio.to_thread(state.jobs.stop)
         await loading
+        state.decoders.close()
 
     app = FastAPI(
         title="segcal",
@@ -141,12 +149,22 @@ def load_models(state: State) -> None:
         state.settings.max_pixels,
         RowWorkers(state.settings.threads, state.admission.active_requests),
         state.drift,
+        state.decoders,
+        measure_memory(state.settings, predictors),
     )
     try:
         segmenter.warm_up()
     except Exception:  # a request that fails in the same way reports it
         log.exception("warming up failed")
     state.readiness.segmenter = segmenter
+
+
+def measure_memory(settings: Settings, predictors: dict[str, Predictor]) -> MemoryBudget:
+    """Measure the models' memory; results and uploads have a part of the budget of their own."""
+    own = settings.result_bytes + settings.upload_buffer_bytes
+    return MemoryBudget.measured(
+        predictors, settings.memory_bytes - own, max_concurrent_requests(settings)
+    )
 
 
 def open_models(

@@ -17,6 +17,7 @@ CLIENT_VARIABLES = {"SEGCAL_TOKEN"}  # read by the command line
 # Set by Kubernetes in all containers beside a Service named "segcal".
 SERVICE_LINK = re.compile(r"SEGCAL_(SERVICE_(HOST|PORT\w*)|PORT(_[0-9]+_\w+)?)")
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
 
 def available_cores() -> int:
@@ -32,6 +33,15 @@ def available_cores() -> int:
     if quota == "max":
         return cores
     return max(1, min(cores, int(quota) // int(period)))
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or its container's."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return total
 
 
 class Settings(BaseSettings):
@@ -52,11 +62,21 @@ class Settings(BaseSettings):
     max_calibration_bytes: int = Field(8192 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)
     upload_timeout_s: float = Field(30.0, gt=0)
+    upload_buffer_bytes: int = Field(256 * MEBI, ge=1)
+    download_timeout_s: float = Field(30.0, gt=0)
+    # Longer than the 60 s of most proxies: if the server closed an idle connection first, the proxy
+    # could send a request to a connection that is being closed.
+    idle_timeout_s: float = Field(75.0, gt=0)
+    shutdown_timeout_s: float = Field(30.0, gt=SHUTDOWN_RESERVE_S)
+    connection_limit: int = Field(512, ge=1)
+    client_connection_limit: int = Field(128, ge=1)
     queue_limit: int = Field(64, ge=1)
+    request_timeout_s: float = Field(60.0, gt=0)
     job_limit: int = Field(8, ge=1)
     retry_bytes: int = Field(16384 * MEBI, ge=0)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
+    memory_bytes: int = Field(default_factory=available_memory, ge=1)
     threads: int = Field(default_factory=available_cores, ge=1)
     # Half of the threads, so that requests are served during a fit.
     fit_threads: int = Field(

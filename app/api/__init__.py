@@ -11,6 +11,7 @@ from app.api.middleware import (
     UploadTimeoutMiddleware,
 )
 from app.api.security import SecurityHeadersMiddleware
+from app.api.uploads import UploadBuffer
 
 __all__ = [
     "Admission",
@@ -23,6 +24,7 @@ __all__ = [
     "SecurityHeadersMiddleware",
     "ServiceMetrics",
     "State",
+    "UploadBuffer",
     "UploadTimeoutMiddleware",
     "admin_token",
 ]

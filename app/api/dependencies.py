@@ -14,7 +14,10 @@ from fastapi.security import HTTPBearer
 from app.api import auth as tokens
 from app.api.diagrams import Diagrams
 from app.api.metrics import ServiceMetrics
+from app.api.uploads import UploadBuffer
+from app.deadline import Deadline
 from app.errors import BusyError, UnavailableError
+from app.imaging import DecoderPool
 from app.inference.threads import ActiveRequests
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor
@@ -40,36 +43,67 @@ ADMIN_TOKEN = HTTPBearer(scheme_name="admin_token", auto_error=False)
 class Admission:
     """Runs up to `workers` requests at once, queues up to `queue_limit`, rejects the rest.
 
-    `active_requests` counts the running and the queued ones.
+    The work of a request, with its wait for a thread, ends after `timeout_s`. `active_requests`
+    counts the running and the queued ones.
     """
 
-    def __init__(self, workers: int, queue_limit: int) -> None:
+    def __init__(self, workers: int, queue_limit: int, timeout_s: float) -> None:
         self.active_requests = ActiveRequests()
+        self._timeout_s = timeout_s
+        self._deadlines: set[Deadline] = set()
         self._threads = ThreadPoolExecutor(workers, "requests")
         self._places_left = workers + queue_limit
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
         """Hold a place among the running and queued requests; raises BusyError without one."""
-        if self._places_left <= 0:
-            raise BusyError("expected fewer requests at once, got a full queue")
+        self.require_place()
         self._places_left -= 1
         try:
             yield
         finally:
             self._places_left += 1
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread of the pool, in order of arrival."""
+    def require_place(self) -> None:
+        """Raise BusyError without a free place, for requests that would need one later."""
+        if self._places_left <= 0:
+            raise BusyError("expected fewer requests at once, got a full queue")
+
+    async def run(self, work: Callable[[Deadline], T]) -> T:
+        """Run blocking work in a thread of the pool, in order of arrival.
+
+        Raises UnavailableError after the timeout, as soon as the work checks its deadline: the
+        thread is free then.
+        """
+        deadline = Deadline()
 
         def guarded() -> T:
             try:
-                return work()
+                deadline.check()
+                return work(deadline)
             except StopIteration as error:  # a future rejects it and would never complete
                 raise RuntimeError("expected an answer, got a stop of iteration") from error
 
-        with self.active_requests.enter():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
+        loop = asyncio.get_running_loop()
+        reason = (
+            f"expected a response within {self._timeout_s:g} s, got a request that takes longer"
+        )
+        timer = loop.call_later(self._timeout_s, deadline.expire, reason)
+        self._deadlines.add(deadline)
+        try:
+            with self.active_requests.enter():
+                return await loop.run_in_executor(self._threads, guarded)
+        except asyncio.CancelledError:
+            deadline.check()  # at shutdown, 503 where the work could not be stopped
+            raise
+        finally:
+            timer.cancel()
+            self._deadlines.discard(deadline)
+
+    def expire(self, reason: str) -> None:
+        """End the work of all running and queued requests, with 503."""
+        for deadline in self._deadlines:
+            deadline.expire(reason)
 
 
 @dataclass
@@ -103,7 +137,9 @@ class State:
     drift: DriftMonitor
     artifacts: ArtifactStore
     diagrams: Diagrams
+    uploads: UploadBuffer
     jobs: Jobs
+    decoders: DecoderPool
 
 
 async def get_state(request: Request) -> State:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
 from app.api.dependencies import StateDep, TokenCheck
+from app.api.responses import respond
 from app.api.schemas import Output
 from app.imaging import encode
-from app.imaging.decode import decode_image
+from app.imaging.decode import ImageArray
 from app.serving.result_cache import Result
 
 PNG = "image/png"
@@ -25,14 +27,19 @@ class Depth(IntEnum):
     SIXTEEN = 16
 
 
-def encode_image(result: Result, output: str, max_pixels: int, depth: int = 8) -> bytes:
-    """Encode one image of a result as PNG; `depth` is 8 or 16 bits for the confidence."""
+def encode_image(
+    result: Result, output: str, decode: Callable[[bytes], ImageArray], depth: int = 8
+) -> bytes:
+    """Encode one image of a result as PNG; `depth` is 8 or 16 bits for the confidence.
+
+    `decode` decodes the upload, for the overlay.
+    """
     encoders: dict[str, Callable[[], bytes]] = {
         "mask": lambda: encode.mask_png(result.prediction.mask, result.palette),
         "confidence": lambda: encode.confidence_png(result.prediction.confidence, depth),
         "heatmap": lambda: encode.heatmap_png(result.prediction.confidence),
         "overlay": lambda: encode.overlay_png(
-            decode_image(result.upload, max_pixels), result.prediction.mask, result.palette
+            decode(result.upload), result.prediction.mask, result.palette
         ),
     }
     return encoders[output]()
@@ -43,10 +50,11 @@ async def data(result_id: str, state: StateDep) -> Response:
     """Return the arrays `mask` and `confidence` (float16) as .npz."""
     result = state.results.get(result_id)
     async with state.admission.enter():
-        body = await state.admission.run(
-            lambda: encode.npz(result.prediction.mask, result.prediction.confidence)
+        return await state.admission.run(
+            lambda _deadline: respond(
+                encode.npz(result.prediction.mask, result.prediction.confidence), NPZ
+            )
         )
-    return Response(body, media_type=NPZ)
 
 
 @router.get("/results/{result_id}/{image}.png", response_class=Response)
@@ -58,7 +66,10 @@ async def image(
 ) -> Response:
     """Return one image of an earlier segmentation as PNG."""
     result = state.results.get(result_id)
-    limit = state.settings.max_pixels
+    decode = partial(state.decoders.decode, max_pixels=state.settings.max_pixels)
     async with state.admission.enter():
-        body = await state.admission.run(lambda: encode_image(result, image, limit, depth))
-    return Response(body, media_type=PNG)
+        return await state.admission.run(
+            lambda deadline: respond(
+                encode_image(result, image, partial(decode, deadline=deadline), depth), PNG
+            )
+        )

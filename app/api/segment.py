@@ -2,6 +2,7 @@
 
 import base64
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,6 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.responses import respond
 from app.api.results import NPZ, PNG, encode_image
 from app.api.schemas import (
     OPTIONAL_PARTS,
@@ -20,6 +22,8 @@ from app.api.schemas import (
     SegmentQuery,
     SegmentResponse,
 )
+from app.api.uploads import parsed_form
+from app.deadline import Deadline
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
 from app.serving.pipeline import StageTimer
@@ -71,33 +75,39 @@ async def segment(
     `not-measured`, as `calibration.guarantee` in JSON.
     """
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
-    async with state.admission.enter():
-        upload = await read_upload(request, state.settings.max_upload_bytes)
-        return await state.admission.run(
-            lambda: respond_to_upload(upload, query, media_type, segmenter, state)
-        )
+    state.admission.require_place()
+    # The place is taken once the body is complete: a client that sends none holds no place.
+    async with state.uploads.receive(request) as body:
+        upload = await read_image(request, body, state.settings.max_upload_bytes)
+        body.clear()
+        async with state.admission.enter():
+            return await state.admission.run(
+                lambda deadline: respond_to_upload(
+                    upload, query, media_type, segmenter, state, deadline
+                )
+            )
 
 
-async def read_upload(request: Request, max_bytes: int) -> bytes:
+async def read_image(request: Request, body: bytearray, max_bytes: int) -> bytes:
     """Return the image's bytes from the form's field `image` or the raw body.
 
     Raises TooLargeError, MediaTypeError, ArgumentError.
     """
-    upload = await _image_bytes(request)
+    upload = await _image_bytes(request, body)
     if len(upload) > max_bytes:
         raise TooLargeError(f"expected an image of at most {max_bytes} bytes, got {len(upload)}")
     return upload
 
 
-async def _image_bytes(request: Request) -> bytes:
+async def _image_bytes(request: Request, body: bytearray) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("image/"):
-        return await request.body()
+        return bytes(body)
     if kind != "multipart/form-data":
         raise MediaTypeError(
             f"expected multipart/form-data or image/*, got {kind or 'no content type'}"
         )
-    async with request.form(max_files=1, max_fields=8) as form:
+    async with parsed_form(request, body, max_files=1, max_fields=8) as form:
         if misplaced := sorted(set(form) & set(SegmentQuery.model_fields)):
             raise ArgumentError(f"expected options in the query, got the form fields {misplaced}")
         part = form.get("image")
@@ -107,15 +117,21 @@ async def _image_bytes(request: Request) -> bytes:
 
 
 def respond_to_upload(
-    upload: bytes, query: SegmentQuery, media_type: str, segmenter: Segmenter, state: State
+    upload: bytes,
+    query: SegmentQuery,
+    media_type: str,
+    segmenter: Segmenter,
+    state: State,
+    deadline: Deadline,
 ) -> Response:
     """Segment an upload, cache the result and encode the response; blocks, so run in a thread."""
     started = time.perf_counter()
+    decode = partial(state.decoders.decode, max_pixels=state.settings.max_pixels, deadline=deadline)
     timer = StageTimer()
     options = SegmentOptions(
         query.model, query.calibrator, query.min_confidence, query.max_error, query.tta
     )
-    done = segmenter.segment(upload, options, timer)
+    done = segmenter.segment(upload, options, timer, deadline)
     model = done.predictor.folder
     result = Result(model.card.name, upload, done.prediction, model.palette)
     name = state.results.put(result)
@@ -125,7 +141,7 @@ def respond_to_upload(
         elif media_type == NPZ:
             body = encode.npz(done.prediction.mask, done.prediction.confidence)
         else:
-            body = encode_image(result, query.output or "mask", state.settings.max_pixels)
+            body = encode_image(result, query.output or "mask", decode)
     timer.stages["total"] = (time.perf_counter() - started) * 1000
     state.metrics.count_segmentation(model.card.name, done.mean_confidence, timer.stages)
     headers = {
@@ -136,7 +152,7 @@ def respond_to_upload(
     }
     if done.guarantee is not None:
         headers["X-Guarantee"] = GUARANTEES[done.guarantee.applies]
-    return Response(body, headers=headers, media_type=media_type)
+    return respond(body, media_type, headers)
 
 
 def response_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:

@@ -1,33 +1,41 @@
-"""uvicorn server that drains on the first signal, and reports malformed HTTP as a problem."""
+"""uvicorn server that drains on the first signal, and exits within a stated time."""
 
 import ctypes
+import logging
+import os
 import signal
+import threading
 import time
 from types import FrameType
 
-import h11
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.api.connections import ConnectionLimits, LimitedProtocol, LimitedServerState
 from app.api.dependencies import State
-from app.api.problem_details import problem
+from app.settings import SHUTDOWN_RESERVE_S, Settings
 
-SHUTDOWN_S = 30  # for requests to finish
-# Longer than the 60 s of most proxies: if the server closed an idle connection first, the proxy
-# could send a request to a connection that is being closed.
-KEEP_ALIVE_S = 75
-CLOSE_S = 5  # for connections to be closed after that
+log = logging.getLogger(__name__)
+
+END_S = 1.0  # for the work that was ended to be answered
+CLOSE_S = 2  # for connections to be closed after that; the rest of the reserve is for a fit
 M_ARENA_MAX = -8  # of <malloc.h>
+STOPPING = "expected a running service, got one that is shutting down"
 
 
 class DrainingServer(uvicorn.Server):
-    """Drains on the first signal: /readyz responds 503, and requests finish before the exit."""
+    """Drains on the first signal: /readyz responds 503, and requests finish before the exit.
+
+    `lost` is true where a request was cut off, as its work could not be stopped in time.
+    """
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
+        self.lost = False
+        self.server_state = LimitedServerState(connection_limits(state.settings))
         self._state = state
-        self._deadline = 0.0  # by the monotonic clock; set by the first signal
+        self._timeout_s = state.settings.shutdown_timeout_s
+        self._stopped_at = 0.0  # by the monotonic clock; the time of the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain, then shut down; a second interrupt does not wait.
@@ -37,36 +45,68 @@ class DrainingServer(uvicorn.Server):
         """
         del frame
         self._state.readiness.draining.set()
-        self.force_exit = self._stopping and sig == signal.SIGINT
-        self._deadline = self._deadline or time.monotonic() + SHUTDOWN_S
-
-    @property
-    def _stopping(self) -> bool:
-        return bool(self._deadline)
+        self.force_exit = bool(self._stopped_at) and sig == signal.SIGINT
+        if not self._stopped_at:
+            self._stopped_at = time.monotonic()
+            # A thread that runs a network can't be stopped, and Python waits for its threads.
+            watchdog = threading.Timer(self._timeout_s, self._exit_now)
+            watchdog.daemon = True
+            watchdog.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Keep listening while requests finish, so that /readyz can respond 503."""
-        if self._stopping and (
-            self.force_exit or not self.server_state.tasks or time.monotonic() > self._deadline
-        ):
-            self.should_exit = True
+        if self._stopped_at:
+            self._drain(time.monotonic() - self._stopped_at)
         return await super().on_tick(counter)
 
+    def _drain(self, elapsed_s: float) -> None:
+        """End the work of requests when their time is over, and shut down when none is left."""
+        requests_s = self._timeout_s - SHUTDOWN_RESERVE_S
+        if elapsed_s > requests_s:
+            self._state.admission.expire(STOPPING)
+            self._state.uploads.expire(STOPPING)
+        over = self.force_exit or elapsed_s > requests_s + END_S
+        self.lost = over and bool(self.server_state.tasks)
+        self.should_exit = self.force_exit or self.lost or not self.server_state.tasks
 
-class ProblemProtocol(H11Protocol):
-    """HTTP/1.1 that responds to malformed requests with problem details."""
+    def _exit_now(self) -> None:
+        log.error("expected an exit within %g s, got threads that still run", self._timeout_s)
+        exit_at_once(self.lost)
 
-    def send_400_response(self, msg: str) -> None:
-        """Respond with 400 and close the connection."""
-        answer = problem(400, f"expected an HTTP/1.1 request, got one that breaks off: {msg}")
-        headers = [*answer.raw_headers, (b"connection", b"close")]
-        for event in (
-            h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=bytes(answer.body)),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+
+def exit_at_once(lost: bool) -> None:
+    """End the process without waiting for its threads."""
+    logging.shutdown()
+    os._exit(1 if lost else 0)
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """Return the limits of connections that the settings state."""
+    return ConnectionLimits(
+        total=settings.connection_limit,
+        per_client=settings.client_connection_limit,
+        headers_s=settings.upload_timeout_s,
+        write_s=settings.download_timeout_s,
+    )
+
+
+def build_server(
+    app: FastAPI, host: str, port: int, log_level: str | None = None
+) -> DrainingServer:
+    """Build the server of an application."""
+    state: State = app.state.segcal
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=LimitedProtocol,
+        ws="none",
+        log_level=log_level,
+        timeout_graceful_shutdown=CLOSE_S,
+        timeout_keep_alive=state.settings.idle_timeout_s,  # type: ignore[arg-type]  # any number
+        server_header=False,
+    )
+    return DrainingServer(config, state)
 
 
 def limit_malloc_arenas() -> None:
@@ -81,15 +121,9 @@ def limit_malloc_arenas() -> None:
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve an application until a signal."""
+    """Serve an application until a signal; ends the process where work could not be stopped."""
     limit_malloc_arenas()
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=ProblemProtocol,
-        timeout_graceful_shutdown=CLOSE_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        server_header=False,
-    )
-    DrainingServer(config, app.state.segcal).run()
+    server = build_server(app, host, port)
+    server.run()
+    if server.lost or server.force_exit:
+        exit_at_once(server.lost)

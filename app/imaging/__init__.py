@@ -1,6 +1,7 @@
 """Encoded images to arrays and back, and the colour map."""
 
-from app.imaging.decode import FORMATS, check_size, decode_image
+from app.imaging.decode import FORMATS, ImageArray, check_size, decode_image
+from app.imaging.decoder_pool import DecoderPool
 from app.imaging.encode import (
     OVERLAY_FRACTION,
     Confidence,
@@ -14,6 +15,8 @@ __all__ = [
     "FORMATS",
     "OVERLAY_FRACTION",
     "Confidence",
+    "DecoderPool",
+    "ImageArray",
     "Mask",
     "Palette",
     "check_size",

@@ -24,8 +24,8 @@ from app.inference.postprocess import (
     postprocess_strip,
     shift_confidence,
 )
-from app.inference.predictor import Predictor, PreparedImage, Tta, open_predictor
-from app.inference.preprocess import Band, Geometry, Size, thumbnail
+from app.inference.predictor import SCALES, Predictor, PreparedImage, Tta, open_predictor
+from app.inference.preprocess import Band, Geometry, Size, plan, thumbnail
 from app.inference.sliding_window import Strip
 from app.inference.threads import ActiveRequests, RowWorkers
 
@@ -33,6 +33,7 @@ __all__ = [
     "CARD",
     "MAX_BATCH_SIZE",
     "MIN_PROBABILITY",
+    "SCALES",
     "SERIAL",
     "Activation",
     "ActiveRequests",
@@ -59,6 +60,7 @@ __all__ = [
     "nvidia_device_present",
     "open_backbone",
     "open_predictor",
+    "plan",
     "postprocess_strip",
     "read_model_folder",
     "shift_confidence",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from torch import Tensor
 
+from app.deadline import UNLIMITED, Deadline
 from app.errors import ArgumentError, ModelError
 from app.inference.checkpoints import describe_checkpoint
 from app.inference.threads import ActiveRequests
@@ -26,10 +27,11 @@ class Backbone(Protocol):
 
     device: str
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
         """Compute logits float32 [N,K,h,w], on the network's own grid, of float32 [N,3,H,W].
 
-        Raises ArgumentError for a height and width that the network does not take.
+        Raises ArgumentError for a height and width that the network does not take, and
+        UnavailableError once the deadline has expired, where the runtime can be stopped.
         """
 
 
@@ -43,10 +45,13 @@ class Network(Protocol):
     device: str
     input_shape: Shape
 
-    def __call__(self, images: Array, output: str | None = None) -> Array:
+    def __call__(
+        self, images: Array, output: str | None = None, deadline: Deadline = UNLIMITED
+    ) -> Array:
         """Compute one output, by default the first, as float32, of images float32 [N,3,H,W].
 
-        Raises ArgumentError for a height and width that the network does not take.
+        Raises ArgumentError for a height and width that the network does not take, and
+        UnavailableError once the deadline has expired, where the runtime can be stopped.
         """
 
     def outputs(self, images: Array) -> dict[str, NDArray[Any]]:
@@ -111,22 +116,31 @@ class OnnxBackbone:
             sides = [sides[0], sides[3], sides[1], sides[2]]
         self.input_shape: Shape = tuple(sides) if len(sides) == 4 else DYNAMIC  # type: ignore[assignment]
 
-    def __call__(self, images: Array, output: str | None = None) -> Array:
+    def __call__(
+        self, images: Array, output: str | None = None, deadline: Deadline = UNLIMITED
+    ) -> Array:
         """Compute one output; raises ArgumentError for a size that the session does not take."""
-        return np.asarray(self._run(images, [output or self._outputs[0]])[0], np.float32)
+        values = self._run(images, [output or self._outputs[0]], deadline)
+        return np.asarray(values[0], np.float32)
 
     def outputs(self, images: Array) -> dict[str, NDArray[Any]]:
         """Compute all outputs that are arrays."""
-        values = zip(self._outputs, self._run(images, self._outputs), strict=True)
+        values = zip(self._outputs, self._run(images, self._outputs, UNLIMITED), strict=True)
         return {name: value for name, value in values if isinstance(value, np.ndarray)}
 
-    def _run(self, images: Array, outputs: list[str]) -> list[Any]:
+    def _run(self, images: Array, outputs: list[str], deadline: Deadline) -> list[Any]:
         inputs = np.moveaxis(images, 1, -1) if self._channels_last else images
         feed = {self._input: np.ascontiguousarray(inputs, self._dtype)}
         concurrent = self._active_requests is not None and self._active_requests.several
         session = self._concurrent_session if concurrent else self._session
+        options = ort.RunOptions()
+
+        def stop() -> None:
+            options.terminate = True  # the run ends after the node that it is at
+
         try:
-            return session.run(outputs, feed)  # type: ignore[no-any-return]
+            with deadline.stopping(stop):
+                return session.run(outputs, feed, options)  # type: ignore[no-any-return]
         except InvalidArgument as error:
             raise size_error(images, error) from error
 
@@ -170,8 +184,14 @@ class TorchBackbone:
         floats = (value.dtype for value in self._module.parameters() if value.is_floating_point())
         self._dtype = next(floats, torch.float32)
 
-    def __call__(self, images: Array, output: str | None = None) -> Array:
-        """Compute one output; raises ArgumentError for a size the module was not exported for."""
+    def __call__(
+        self, images: Array, output: str | None = None, deadline: Deadline = UNLIMITED
+    ) -> Array:
+        """Compute one output; raises ArgumentError for a size the module was not exported for.
+
+        A module can't be stopped, so the deadline acts before it runs.
+        """
+        deadline.check()
         outputs = self._run(images)
         value = next(iter(outputs.values())) if output is None else outputs[output]
         return value.float().cpu().numpy()

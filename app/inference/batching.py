@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.deadline import UNLIMITED, Deadline
 from app.inference.backbone import Array, Backbone
 
 MAX_BATCH_SIZE = 8  # callers' inputs
@@ -37,8 +38,12 @@ class BatchingBackbone:
         self._queue: list[_QueuedInput] = []
         self._queue_lock, self._run_lock = threading.Lock(), threading.Lock()
 
-    def __call__(self, images: Array) -> Array:
-        """Compute logits float32 [N,K,h,w] from images float32 [N,3,H,W]."""
+    def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
+        """Compute logits float32 [N,K,h,w] from images float32 [N,3,H,W].
+
+        The deadline acts before the run: a batch belongs to several callers.
+        """
+        deadline.check()
         own = _QueuedInput(images)
         with self._queue_lock:
             self._queue.append(own)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.deadline import UNLIMITED, Deadline
 from app.errors import ModelError
 from app.inference.backbone import Array, Network
 from app.inference.model_card import Activation, OutputPolicy
@@ -65,11 +66,13 @@ class LogitsBackbone:
         self._network, self._output = network, output
         self.device = network.device
 
-    def __call__(self, images: Array) -> Array:
-        """Compute logits float32 [N,K,h,w] of float32 [N,3,H,W]."""
+    def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
+        """Compute logits float32 [N,K,h,w] of float32 [N,3,H,W]; see `Backbone`."""
         batch = self._network.input_shape[0] or len(images)
         parts = [
-            self._network(repeat_last(images[start : start + batch], batch), self._output.name)
+            self._network(
+                repeat_last(images[start : start + batch], batch), self._output.name, deadline
+            )
             for start in range(0, len(images), batch)
         ]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)

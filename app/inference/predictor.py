@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from app.deadline import UNLIMITED, Deadline
 from app.errors import ModelError
 from app.inference.backbone import Backbone, Network, first_line, open_backbone
 from app.inference.batching import BatchingBackbone
@@ -92,7 +93,11 @@ class Predictor:
         return self.prepare_windows(image).windows.cut(0, 0)
 
     def strips(
-        self, prepared: PreparedImage, tta: Tta = "none", receptive_radius: int = 0
+        self,
+        prepared: PreparedImage,
+        tta: Tta = "none",
+        receptive_radius: int = 0,
+        deadline: Deadline = UNLIMITED,
     ) -> Iterator[Strip]:
         """Yield an image's logits in strips of the grid's rows, from top to bottom.
 
@@ -101,7 +106,10 @@ class Predictor:
         """
         blend = self.folder.card.input.blend
         return strips(
-            prepared.windows, lambda images: self.logits(images, tta), blend, receptive_radius
+            prepared.windows,
+            lambda images: self.logits(images, tta, deadline),
+            blend,
+            receptive_radius,
         )
 
     def grid(self, prepared: PreparedImage, tta: Tta = "none") -> Tensor:
@@ -121,29 +129,29 @@ class Predictor:
         return torch.from_numpy(planes), geometry
 
     @torch.inference_mode()
-    def logits(self, images: Tensor, tta: Tta = "none") -> Tensor:
+    def logits(self, images: Tensor, tta: Tta = "none", deadline: Deadline = UNLIMITED) -> Tensor:
         """Compute finite logits float32 [N,K,h,w] of inputs float32 [N,3,H,W].
 
         With test-time augmentation, the views' log-probabilities are averaged on the grid of the
         unchanged view. Calibrators are fitted and measured without it.
         """
-        plain = self._run(images)
+        plain = self._run(images, deadline)
         if tta == "none":
             return plain
         total = plain.log_softmax(dim=1)
         if tta == "flip":
-            total += self._run(images.flip(-1)).flip(-1).log_softmax(dim=1)
+            total += self._run(images.flip(-1), deadline).flip(-1).log_softmax(dim=1)
             return total / 2
         for scale in SCALES:
-            view = self._run(self._rescale(images, scale))
+            view = self._run(self._rescale(images, scale), deadline)
             if view.shape[-2:] != total.shape[-2:]:
                 view = F.interpolate(view, total.shape[-2:], mode="bilinear")
             total += view.log_softmax(dim=1)
         return total / (1 + len(SCALES))
 
-    def _run(self, images: Tensor) -> Tensor:
+    def _run(self, images: Tensor, deadline: Deadline) -> Tensor:
         """Run the backbone and replace logits that are not finite."""
-        logits = torch.from_numpy(self.backbone(images.contiguous().numpy()))
+        logits = torch.from_numpy(self.backbone(images.contiguous().numpy(), deadline))
         # The sum is finite only if all logits are, and is cheaper than a check of each.
         if torch.isfinite(logits.sum()):
             return logits

@@ -1,6 +1,7 @@
 """From a decoded image to its prediction, with result cache and drift monitor."""
 
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
+from app.serving.memory import MemoryBudget
 from app.serving.pipeline import StageTimer, predict_image, predict_logits
 from app.serving.result_cache import Result, ResultCache
 from app.serving.segmenter import (
@@ -19,6 +20,7 @@ __all__ = [
     "NO_CALIBRATOR",
     "DriftMonitor",
     "DriftPolicy",
+    "MemoryBudget",
     "Result",
     "ResultCache",
     "SegmentOptions",

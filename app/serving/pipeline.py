@@ -25,6 +25,7 @@ from app.calibration.base import (
     map_rows_serially,
 )
 from app.calibration.predictions import Prediction
+from app.deadline import UNLIMITED, Deadline
 from app.inference.postprocess import (
     SERIAL,
     allocate_prediction,
@@ -150,19 +151,21 @@ def predict_image(
     *,
     workers: RowWorkers = SERIAL,
     timer: StageTimer | None = None,
+    deadline: Deadline = UNLIMITED,
 ) -> Prediction:
     """Predict one image uint8 RGB [H,W,3] at its own size.
 
-    The timer records the stages preprocess, inference, calibration and encode.
+    The timer records the stages preprocess, inference, calibration and encode. Raises
+    UnavailableError once the deadline has expired.
     """
     timer = timer or StageTimer()
     with timer.stage("preprocess"):
         prepared = predictor.prepare_windows(image)
     del image  # the prepared image may be smaller
     radius = calibrator.invariances.receptive_radius if calibrator else 0
-    strips = predictor.strips(prepared, tta, radius)
+    strips = predictor.strips(prepared, tta, radius, deadline)
     (prediction,) = predict_strips(
-        strips, prepared.geometry, [calibrator], prepared.thumbnail, workers, timer
+        strips, prepared.geometry, [calibrator], prepared.thumbnail, workers, timer, deadline
     )
     return prediction
 
@@ -194,6 +197,7 @@ def predict_strips(
     thumbnail: Thumbnail | None,
     workers: RowWorkers = SERIAL,
     timer: StageTimer | None = None,
+    deadline: Deadline = UNLIMITED,
 ) -> list[Prediction]:
     """Calibrate and postprocess an image's strips of logits, once for each calibrator.
 
@@ -205,6 +209,7 @@ def predict_strips(
         classes = logits.shape[1]
         builders = builders or [PredictionBuilder(geometry, classes, workers) for _ in calibrators]
         for calibrator, builder in zip(calibrators, builders, strict=True):
+            deadline.check()
             with timer.stage("calibration"):
                 strip = calibrate_strip(logits[0], calibrator, band, thumbnail, workers.map_rows)
             with timer.stage("encode"):

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from app.calibration.predictions import Prediction
 from app.calibration.risk_control import CertifiedThreshold
+from app.deadline import UNLIMITED, Deadline
 from app.errors import ActiveCalibratorError, ConflictError, NotFoundError
-from app.imaging.decode import decode_image
+from app.imaging.decoder_pool import DecoderPool
 from app.inference.model_card import ModelFolder, default_name
 from app.inference.postprocess import ClassStatistics, class_statistics
 from app.inference.predictor import Predictor, Tta
 from app.inference.threads import RowWorkers
 from app.serving.drift_monitor import DriftMonitor
+from app.serving.memory import MemoryBudget
 from app.serving.pipeline import StageTimer, predict_image
 from app.serving.warmup import warm_up
 from app.storage.artifacts import ArtifactStore
@@ -91,6 +93,8 @@ class Segmenter:
         max_pixels: int,
         workers: RowWorkers | None = None,
         drift: DriftMonitor | None = None,
+        decoders: DecoderPool | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self._drift = drift
         self.predictors = predictors
@@ -99,21 +103,33 @@ class Segmenter:
         self.artifacts = artifacts
         self._max_pixels = max_pixels
         self._workers = workers or RowWorkers(1)
+        self._decoders = decoders or DecoderPool()
+        self._memory = memory
 
-    def segment(self, upload: bytes, options: SegmentOptions, timer: StageTimer) -> Segmentation:
+    def segment(
+        self,
+        upload: bytes,
+        options: SegmentOptions,
+        timer: StageTimer,
+        deadline: Deadline = UNLIMITED,
+    ) -> Segmentation:
         """Segment one encoded image.
 
         Raises InputError for an image that can't be decoded, NotFoundError for an unknown model or
-        calibrator, and ConflictError without a certified threshold (see `certified_level`).
+        calibrator, ConflictError without a certified threshold (see `certified_level`), and
+        UnavailableError once the deadline has expired.
         """
         predictor = self.predictor(options.model)
         stored = self.calibrator(predictor, options.calibrator)
         level = certified_level(options, stored)
         threshold = options.min_confidence if level is None else level.threshold
         calibrator = stored.calibrator if stored else None
+        image = self._decode(upload, timer, deadline)
+        if self._memory is not None:
+            self._memory.check(predictor, (image.shape[0], image.shape[1]), options.tta)
         prediction = predict_image(
-            self._decode(upload, timer), predictor, calibrator, options.tta,
-            workers=self._workers, timer=timer,
+            image, predictor, calibrator, options.tta,
+            workers=self._workers, timer=timer, deadline=deadline,
         )  # fmt: skip
         with timer.stage("encode"):
             stale = self._observe_drift(predictor, stored, options, prediction)
@@ -123,9 +139,9 @@ class Segmenter:
         guarantee = None if level is None else guarantee_of(level, prediction.in_distribution)
         return Segmentation(predictor, stored, prediction, threshold, statistics, stale, guarantee)
 
-    def _decode(self, upload: bytes, timer: StageTimer) -> NDArray[np.uint8]:
+    def _decode(self, upload: bytes, timer: StageTimer, deadline: Deadline) -> NDArray[np.uint8]:
         with timer.stage("decode"):
-            return decode_image(upload, self._max_pixels)
+            return self._decoders.decode(upload, self._max_pixels, deadline)
 
     def _observe_drift(
         self,

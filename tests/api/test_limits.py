@@ -4,7 +4,8 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
@@ -14,11 +15,14 @@ import pytest
 from app.api.dependencies import Admission
 from app.main import FORM_OVERHEAD, WORKERS
 from tests.conftest import MakeClient, MakeServer
+from tests.factories.jobs import wait_for
+from tests.factories.models import write_endless_model
 from tests.factories.service import (
     BLUE,
     GREEN,
     RED,
     THIRDS_MASK,
+    WHITE,
     assert_problem,
     assert_serves,
     decoded,
@@ -35,7 +39,7 @@ LIMIT = 1000
 def unfinished(url: str, length: int) -> Iterator[tuple[socket.socket, bytes]]:
     """Open an upload that sends no body; yields its socket and the server's first response.
 
-    That is `100 Continue` once the request has a slot in the queue and its body is awaited.
+    That is `100 Continue` once the request's body is awaited.
     """
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
@@ -119,20 +123,67 @@ def test_pixels_of_the_limit_are_served_and_one_row_more_is_not(make_client: Mak
     assert_problem(post(client, solid(RED, 9, 12)), 413, "96", "12x9")
 
 
-def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer):
-    url = make_server(queue_limit=1)
-    data = encoded(thirds())
-    with httpx2.Client(base_url=url) as client, ExitStack() as stack:
-        held = [stack.enter_context(unfinished(url, len(data))) for _ in range(WORKERS + 1)]
+def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer, models_dir: Path):
+    write_endless_model(models_dir, "endless")
+    url = make_server(queue_limit=1, request_timeout_s=5, default_model="tiny")
 
-        assert all(words.startswith(b"HTTP/1.1 100 ") for _, words in held)
-        assert_problem(post(client, thirds()), 429, "full queue")
-        assert client.get("/healthz").status_code == 200
-        for connection, _ in held:
-            connection.sendall(data)
-        for connection, _ in held:
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    def hold(_: int) -> httpx2.Response:
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            return post(client, WHITE, model="endless")
+
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        with ThreadPoolExecutor(WORKERS + 2) as pool:
+            held = pool.map(hold, range(WORKERS + 2))
+            assert client.get("/healthz").status_code == 200
+        rejected, *ended = sorted(held, key=lambda response: response.status_code)
+        assert_problem(rejected, 429, "full queue")
+        # The work that takes too long is ended, and its threads serve others.
+        for response in ended:
+            assert_problem(response, 503, "within 5 s")
         assert_serves(client)
+
+
+def test_clients_that_send_no_body_hold_no_place(make_server: MakeServer):
+    url = make_server(queue_limit=1)
+    with httpx2.Client(base_url=url, timeout=60) as client, ExitStack() as stack:
+        for _ in range(2 * (WORKERS + 1)):
+            _, answer = stack.enter_context(unfinished(url, 1000))
+            assert answer.startswith(b"HTTP/1.1 100 ")
+        assert_serves(client)
+
+
+def test_full_upload_buffer_is_rejected_and_recovers(make_server: MakeServer):
+    url = make_server(upload_buffer_bytes=100_000)
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        with unfinished(url, 90_000) as (connection, _):
+            connection.sendall(bytes(89_000))
+            large = padded(thirds(), 50_000)
+            wait_for(lambda: post(client, large).status_code == 429, "a full buffer")
+            assert_problem(post(client, large), 429, "uploads of at most 100000 bytes at once")
+            assert_serves(client)
+        wait_for(lambda: post(client, large).status_code == 200, "room in the buffer")
+
+
+def test_body_in_small_chunks_is_rejected_and_others_are_served(make_server: MakeServer):
+    parts = urlsplit(make_server())
+    head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        with suppress(ConnectionError):
+            connection.sendall(b"1\r\nx\r\n" * 500_000)
+        with suppress(ConnectionResetError):
+            assert connection.recv(12) == b"HTTP/1.1 400"
+    with httpx2.Client(base_url=parts.geturl()) as client:
+        assert_serves(client)
+
+
+def test_small_body_in_one_byte_chunks_is_served(make_server: MakeServer):
+    data = encoded(thirds())
+    with httpx2.Client(base_url=make_server(), timeout=60) as client:
+        chunks = (data[at : at + 1] for at in range(len(data)))
+        response = client.post("/segment", content=chunks, headers={"Content-Type": "image/png"})
+
+    assert response.status_code == 200
 
 
 def test_disconnected_client_frees_its_slot(make_server: MakeServer):
@@ -166,11 +217,11 @@ def test_sixteen_concurrent_requests_get_their_own_results(make_server: MakeServ
 
 def test_stop_iteration_is_an_error_and_frees_its_slot():
     async def twice():
-        admission = Admission(workers=1, queue_limit=0)
+        admission = Admission(workers=1, queue_limit=0, timeout_s=60)
         for _ in range(2):
             async with admission.enter():
                 with pytest.raises(RuntimeError, match="got a stop of iteration"):
-                    await asyncio.wait_for(admission.run(lambda: next(iter([]))), timeout=5)
+                    await asyncio.wait_for(admission.run(lambda _: next(iter([]))), timeout=5)
         assert not admission.active_requests.several
 
     asyncio.run(twice())

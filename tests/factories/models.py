@@ -60,6 +60,56 @@ def write_onnx_model(
     return target
 
 
+def write_endless_model(folder: Path, name: str) -> Path:
+    """Write the network with a loop before its end that takes days for a white image."""
+    target = write_onnx_model(folder, name)
+    network = onnx_network()
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["again"]), helper.make_node("Neg", ["x"], ["y"])],
+        "body",
+        [
+            value("turn", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("x", TensorProto.FLOAT, []),
+        ],
+        [value("again", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, [])],
+    )
+    network.graph.initializer.extend(
+        numpy_helper.from_array(array, title)
+        for title, array in {
+            "almost": np.array(0.999, np.float32),
+            "days": np.array(1 << 40),
+            "zero": np.array(0, np.float32),
+            "true": np.array(True),
+        }.items()
+    )
+    network.graph.node[1].output[0] = "plain"
+    network.graph.node.extend(
+        [
+            helper.make_node("ReduceMin", ["image"], ["darkest"], keepdims=0),
+            helper.make_node("Greater", ["darkest", "almost"], ["white"]),
+            helper.make_node("Cast", ["white"], ["times"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["times", "days"], ["turns"]),
+            helper.make_node("Loop", ["turns", "true", "zero"], ["nothing"], body=body),
+            helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+        ]
+    )
+    onnx.save(network, target / "model.onnx")
+    return target
+
+
+def write_endless_torch_model(folder: Path, name: str) -> Path:
+    """Write the network in TorchScript, with a loop that takes days for a white image."""
+    target = folder / name
+    target.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(EndlessTorchNetwork().eval()).save(str(target / "model.pt"))
+    write_card(target, file="model.pt")
+    return target
+
+
 def write_torch_model(
     folder: Path,
     name: str,
@@ -157,5 +207,16 @@ class TorchNetwork(torch.nn.Module):
         self.register_buffer("kernel", torch.from_numpy(weights(num_classes)[:, :, None, None]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        cells = torch.nn.functional.avg_pool2d(images, self.stride)
+        return torch.nn.functional.conv2d(cells, self.kernel)
+
+
+class EndlessTorchNetwork(TorchNetwork):
+    """The network after a loop that takes days for a white image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        turns = 0
+        while bool(images.min() > 0.999) and turns < 1 << 60:
+            turns += 1
         cells = torch.nn.functional.avg_pool2d(images, self.stride)
         return torch.nn.functional.conv2d(cells, self.kernel)

@@ -17,12 +17,11 @@ from typing import Protocol
 import httpx2
 import numpy as np
 import torch
-import uvicorn
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.api.server import DrainingServer, ProblemProtocol
+from app.api.server import build_server
 from app.calibration.base import Calibrator
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
@@ -63,6 +62,7 @@ def thirds() -> ImageArray:
     return np.concatenate([solid(color, 8, 4) for color in (RED, GREEN, BLUE)], axis=1)
 
 
+WHITE = solid((255, 255, 255))  # the image for which `write_endless_model` takes days
 THIRDS_MASK = np.repeat(np.array([[0, 1, 2]], np.uint8), 4, axis=1).repeat(8, axis=0)
 
 
@@ -143,8 +143,7 @@ def open_client(settings: Settings) -> Iterator[TestClient]:
 def open_server(settings: Settings) -> Iterator[str]:
     """Serve the application on a socket, in a thread; yields its address once it is ready."""
     app = create_app(settings)
-    config = uvicorn.Config(app, port=0, http=ProblemProtocol, log_level="warning")
-    server = DrainingServer(config, app.state.segcal)
+    server = build_server(app, "127.0.0.1", 0, log_level="warning")
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

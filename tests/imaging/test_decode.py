@@ -383,6 +383,96 @@ def test_bomb_is_rejected_without_decoding_it():
         tracemalloc.stop()
 
 
+def progressive(extra_scans: int, side: int = 7000) -> bytes:
+    """Encode a progressive JPEG of one grey, with its last scan repeated."""
+    data = encoded(Image.new("L", (side, side)), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xc4") : -2]
+    return data[:-2] + last_scan * extra_scans + b"\xff\xd9"
+
+
+def test_jpeg_of_many_scans_is_rejected_without_decoding_it():
+    # Each scan is 98 bytes and passes over 49 million pixels: decoding these takes minutes.
+    with pytest.raises(TooLargeError, match="expected an image with fewer scans"):
+        decode_image(progressive(extra_scans=10_000), 50_000_000)
+
+
+def test_scans_behind_a_segment_that_holds_an_end_marker_count():
+    data = progressive(extra_scans=10_000)
+    comment = b"\xff\xfe\0\4\xff\xd9"
+    with pytest.raises(TooLargeError, match="fewer scans"):
+        decode_image(data[:2] + comment + data[2:], 50_000_000)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff\xe9\0\2" * 1_000_000,
+        b"\xff\xd8" + b"\xff" * 1_000_000,
+        b"\xff\xd8" + b"\xff\0" * 1_000_000 + b"\xff\xe9",
+        b"\xff\xd8" + b"\xff\xd9" * 1_000_000,
+        b"\x89PNG\r\n\x1a\n" + (bytes(4) + b"teXt" + bytes(4)) * 1_000_000,
+    ],
+    ids=["segments", "fill bytes", "escaped bytes", "ends", "chunks"],
+)
+def test_file_of_many_segments_is_rejected_without_reading_them(data):
+    # Pillow reads each in Python; 32 MB of them take half a minute.
+    with pytest.raises(TooLargeError, match="fewer scans, segments"):
+        decode_image(data, 50_000_000)
+
+
+def test_usual_progressive_jpeg_of_the_largest_size_is_accepted():
+    assert decode_image(progressive(extra_scans=0), 50_000_000).shape == (7000, 7000, 3)
+
+
+def test_small_jpeg_of_many_scans_is_accepted():
+    assert decode_image(progressive(extra_scans=100, side=64), LIMIT).shape == (64, 64, 3)
+
+
+def test_markers_behind_the_end_of_a_jpeg_do_not_count():
+    film = b"\xff\xda\0\2" * 10_000
+    data = encoded(Image.new("RGB", (1000, 900)), "JPEG")
+    assert decode_image(data + film, LIMIT).shape == (900, 1000, 3)
+
+
+def test_tiff_of_many_rows_is_rejected_without_decoding_it():
+    tags = {256: 1, 257: 46_000_000, 258: 1, 259: 3, 262: 1, 273: 8, 277: 1, 279: 1500}
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    head = b"II*\0" + struct.pack("<I", 1508)
+    data = head + bytes(1500) + struct.pack("<H", len(tags)) + fields + bytes(4)
+    with pytest.raises(TooLargeError, match="fewer scans, strips"):
+        decode_image(data, 50_000_000)
+
+
+def test_tiff_of_many_strips_is_rejected_without_decoding_it():
+    rows = 1_000_000
+    tags = {256: 1, 257: rows, 258: 8, 259: 1, 262: 1, 277: 1, 278: 1}
+    fields = [(tag, 1, value) for tag, value in tags.items()]
+    table = 8 + 2 + 12 * (len(fields) + 2) + 4
+    fields += [(273, rows, table), (279, rows, table + 4 * rows)]
+    data = b"II*\0" + struct.pack("<IH", 8, len(fields))
+    data += b"".join(struct.pack("<HHII", tag, 4, n, at) for tag, n, at in sorted(fields))
+    data += bytes(4) + struct.pack("<I", 8) * rows + struct.pack("<I", 1) * rows
+    with pytest.raises(TooLargeError, match="fewer scans, strips"):
+        decode_image(data, 50_000_000)
+
+
+def run_length_encoded(width: int, height: int, body: bytes) -> bytes:
+    """Encode a BMP of eight bits whose palette is black."""
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 2835, 2835, 256, 0)
+    head = struct.pack("<IHHI", 14 + 40 + 1024 + len(body), 0, 0, 14 + 40 + 1024)
+    return b"BM" + head + info + bytes(1024) + body
+
+
+def test_large_run_length_encoded_bmp_is_rejected_without_decoding_it():
+    data = run_length_encoded(7000, 7000, b"\1\0\0\0" * 7000 + b"\0\1")
+    with pytest.raises(TooLargeError, match="run-length encoded pixels, got one that takes"):
+        decode_image(data, 50_000_000)
+
+
+def test_small_run_length_encoded_bmp_is_accepted():
+    assert decoded(run_length_encoded(2, 1, b"\2\0\0\1")).tolist() == [[[0] * 3] * 2]
+
+
 def test_text_chunk_bomb_is_rejected():
     chunk = (b"zTXt", b"a\0\0" + zlib.compress(bytes(2_000_000)))
     with pytest.raises(UndecodableError):

@@ -1,0 +1,77 @@
+"""Bodies of requests in memory: a bounded buffer, and the parser of forms."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from fastapi import Request
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.errors import BusyError, UnavailableError
+
+
+class UploadBuffer:
+    """Memory for the bodies of requests, bounded over all requests."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = self._left = max_bytes
+        self._receiving: set[anyio.CancelScope] = set()
+        self._reason = ""
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[bytearray]:
+        """Receive a whole body; its bytes count until the block ends.
+
+        Raises BusyError where the buffer is full, UnavailableError once `expire` is called.
+        """
+        body = bytearray()
+        taken = 0
+        scope = anyio.CancelScope()
+        self._receiving.add(scope)
+        try:
+            with scope:
+                async for chunk in request.stream():
+                    if len(chunk) > self._left:
+                        raise BusyError(
+                            f"expected uploads of at most {self._max_bytes} bytes at once, got more"
+                        )
+                    taken += len(chunk)
+                    self._left -= len(chunk)
+                    body += chunk
+            if scope.cancelled_caught:
+                raise UnavailableError(self._reason)
+            yield body
+        finally:
+            self._receiving.discard(scope)
+            self._left += taken
+
+    def expire(self, reason: str) -> None:
+        """End the uploads that are being received, with 503."""
+        self._reason = reason
+        for scope in self._receiving:
+            scope.cancel()
+
+
+@asynccontextmanager
+async def parsed_form(
+    request: Request, body: bytearray, *, max_files: int, max_fields: int
+) -> AsyncIterator[FormData]:
+    """Parse a multipart body for the block; raises HTTPException 400 for a malformed one."""
+
+    async def stream() -> AsyncGenerator[bytes]:
+        yield bytes(body)
+        body.clear()
+
+    parser = MultiPartParser(request.headers, stream(), max_files=max_files, max_fields=max_fields)
+    # No temporary files, as the whole body is in memory already; their disk may be full.
+    setattr(parser, "spool_max_size", 1 << 62)  # noqa: B010 - starlette's name
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from error
+    try:
+        yield form
+    finally:
+        await form.close()

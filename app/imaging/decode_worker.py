@@ -1,0 +1,33 @@
+"""Child process of `decoder_pool`: decode images from its input until that ends.
+
+A request is a line of JSON, `{"bytes": B, "max_pixels": M}`, and B bytes of an encoded image. The
+response is a line `{"height": H, "width": W}` and the pixels, or `{"error": NAME, "detail": TEXT}`.
+"""
+
+import json
+import sys
+from typing import BinaryIO
+
+from app.errors import InputError
+from app.imaging.decode import ImageArray, decode_image
+
+
+def serve(requests: BinaryIO, responses: BinaryIO) -> None:
+    """Decode each requested image, until the input ends."""
+    while line := requests.readline():
+        request = json.loads(line)
+        pixels: ImageArray | None = None
+        answer: dict[str, object]
+        try:
+            pixels = decode_image(requests.read(request["bytes"]), request["max_pixels"])
+            answer = {"height": pixels.shape[0], "width": pixels.shape[1]}
+        except InputError as error:
+            answer = {"error": type(error).__name__, "detail": str(error)}
+        responses.write(json.dumps(answer).encode() + b"\n")
+        if pixels is not None:
+            responses.write(pixels.data)
+        responses.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)
