@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +249,8 @@ def test_server_starts_again_after_kill_during_requests(folder: Path):
         server.first_answer("/healthz")
         wait_until_ready(server.client)
 
+        answered = threading.Event()
+
         def ask_until_killed(_: int) -> set[int]:
             statuses = set()
             with (
@@ -256,11 +259,12 @@ def test_server_starts_again_after_kill_during_requests(folder: Path):
             ):
                 while True:
                     statuses.add(post(client, data).status_code)
+                    answered.set()
             return statuses
 
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(ask_until_killed, index) for index in range(8)]
-            time.sleep(1)
+            assert answered.wait(START_S)
             server.process.kill()
             statuses = set().union(*(future.result() for future in asked))
         assert server.process.wait() == -signal.SIGKILL
