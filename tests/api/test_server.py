@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from app.storage.artifacts import ArtifactStore
+from tests.factories.jobs import wait_for
 from tests.factories.models import write_onnx_model
 from tests.factories.service import (
     THIRDS_MASK,
@@ -248,21 +249,22 @@ def test_server_starts_again_after_kill_during_requests(folder: Path):
         server.first_answer("/healthz")
         wait_until_ready(server.client)
 
-        def ask_until_killed(_: int) -> set[int]:
-            statuses = set()
+        statuses: set[int] = set()
+
+        def ask_until_killed(_: int) -> None:
             with (
                 httpx2.Client(base_url=server.client.base_url, timeout=START_S) as client,
                 suppress(httpx2.TransportError),
             ):
                 while True:
                     statuses.add(post(client, data).status_code)
-            return statuses
 
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(ask_until_killed, index) for index in range(8)]
-            time.sleep(1)
+            wait_for(lambda: bool(statuses), "the first answer")
             server.process.kill()
-            statuses = set().union(*(future.result() for future in asked))
+            for future in asked:
+                future.result()
         assert server.process.wait() == -signal.SIGKILL
         assert statuses == {200}
     with serving(folder, server.port) as again:
