@@ -42,7 +42,9 @@ BMP_RLE = (1, 2)
 # Markers of a JPEG, without those that are part of a scan's data.
 MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 JPEG_START = b"\xff\xd8"
-START_OF_SCAN, END_OF_IMAGE, WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# Markers without a length, and those that no decoder takes and Pillow skips so.
+WITHOUT_LENGTH = frozenset((0x01, 0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
 
 # The limit is the setting `max_pixels`, not Pillow's process-wide one.
 Image.MAX_IMAGE_PIXELS = None

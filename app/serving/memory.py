@@ -49,7 +49,7 @@ def bytes_per_pixel(predictor: Predictor) -> float:
         RESET_PEAK.write_text("5")
         predict_image(image, predictor, None)
         peak = next(line for line in PEAK.read_text().splitlines() if line.startswith("VmHWM"))
-    except Exception as error:  # a network may take other sizes only; runtimes raise what they like
+    except Exception as error:  # a network that does not take this size raises its runtime's own
         log.warning("the memory of %s could not be measured: %s", predictor.folder.card.name, error)
         return 0.0
     return MARGIN * max(int(peak.split()[1]) * 1024 - before, 0) / PROBE_PIXELS

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from app.storage.artifacts import ArtifactStore
+from tests.factories.jobs import wait_for
 from tests.factories.models import write_onnx_model
 from tests.factories.service import (
     THIRDS_MASK,
@@ -249,24 +249,22 @@ def test_server_starts_again_after_kill_during_requests(folder: Path):
         server.first_answer("/healthz")
         wait_until_ready(server.client)
 
-        answered = threading.Event()
+        statuses: set[int] = set()
 
-        def ask_until_killed(_: int) -> set[int]:
-            statuses = set()
+        def ask_until_killed(_: int) -> None:
             with (
                 httpx2.Client(base_url=server.client.base_url, timeout=START_S) as client,
                 suppress(httpx2.TransportError),
             ):
                 while True:
                     statuses.add(post(client, data).status_code)
-                    answered.set()
-            return statuses
 
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(ask_until_killed, index) for index in range(8)]
-            assert answered.wait(START_S)
+            wait_for(lambda: bool(statuses), "the first answer")
             server.process.kill()
-            statuses = set().union(*(future.result() for future in asked))
+            for future in asked:
+                future.result()
         assert server.process.wait() == -signal.SIGKILL
         assert statuses == {200}
     with serving(folder, server.port) as again:

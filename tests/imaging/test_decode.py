@@ -410,9 +410,11 @@ def test_scans_behind_a_segment_that_holds_an_end_marker_count():
         b"\xff\xd8" + b"\xff" * 1_000_000,
         b"\xff\xd8" + b"\xff\0" * 1_000_000 + b"\xff\xe9",
         b"\xff\xd8" + b"\xff\xd9" * 1_000_000,
+        b"\xff\xd8" + b"\xff\xd0" * 1_000_000,
+        b"\xff\xd8" + b"\xff\xf0" * 1_000_000,
         b"\x89PNG\r\n\x1a\n" + (bytes(4) + b"teXt" + bytes(4)) * 1_000_000,
     ],
-    ids=["segments", "fill bytes", "escaped bytes", "ends", "chunks"],
+    ids=["segments", "fill bytes", "escaped bytes", "ends", "restarts", "reserved", "chunks"],
 )
 def test_file_of_many_segments_is_rejected_without_reading_them(data):
     # Pillow reads each in Python; 32 MB of them take half a minute.
@@ -439,7 +441,7 @@ def test_tiff_of_many_rows_is_rejected_without_decoding_it():
     fields = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
     head = b"II*\0" + struct.pack("<I", 1508)
     data = head + bytes(1500) + struct.pack("<H", len(tags)) + fields + bytes(4)
-    with pytest.raises(TooLargeError, match="fewer scans, strips"):
+    with pytest.raises(TooLargeError, match="fewer scans, segments, strips"):
         decode_image(data, 50_000_000)
 
 
@@ -452,7 +454,7 @@ def test_tiff_of_many_strips_is_rejected_without_decoding_it():
     data = b"II*\0" + struct.pack("<IH", 8, len(fields))
     data += b"".join(struct.pack("<HHII", tag, 4, n, at) for tag, n, at in sorted(fields))
     data += bytes(4) + struct.pack("<I", 8) * rows + struct.pack("<I", 1) * rows
-    with pytest.raises(TooLargeError, match="fewer scans, strips"):
+    with pytest.raises(TooLargeError, match="fewer scans, segments, strips"):
         decode_image(data, 50_000_000)
 
 
