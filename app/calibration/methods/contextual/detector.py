@@ -96,10 +96,7 @@ class Detector(nn.Module):
         return shift.view_as(features.log_odds)
 
     def fit(self, train: PixelSample, held_out: PixelSample, context: FitContext) -> None:
-        """Train by binary cross-entropy of correctness; keep the best round on held-out images.
-
-        A sample without a misprediction leaves the detector untrained.
-        """
+        """Train to predict correctness where not all is correct; keep the best held-out round."""
         with torch.no_grad():
             for weights in self.parameters():
                 weights.zero_()

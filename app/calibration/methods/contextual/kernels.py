@@ -1,8 +1,7 @@
 """The detector on the CPU in three sweeps over rows of the grid, at serving time.
 
-`features.compute_features` and `detector.Detector` in torch are the definition; tests hold the
-kernels to it within 1e-4 of log-odds. Loops run over rows taken out of their arrays first: only
-those are known to be contiguous, without which nothing is vectorised.
+`compute_features` and `Detector` in torch are the definition; tests hold the kernels to it within
+1e-4 of log-odds. Loops run over rows taken out of their arrays first: only those are contiguous.
 """
 
 from typing import NamedTuple
@@ -56,8 +55,8 @@ def compute_shift(
     classes, height, width = logits.shape
     size = height, width
     planes = Planes(
-        np.empty(size, np.float32), np.empty(size, np.float32),
-        np.empty(size, np.int32), np.empty(size, np.int32), np.empty((2, *size), np.float32),
+        np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.int32),
+        np.empty(size, np.int32), np.empty((2, *size), np.float32),
     )  # fmt: skip
     shift, sums = np.empty(size, np.float32), np.zeros((height, 2 + classes), np.float32)
     rows, gain = range(height), np.float32(beta)
