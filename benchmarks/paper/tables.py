@@ -44,17 +44,22 @@ def table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
 
 
 def backbones_table(results: Sequence[BackboneResults]) -> Iterator[str]:
-    """Yield the backbones' mIoU, accuracy and image-wise ECE by setting."""
+    """Yield the backbones' mIoU, accuracy and image-wise ECE with its interval, by setting."""
     yield "### Backbones\n"
-    metrics: Sequence[Metric] = ("miou", "accuracy", "ece_image")
 
     def cell(one: BackboneResults, setting: str) -> str:
         if setting not in one.units:
             return "-"
-        return ", ".join(f"{one.mean(UNCALIBRATED, setting, metric):.3f}" for metric in metrics)
+        (uncalibrated,) = one.figures[UNCALIBRATED][setting]
+        ece = bootstrap_mean(uncalibrated.image_ece, SEED, one.units[setting])
+        return (
+            f"{uncalibrated.miou:.3f}, {uncalibrated.accuracy:.3f}, "
+            f"{ece.mean:.3f} ({ece.low:.3f} to {ece.high:.3f})"
+        )
 
     rows = ([one.backbone, *(cell(one, setting) for setting in SETTINGS)] for one in results)
     yield from table(["backbone", *(f"{s}: mIoU, accuracy, ECE" for s in SETTINGS)], rows)
+    yield "In brackets the 95 % bootstrap interval over units.\n"
 
 
 def main_tables(results: Sequence[BackboneResults]) -> Iterator[str]:
@@ -191,9 +196,7 @@ def difference(one: BackboneResults, method: str, setting: str, values: str) -> 
         np.mean([getattr(figures, values) for figures in one.figures[name][setting]], axis=0)
         for name in (method, UNCALIBRATED)
     )
-    units = np.array(one.units[setting])
-    by_unit = [float(np.nanmean((calibrated - plain)[units == u])) for u in np.unique(units)]
-    return bootstrap_mean(by_unit, SEED)
+    return bootstrap_mean((calibrated - plain).tolist(), SEED, one.units[setting])
 
 
 def thousandths(interval: Interval) -> str:
