@@ -52,16 +52,6 @@ def bootstrap_mean(
     return Interval(float(kept.mean()), float(low), float(high))
 
 
-def bootstrap_difference(a: Sequence[float], b: Sequence[float], seed: int) -> Interval:
-    """Compute the mean of a - b over paired images and its percentile interval.
-
-    An image that is NaN in either is skipped. Raises ArgumentError for other lengths.
-    """
-    if len(a) != len(b):
-        raise ArgumentError(f"expected two values per image, got {len(a)} and {len(b)} images")
-    return bootstrap_mean(np.subtract(a, b).tolist(), seed)
-
-
 def sign_flip_p_value(differences: Sequence[float], seed: int) -> float:
     """Compute the p-value of "the mean difference is not below 0" by flipping signs.
 
