@@ -20,6 +20,7 @@ PROBE_SIDE = 1024  # pixels; large beside what a session allocates once
 PEAK = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")
 PROBE_PIXELS = PROBE_SIDE * PROBE_SIDE
+INPUT_BYTES = 12  # of a pixel, three float32
 MARGIN = 1.5  # the memory of larger images, by pixel, was up to 1.3 times that of the probe
 MULTISCALE = max(SCALES) ** 2  # pixels of the largest view, relative to the image's
 
@@ -52,7 +53,8 @@ def bytes_per_pixel(predictor: Predictor) -> float:
     except Exception as error:  # a network that does not take this size raises its runtime's own
         log.warning("the memory of %s could not be measured: %s", predictor.folder.card.name, error)
         return 0.0
-    return MARGIN * max(int(peak.split()[1]) * 1024 - before, 0) / PROBE_PIXELS
+    measured = (int(peak.split()[1]) * 1024 - before) / PROBE_PIXELS
+    return MARGIN * max(measured, INPUT_BYTES)  # a heap that has room does not grow
 
 
 @dataclass(frozen=True)

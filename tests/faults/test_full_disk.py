@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 
 from app.errors import StorageError
 from tests.api.test_calibrate import ADMIN, TOKEN, UPLOAD, assert_problem, jobs_folder, send
 from tests.conftest import MakeClient
 from tests.factories.jobs import wait_for
-from tests.factories.service import assert_serves, publish_temperature
+from tests.factories.service import assert_serves, encoded, publish_temperature
 from tests.faults.steps import Task, publish_and_activate
 from tests.faults.stored import assert_no_partial_files, assert_versions_load, history
 
@@ -141,7 +142,9 @@ def full_temporary_folder() -> Iterator[None]:
 
 def test_full_temporary_folder_is_a_507(make_client: MakeClient, full_temporary_folder):
     client = make_client()
-    answer = client.post("/segment", files={"image": bytes(3 << 20)})  # kept in memory up to 1 MiB
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)
+    wanted = {"Accept": "application/x-npz"}  # above 256 KiB, it waits for its client on disk
+    answer = client.post("/segment", files={"image": encoded(noise)}, headers=wanted)
 
     assert_problem(answer, 507, "no space left")
     assert_serves(client)

@@ -358,11 +358,13 @@ ONE_OF_THE_SIZES = 'expected "native", [H, W] or {short_side = N}, with sides in
         ),
         (
             {"classes": None, "taxonomy": "zoo"},
-            "output: expected one of ['camvid', 'cityscapes'] as taxonomy, got 'zoo'",
+            "output: expected one of ['camvid', 'cityscapes', 'crop-weed', 'nuclei'] as "
+            "taxonomy, got 'zoo'",
         ),
         (
             {"classes": None, "taxonomy": ["camvid"]},
-            "output: expected one of ['camvid', 'cityscapes'] as taxonomy, got ['camvid']",
+            "output: expected one of ['camvid', 'cityscapes', 'crop-weed', 'nuclei'] as "
+            "taxonomy, got ['camvid']",
         ),
     ],
 )
