@@ -157,7 +157,8 @@ def report_import(imported: ImportedModel) -> None:
     if agreement is not None:
         console.print(
             f"logits differ from the reference by at most {agreement.largest_difference:.3g}; "
-            f"{agreement.label_agreement:.4%} of the labels agree"
+            f"{agreement.label_agreement:.4%} of the labels agree",
+            soft_wrap=True,
         )
     console.print(
         f"{folder.card.name} can be served: {folder.num_classes} classes, {folder.sha256[:12]}"
