@@ -54,7 +54,7 @@ def bytes_per_pixel(predictor: Predictor) -> float:
         log.warning("the memory of %s could not be measured: %s", predictor.folder.card.name, error)
         return 0.0
     measured = (int(peak.split()[1]) * 1024 - before) / PROBE_PIXELS
-    return MARGIN * max(measured, INPUT_BYTES)  # a heap that has room does not grow
+    return MARGIN * max(measured, INPUT_BYTES)  # a heap with free memory does not grow
 
 
 @dataclass(frozen=True)

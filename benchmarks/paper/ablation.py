@@ -28,9 +28,8 @@ from app.calibration.methods.contextual.features import (
 from app.calibration.methods.temperature import Temperature
 from benchmarks.paper.backbones import Backbone, backbones
 from benchmarks.paper.data import StoredPart, joined
-from benchmarks.paper.study import mean_score
+from benchmarks.paper.study import SEEDS, mean_score
 
-SEEDS = range(5)
 PARTS = ("dev", "dev shift")
 ENTROPY, CHANGES = 1, 2  # columns of the features
 NARROW, WIDER = 2, 15  # cells to each side of other windows

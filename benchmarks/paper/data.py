@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from app.calibration.dataset import IGNORE, LabelledImage
+from app.calibration.dataset import IGNORE, InMemory, LabelledImage
 from benchmarks.paper.corruptions import KINDS as UNSEEN_KINDS
 from benchmarks.paper.corruptions import corrupted
 from benchmarks.paper.seen_corruptions import KINDS, corrupt
@@ -106,18 +106,10 @@ def with_corrupted(test: Part) -> Iterator[Part]:
 
 
 @dataclass(frozen=True)
-class StoredPart:
-    """A part's logits, labels and mean colours of cells, in memory."""
+class StoredPart(InMemory):
+    """A part's logits, labels and mean colours of cells, in memory, with the unit of each image."""
 
-    num_classes: int
-    images: Sequence[LabelledImage]
     units: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        return self.images[index]
 
 
 def joined(first: StoredPart, second: StoredPart) -> StoredPart:
