@@ -41,7 +41,6 @@ from app.storage.artifacts import ArtifactStore
 
 log = logging.getLogger(__name__)
 
-WORKERS = 2  # concurrent requests, each on half of the threads
 GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
 EXPOSED_HEADERS = [
     "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
@@ -193,7 +192,7 @@ def open_models(
 def max_concurrent_requests(settings: Settings) -> int:
     """Return the number of requests that may run concurrently."""
     on_gpu = settings.device != "cpu" and nvidia_device_present()
-    return GPU_WORKERS if on_gpu else WORKERS
+    return max(GPU_WORKERS, settings.workers) if on_gpu else settings.workers
 
 
 def model_folders(models_dir: Path) -> list[Path]:

@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     result_bytes: int = Field(256 * MEBI, ge=0)
     memory_bytes: int = Field(default_factory=available_memory, ge=1)
     threads: int = Field(default_factory=available_cores, ge=1)
+    # At least two, so that one request of a large image does not hold all others.
+    workers: int = Field(default_factory=lambda known: max(2, known.get("threads", 1)), ge=1)
     # Half of the threads, so that requests are served during a fit.
     fit_threads: int = Field(
         default_factory=lambda known: max(1, known.get("threads", 1) // 2), ge=1

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from math import isqrt
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ def open_backbone(
     """Load a model file by its ending: .onnx, .pt2 (torch.export) or .pt (TorchScript).
 
     `device` is auto, cpu or cuda; auto takes CUDA only where a device is present. With
-    `active_requests`, each of several concurrent callers uses half of the threads. Raises
+    `active_requests`, several concurrent callers share the threads. Raises
     ModelError for a file that does not load, and for cuda without a working device.
     """
     loaders: dict[str, Callable[[Path, str, int, ActiveRequests | None], Network]] = {
@@ -86,8 +87,9 @@ class OnnxBackbone:
     """A network in ONNX Runtime.
 
     The threads of a session wait for one another by spinning, so that two callers of one session
-    on two cores are a sixth slower than one (`benchmarks.sessions`). Concurrent callers therefore
-    use a second session of half the threads.
+    on two cores are a sixth slower than one (`benchmarks.serving sessions`). Concurrent callers
+    therefore use other sessions of fewer threads: as many cores as requests, one thread each. Runs
+    of one session share its weights.
     """
 
     def __init__(
@@ -101,9 +103,11 @@ class OnnxBackbone:
                 f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
             )
         self.device = "cuda" if has_cuda else "cpu"
-        self._active_requests, self._concurrent_session = active_requests, self._session
-        if active_requests is not None and not has_cuda and threads > 1:
-            self._concurrent_session = open_session(path, device, threads // 2)
+        self._active_requests, self._threads = active_requests, threads
+        self._sessions = {threads: self._session}
+        if active_requests is not None and not has_cuda:
+            for fewer in {isqrt(threads), 1} - {threads}:
+                self._sessions[fewer] = open_session(path, device, fewer)
         inputs = self._session.get_inputs()
         if len(inputs) != 1:
             raise ModelError(f"{path.name}: expected one input, got {len(inputs)}")
@@ -131,8 +135,7 @@ class OnnxBackbone:
     def _run(self, images: Array, outputs: list[str], deadline: Deadline) -> list[Any]:
         inputs = np.moveaxis(images, 1, -1) if self._channels_last else images
         feed = {self._input: np.ascontiguousarray(inputs, self._dtype)}
-        concurrent = self._active_requests is not None and self._active_requests.several
-        session = self._concurrent_session if concurrent else self._session
+        session = self._session_for_caller()
         options = ort.RunOptions()
 
         def stop() -> None:
@@ -143,6 +146,14 @@ class OnnxBackbone:
                 return session.run(outputs, feed, options)  # type: ignore[no-any-return]
         except InvalidArgument as error:
             raise size_error(images, error) from error
+
+    def _session_for_caller(self) -> ort.InferenceSession:
+        """Return the session of the most threads that every active request could have."""
+        if self._active_requests is None:
+            return self._session
+        share = self._active_requests.share(self._threads)
+        fitting = [threads for threads in self._sessions if threads <= share]
+        return self._sessions[max(fitting)] if fitting else self._session
 
 
 def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:

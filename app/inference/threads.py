@@ -27,6 +27,10 @@ class ActiveRequests:
         """True where more than one request is active."""
         return self._count > 1
 
+    def share(self, threads: int) -> int:
+        """Return the threads that each active request may use, at least one."""
+        return max(1, threads // max(1, self._count))
+
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Count a request as active while the block runs."""

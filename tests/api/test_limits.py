@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.api.dependencies import Admission
-from app.main import FORM_OVERHEAD, WORKERS
+from app.main import FORM_OVERHEAD
 from tests.conftest import MakeClient, MakeServer
 from tests.factories.jobs import wait_for
 from tests.factories.models import write_endless_model
@@ -23,6 +23,7 @@ from tests.factories.service import (
     RED,
     THIRDS_MASK,
     WHITE,
+    WORKERS,
     assert_problem,
     assert_serves,
     decoded,
@@ -125,7 +126,7 @@ def test_pixels_of_the_limit_are_served_and_one_row_more_is_not(make_client: Mak
 
 def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer, models_dir: Path):
     write_endless_model(models_dir, "endless")
-    url = make_server(queue_limit=1, request_timeout_s=5, default_model="tiny")
+    url = make_server(queue_limit=1, workers=WORKERS, request_timeout_s=5, default_model="tiny")
 
     def hold(_: int) -> httpx2.Response:
         with httpx2.Client(base_url=url, timeout=60) as client:
@@ -144,7 +145,7 @@ def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer, mo
 
 
 def test_clients_that_send_no_body_hold_no_place(make_server: MakeServer):
-    url = make_server(queue_limit=1)
+    url = make_server(queue_limit=1, workers=WORKERS)
     with httpx2.Client(base_url=url, timeout=60) as client, ExitStack() as stack:
         for _ in range(2 * (WORKERS + 1)):
             _, answer = stack.enter_context(unfinished(url, 1000))
@@ -187,7 +188,7 @@ def test_small_body_in_one_byte_chunks_is_served(make_server: MakeServer):
 
 
 def test_disconnected_client_frees_its_slot(make_server: MakeServer):
-    url = make_server(queue_limit=1)
+    url = make_server(queue_limit=1, workers=WORKERS)
     with httpx2.Client(base_url=url) as client:
         for _ in range(3 * (WORKERS + 1)):
             with unfinished(url, 1000) as (connection, _):

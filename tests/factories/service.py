@@ -32,6 +32,7 @@ from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.manifest import Manifest, new_id
 
+WORKERS = 2  # concurrent requests, where a test depends on their number
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 SATURATED = math.exp(4) / (math.exp(4) + 2)  # 0.9647
 SATURATED_AT_2 = math.exp(2) / (math.exp(2) + 2)  # 0.7870, at temperature 2

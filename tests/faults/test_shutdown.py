@@ -9,11 +9,17 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.main import WORKERS
 from app.settings import SHUTDOWN_RESERVE_S
 from tests.api.test_server import START_S, Served, serving
 from tests.factories.models import write_endless_model, write_endless_torch_model
-from tests.factories.service import WHITE, assert_problem, assert_serves, post, wait_until_ready
+from tests.factories.service import (
+    WHITE,
+    WORKERS,
+    assert_problem,
+    assert_serves,
+    post,
+    wait_until_ready,
+)
 from tests.imaging.test_decode import progressive
 
 REQUESTS_S = 2.0
@@ -42,7 +48,12 @@ def busy(server: Served, model: str) -> httpx2.Response:
 @pytest.mark.parametrize(("model", "code"), [("endless", 0), ("unstoppable", 1)])
 def test_busy_server_exits_in_time(endless: Path, model, code):
     with (
-        serving(endless, DEFAULT_MODEL="tiny", SHUTDOWN_TIMEOUT_S=str(EXIT_S)) as server,
+        serving(
+            endless,
+            DEFAULT_MODEL="tiny",
+            SHUTDOWN_TIMEOUT_S=str(EXIT_S),
+            WORKERS=str(WORKERS),
+        ) as server,
         ThreadPoolExecutor(2 * WORKERS) as pool,
     ):
         ready(server)
@@ -88,6 +99,6 @@ def test_images_that_take_minutes_to_decode_are_rejected(folder: Path):
     bomb = progressive(extra_scans=10_000)
     with serving(folder) as server:
         ready(server)
-        for _ in range(2 * WORKERS):
+        for _ in range(4):
             assert_problem(post(server.client, bomb), 413, "fewer scans")
         assert_serves(server.client)

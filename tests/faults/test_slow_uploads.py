@@ -13,12 +13,11 @@ import pytest
 from app.api.middleware import STRIDE
 from app.client import Client
 from app.errors import InputError
-from app.main import WORKERS
 from tests.api.test_calibrate import ADMIN, TOKEN, jobs_folder
 from tests.api.test_limits import unfinished
 from tests.conftest import MakeServer
 from tests.factories.jobs import wait_for
-from tests.factories.service import assert_problem, assert_serves, encoded, thirds
+from tests.factories.service import WORKERS, assert_problem, assert_serves, encoded, thirds
 
 PATIENCE_S = 1.0
 
@@ -31,7 +30,7 @@ def read_answer(connection: socket.socket) -> bytes:
 
 
 def test_stalled_uploads_time_out_and_free_their_slots(make_server: MakeServer):
-    url = make_server(queue_limit=1, upload_timeout_s=PATIENCE_S)
+    url = make_server(queue_limit=1, workers=WORKERS, upload_timeout_s=PATIENCE_S)
     with httpx2.Client(base_url=url, timeout=60) as client, ExitStack() as stack:
         held = [stack.enter_context(unfinished(url, 1000)) for _ in range(WORKERS + 1)]
         for connection, _ in held:

@@ -1,5 +1,6 @@
 import pickle
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import safetensors.torch
 import torch
 
 from app.errors import ArgumentError, ModelError
-from app.inference.backbone import first_line, nvidia_device_present, open_backbone
+from app.inference.backbone import (
+    OnnxBackbone,
+    first_line,
+    nvidia_device_present,
+    open_backbone,
+)
+from app.inference.threads import ActiveRequests
 from tests.factories.models import TorchNetwork, expected_logits, onnx_network
 from tests.inference.conftest import KINDS
 
@@ -39,6 +46,20 @@ def test_backbone_takes_any_size(tiny_folders, kind, shape):
     images = np.random.default_rng(1).random(shape, dtype=np.float32)
     logits = open_backbone(model_file(tiny_folders, kind), "cpu", 1)(images)
     assert np.allclose(logits, expected_logits(images), atol=1e-6)
+
+
+@without_device
+@pytest.mark.parametrize(
+    ("requests", "threads"), [(0, 9), (1, 9), (2, 3), (3, 3), (4, 1), (9, 1), (100, 1)]
+)
+def test_concurrent_requests_share_the_threads(tiny_folders, requests, threads):
+    active = ActiveRequests()
+    backbone = OnnxBackbone(model_file(tiny_folders, "onnx"), "cpu", 9, active)
+    with ExitStack() as stack:
+        for _ in range(requests):
+            stack.enter_context(active.enter())
+        options = backbone._session_for_caller().get_session_options()
+    assert options.intra_op_num_threads == threads
 
 
 @without_device
