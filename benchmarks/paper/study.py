@@ -17,7 +17,7 @@ from app.calibration.methods.contextual.features import stride_of, subsampled
 from app.calibration.methods.contextual.in_distribution import image_statistics
 from app.calibration.methods.identity import Identity
 from app.calibration.methods.selective import Selective
-from app.calibration.registry import build
+from app.calibration.registry import build, discover
 from app.calibration.sampling import gather
 from app.calibration.selection import fit_methods
 from app.calibration.splits import split_images
@@ -25,6 +25,7 @@ from app.recalibration import FitOptions, candidates
 from benchmarks.paper.backbones import Backbone
 from benchmarks.paper.cvpr_recipe import CvprSelective
 from benchmarks.paper.data import StoredPart, joined
+from benchmarks.paper.tuning import DEFAULT, Options, tuned
 
 SEEDS = range(5)
 SETTINGS = ("test", "shift", "corrupted")
@@ -77,6 +78,7 @@ class BackboneResults(BaseModel, ser_json_inf_nan="constants"):
     units: dict[str, list[int]]  # of each part's images, for the intervals
     figures: dict[str, dict[str, list[Figures]]]
     chosen: dict[str, list[str]]  # by the two forms of auto, over the seeds
+    options: dict[str, Options]  # of the tuned methods
 
     def settings(self) -> list[str]:
         """Return the reported parts that this backbone has."""
@@ -110,9 +112,10 @@ def run(backbone: Backbone) -> BackboneResults:
         units={name: list(part.units) for name, part in reported.items()},
         figures={method: {name: [] for name in reported} for method in METHODS},
         chosen={AUTO: [], AUTO_BY_ECE: []},
+        options=tuned(backbone.parts),
     )
     for seed in SEEDS:
-        fitted = list(fits(backbone.parts, seed))
+        fitted = list(fits(backbone.parts, seed, results.options))
         for one in fitted:
             if one.choice is not None:
                 results.chosen[one.method].append(one.choice)
@@ -125,17 +128,22 @@ def run(backbone: Backbone) -> BackboneResults:
     return results
 
 
-def fits(parts: Mapping[str, StoredPart], seed: int) -> Iterator[Fitted]:
+def fits(
+    parts: Mapping[str, StoredPart], seed: int, options: Mapping[str, Options]
+) -> Iterator[Fitted]:
     """Fit the methods with one seed, the deterministic ones with the first seed only."""
     data, context = parts["fit"], FitContext(seed=seed)
     classes = data.num_classes
     copied = joined(data, parts["fit copies"])
     unfitted = {
         UNCALIBRATED: Identity(classes),
-        **{name: build(name, classes) for name in PLAIN},
+        **{name: discover()[name](classes, **options.get(name, DEFAULT)) for name in PLAIN},
         HARD: Selective(classes, mixing="hard", mispredicted=2.0),
         CVPR: CvprSelective(classes),
-        **{name + WITH_COPIES: build(name, classes) for name in COPIED},
+        **{
+            name + WITH_COPIES: discover()[name](classes, **options.get(name, DEFAULT))
+            for name in COPIED
+        },
     }
     for name, calibrator in unfitted.items():
         if seed == SEEDS[0] or name.removesuffix(WITH_COPIES) not in DETERMINISTIC:

@@ -17,6 +17,7 @@ from benchmarks.paper.study import (
     Metric,
     label_keeping,
 )
+from benchmarks.paper.tuning import SETTINGS_OF
 
 MAIN_METRICS: Sequence[tuple[Metric, str]] = (
     ("ece_image", "ECE"), ("aurc", "AURC"), ("nll", "NLL"), ("brier", "Brier"),
@@ -30,7 +31,10 @@ SEED = 0
 
 def document(results: Sequence[BackboneResults]) -> str:
     """Return all tables."""
-    parts = (backbones_table, main_tables, ranks, ratios, auto_table, differences, by_backbone)
+    parts = (
+        backbones_table, options_table, main_tables, ranks, ratios, auto_table, differences,
+        by_backbone,
+    )  # fmt: skip
     return "\n".join(line for part in parts for line in part(results))
 
 
@@ -60,6 +64,19 @@ def backbones_table(results: Sequence[BackboneResults]) -> Iterator[str]:
     rows = ([one.backbone, *(cell(one, setting) for setting in SETTINGS)] for one in results)
     yield from table(["backbone", *(f"{s}: mIoU, accuracy, ECE" for s in SETTINGS)], rows)
     yield "In brackets the 95 % bootstrap interval over units.\n"
+
+
+def options_table(results: Sequence[BackboneResults]) -> Iterator[str]:
+    """Yield the options that were chosen on the development images, by method and backbone."""
+    yield "### Options chosen on the development images\n"
+    tuned = [one for one in results if one.options]
+
+    def cell(one: BackboneResults, method: str) -> str:
+        options = one.options[method].items()
+        return ", ".join(f"{name} {value}" for name, value in options) or "default"
+
+    rows = ([method, *(cell(one, method) for one in tuned)] for method in SETTINGS_OF)
+    yield from table(["method", *(one.backbone for one in tuned)], rows)
 
 
 def main_tables(results: Sequence[BackboneResults]) -> Iterator[str]:
