@@ -1,4 +1,4 @@
-"""Load and augment labelled images: streets, nuclei, fields, and rendered street scenes.
+"""Load and augment labelled images: streets, nuclei and fields.
 
 A frame is an 8-bit RGB image [H,W,3] with a label map uint8 [H,W]; 255 marks void pixels.
 Geometry and colour are changed in 8 bits with Pillow, which takes less time on two cores than
@@ -95,7 +95,7 @@ class Augmentation:
 
     `crop` is (height, width) in pixels, `scale` the range of the scale factor, `aspect` the largest
     stretch factor, `degrees` the largest rotation, `gain` to `hue_degrees` the strength of colour
-    changes. `blur` to `mirror` are probabilities, `rendered` that of a rendered frame.
+    changes. `blur` to `mirror` are probabilities.
     """
 
     crop: tuple[int, int] = (256, 352)
@@ -112,7 +112,6 @@ class Augmentation:
     shade: float = 0.25
     cutout: float = 0.3
     paste: float = 0.5
-    rendered: float = 0.20
     mirror: float = 0.5
 
     @classmethod
@@ -120,7 +119,7 @@ class Augmentation:
         """Return the baseline: scale, crop, flip and mild colour jitter."""
         return cls(
             aspect=1.0, degrees=0.0, gain=0.15, contrast=0.2, gamma=0.0, saturation=0.2,
-            hue_degrees=0.0, blur=0.0, noise=0.0, shade=0.0, cutout=0.0, paste=0.0, rendered=0.0,
+            hue_degrees=0.0, blur=0.0, noise=0.0, shade=0.0, cutout=0.0, paste=0.0,
         )  # fmt: skip
 
     @classmethod
@@ -134,33 +133,30 @@ class Augmentation:
 class AugmentedFrames(Dataset[tuple[Tensor, Tensor]]):
     """Dataset of augmented crops: image uint8 [3,h,w] RGB, label uint8 [h,w].
 
-    An epoch has as many crops as there are real frames.
+    An epoch has as many crops as there are frames.
     """
 
     def __init__(
         self,
-        real: list[Frame],
-        rendered: list[Frame],
+        frames: list[Frame],
         augmentations: Sequence[Augmentation],
         things: Sequence[int],
         seed: int,
     ) -> None:
-        self.real, self.rendered, self.augmentations = real, rendered, augmentations
+        self.frames, self.augmentations = frames, augmentations
         self.things, self.seed, self.epoch = things, seed, 0
 
     def __len__(self) -> int:
-        """Return the number of real frames; rendered frames replace a fraction of them."""
-        return len(self.real)
+        """Return the number of frames."""
+        return len(self.frames)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return one augmented crop, the same for the same seed, epoch and index."""
         rng = np.random.default_rng([self.seed, self.epoch, index])
         chosen = self.augmentations[int(rng.integers(len(self.augmentations)))]
-        frame = self.real[index]
-        if self.rendered and rng.random() < chosen.rendered:
-            frame = self.rendered[rng.integers(len(self.rendered))]
-        elif self.things and rng.random() < chosen.paste:
-            donor = self.real[rng.integers(len(self.real))]
+        frame = self.frames[index]
+        if self.things and rng.random() < chosen.paste:
+            donor = self.frames[rng.integers(len(self.frames))]
             frame = paste_things(frame, donor, self.things, rng)
         image, label = augment(frame, chosen, rng)
         return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label)

@@ -1,6 +1,6 @@
 """Correct the classifier's biases for the class frequencies of real frames.
 
-Class weights, boundary weights, pasted things and rendered scenes change the class frequencies that
+Class weights, boundary weights and pasted things change the class frequencies that
 the network is trained on. One offset per class, chosen for mean IoU on whole frames without
 augmentation, corrects for that at no cost at run time.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from training.data import SETS, VOID, Augmentation, AugmentedFrames, Frame, load_frames
+from training.data import SETS, VOID, Augmentation, AugmentedFrames, Frame
 from training.networks import KINDS, MULTIPLE_OF, Architecture, open_network, save_network
 
 AUGMENTATIONS = {
@@ -207,7 +207,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", choices=list(SETS), default="camvid")
     parser.add_argument("--folder", type=Path, help="of the data (default: CAMVID_DIR and so on)")
     parser.add_argument("--network", choices=KINDS, default="pyramid")
-    parser.add_argument("--rendered", type=Path, help="folder written by training.scenes")
     parser.add_argument("--groups", default="", help="train on these groups only, comma-separated")
     parser.add_argument("--measure", default="", help="groups of train to measure on as well")
     parser.add_argument("--augment", choices=list(AUGMENTATIONS), default="strong")
@@ -238,15 +237,10 @@ def main() -> None:
     held_out = {"val": data.frames(root, "val")}
     for group in filter(None, args.measure.split(",")):
         held_out[group] = data.frames(root, "train", (group,))
-    rendered = (
-        load_frames(args.rendered / "images", args.rendered / "labels", classes)
-        if args.rendered
-        else []
-    )
     augmentations = [
         replace(augmentation, crop=tuple(args.crop)) for augmentation in AUGMENTATIONS[args.augment]
     ]
-    dataset = AugmentedFrames(frames, rendered, augmentations, data.things, recipe.seed)
+    dataset = AugmentedFrames(frames, augmentations, data.things, recipe.seed)
 
     architecture = Architecture(args.network, classes)
     if args.widths:

@@ -1,4 +1,4 @@
-"""Analyses of a tiny model on rendered images, whose values are computed by hand."""
+"""Analyses of a tiny model on drawn images, whose values are computed by hand."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Evaluation of a tiny model on rendered images, whose metrics are computed by hand."""
+"""Evaluation of a tiny model on drawn images, whose metrics are computed by hand."""
 
 import math
 from pathlib import Path
