@@ -10,6 +10,7 @@ from app.imaging.encode import (
     confidence_png,
     heatmap_png,
 )
+from app.imaging.polygons import trace_polygons
 
 __all__ = [
     "FORMATS",
@@ -23,4 +24,5 @@ __all__ = [
     "confidence_png",
     "decode_image",
     "heatmap_png",
+    "trace_polygons",
 ]

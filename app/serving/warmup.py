@@ -11,6 +11,7 @@ from app.calibration.base import Calibrator
 from app.calibration.drift import histogram
 from app.calibration.registry import discover
 from app.imaging.encode import confidence_png
+from app.imaging.polygons import trace_polygons
 from app.inference.postprocess import class_statistics
 from app.inference.preprocess import Geometry, thumbnail
 from app.serving.pipeline import predict_logits
@@ -34,6 +35,7 @@ def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
     class_statistics(prediction)
     confidence = prediction.confidence
     histogram(confidence, prediction.mask, num_classes)
+    trace_polygons(prediction.mask)
     for depth in (8, 16):
         confidence_png(confidence, depth)
 
