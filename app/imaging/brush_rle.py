@@ -49,7 +49,8 @@ def decode_brush(encoded: Sequence[int], height: int, width: int) -> NDArray[np.
         raise ArgumentError(
             f"rle: expected the run lengths of {height} x {width} pixels, got other data"
         )
-    return (alpha != 0).reshape(height, width)
+    mask: NDArray[np.bool_] = (alpha != 0).reshape(height, width)
+    return mask
 
 
 @compiled

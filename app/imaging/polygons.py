@@ -69,7 +69,7 @@ def _assemble(points: Ring, rings: NDArray[np.int32]) -> dict[int, list[Polygon]
 @compiled
 def _is(mask: NDArray[Any], y: int, x: int, label: int) -> bool:
     """Return whether a pixel lies inside the mask and is of a class."""
-    return 0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x] == label
+    return bool(0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x] == label)
 
 
 @compiled
@@ -97,13 +97,10 @@ def _count_corners(mask: NDArray[Any], abstained: int) -> int:
 def _trace_rings(mask: NDArray[Any], abstained: int, points: Ring, rings: Ring) -> int:
     """Trace each ring once, from the first upper edge of a pixel that no ring has yet.
 
-    The walk keeps its class on the right. It turns right wherever the pixel ahead is of another
-    class, also where the one diagonally ahead is of its own: regions are 4-connected. Returns the
-    number of rings; see `_assemble` for their rows.
+    Returns the number of rings; see `_assemble` for their rows.
     """
     seen = np.zeros(mask.shape, np.bool_)  # upper edges of pixels
     left = np.zeros(mask.shape, np.int32)  # the ring of each pixel's left edge
-    steps = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (rows, columns) eastwards, south, west, north
     count = used = 0
     for top in range(mask.shape[0]):
         for start in range(mask.shape[1]):
@@ -111,33 +108,7 @@ def _trace_rings(mask: NDArray[Any], abstained: int, points: Ring, rings: Ring) 
             if label == abstained or seen[top, start] or _is(mask, top - 1, start, label):
                 continue
             rings[count, 0], rings[count, 1] = used, label
-            area, column, row = 0, mask.shape[1], 0
-            y, x, heading = top, start, 0
-            while not (heading == 0 and seen[y, x]):
-                if heading == 0:
-                    seen[y, x] = True
-                    area -= y
-                elif heading == 1:
-                    if x < column:
-                        column, row = x, y
-                elif heading == 2:
-                    area += y + 1
-                else:
-                    left[y, x] = count
-                ahead_y, ahead_x = y + steps[heading][0], x + steps[heading][1]
-                turn = (heading + 3) % 4
-                side_y, side_x = ahead_y + steps[turn][0], ahead_x + steps[turn][1]
-                if _is(mask, ahead_y, ahead_x, label) and not _is(mask, side_y, side_x, label):
-                    y, x = ahead_y, ahead_x
-                    continue
-                points[used, 0], points[used, 1] = x + (heading < 2), y + (0 < heading < 3)
-                used += 1
-                if _is(mask, ahead_y, ahead_x, label):
-                    y, x, heading = side_y, side_x, turn
-                else:
-                    heading = (heading + 1) % 4
-            # A hole's leftmost edge is the right edge of the pixel (row, column).
-            rings[count, 2], rings[count, 3], rings[count, 4] = area < 0, column, row
+            used = _trace_ring(mask, seen, left, points, rings, count, top, start)
             count += 1
     for ring in range(count):  # after all are traced, as the ring to the left may be a later one
         label, column, row = rings[ring, 1], rings[ring, 3], rings[ring, 4]
@@ -146,3 +117,50 @@ def _trace_rings(mask: NDArray[Any], abstained: int, points: Ring, rings: Ring) 
                 column -= 1
             rings[ring, 4] = left[row, column]
     return count
+
+
+@compiled
+def _trace_ring(
+    mask: NDArray[Any],
+    seen: NDArray[np.bool_],
+    left: NDArray[np.int32],
+    points: Ring,
+    rings: Ring,
+    ring: int,
+    y: int,
+    x: int,
+) -> int:
+    """Walk around a ring eastwards from a pixel's upper edge; return the number of points so far.
+
+    The walk keeps its class on the right. It turns right wherever the pixel ahead is of another
+    class, also where the one diagonally ahead is of its own: regions are 4-connected.
+    """
+    steps = ((0, 1), (1, 0), (0, -1), (-1, 0))  # (rows, columns) eastwards, south, west, north
+    label, used = rings[ring, 1], int(rings[ring, 0])
+    area, column, row, heading = 0, mask.shape[1], 0, 0
+    while heading != 0 or not seen[y, x]:
+        if heading == 0:
+            seen[y, x] = True
+            area -= y
+        elif heading == 1 and x < column:
+            column, row = x, y
+        elif heading == 2:
+            area += y + 1
+        elif heading == 3:
+            left[y, x] = ring
+        turn = (heading + 3) % 4
+        ahead_y, ahead_x = y + steps[heading][0], x + steps[heading][1]
+        side_y, side_x = ahead_y + steps[turn][0], ahead_x + steps[turn][1]
+        ahead = _is(mask, ahead_y, ahead_x, label)
+        if ahead and not _is(mask, side_y, side_x, label):
+            y, x = ahead_y, ahead_x
+            continue
+        points[used, 0], points[used, 1] = x + (heading < 2), y + (0 < heading < 3)
+        used += 1
+        if ahead:
+            y, x, heading = side_y, side_x, turn
+        else:
+            heading = (heading + 1) % 4
+    # A hole's leftmost edge is the right edge of the pixel (row, column).
+    rings[ring, 2], rings[ring, 3], rings[ring, 4] = area < 0, column, row
+    return used

@@ -1,5 +1,7 @@
 """Label Studio's brush masks as bit streams; `make clients` compares with its own encoder."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -66,7 +68,5 @@ def test_damaged_streams_are_an_error(damage):
 @given(st.lists(st.integers(0, 255), max_size=60))
 def test_any_bytes_give_a_mask_or_an_error(tail):
     stream = [*encode_brush(np.zeros((2, 2), bool))[:4], *tail]
-    try:
+    with suppress(ArgumentError):
         assert decode_brush(stream, 2, 2).shape == (2, 2)
-    except ArgumentError:
-        pass
