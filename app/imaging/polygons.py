@@ -6,6 +6,7 @@ A pixel is inside a polygon where its centre is inside the exterior and in no ho
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ def _assemble(points: Ring, rings: NDArray[np.int32]) -> dict[int, list[Polygon]
     """
     polygons: dict[int, list[Polygon]] = {}
     owners: dict[int, Polygon] = {}
-    ends = [*rings[1:, 0].tolist(), len(points)]
-    outlines = [points[start:end] for start, end in zip(rings[:, 0].tolist(), ends, strict=True)]
+    bounds = [*rings[:, 0].tolist(), len(points)]
+    outlines = [points[start:end] for start, end in pairwise(bounds)]
     for index in np.flatnonzero(rings[:, 2] == 0).tolist():
         owners[index] = Polygon(outlines[index])
         polygons.setdefault(int(rings[index, 1]), []).append(owners[index])

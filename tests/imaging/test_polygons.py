@@ -109,6 +109,10 @@ def test_pixel_centres_are_inside_by_matplotlib_as_well():
         assert np.array_equal(inside.reshape(mask.shape), mask == label)
 
 
+def test_an_abstained_mask_has_no_polygons():
+    assert trace_polygons(np.full((3, 4), 255, np.uint8)) == {}
+
+
 def test_points_above_the_limit_are_an_error():
     checkers = np.indices((4, 4)).sum(axis=0).astype(np.uint8) % 2
     assert sum(len(found) for found in trace_polygons(checkers, 64).values()) == 16
