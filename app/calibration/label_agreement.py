@@ -100,8 +100,8 @@ def _mutual_information(counts: NDArray[np.float64]) -> float:
 def _resized(labels: Labels, like: Labels) -> Labels:
     """Sample a label map at the grid of another one."""
     rows, columns = (
-        np.arange(wanted) * size // wanted
-        for wanted, size in zip(like.shape, labels.shape, strict=True)
+        np.arange(length) * size // length
+        for length, size in zip(like.shape, labels.shape, strict=True)
     )
     resized: Labels = labels[np.ix_(rows, columns)]
     return resized

@@ -5,6 +5,7 @@ image are read from the configured Label Studio with the operator's token, so th
 the webhook can neither add labels nor choose the addresses that are read.
 """
 
+import asyncio
 import logging
 import threading
 from pathlib import Path
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = ".labelstudio"  # in the folder of artefacts
 IDLE_S = 5.0  # between attempts at annotations that could not be read
+DOWNLOADS = 8  # images of predictions in memory, each of SEGCAL_MAX_UPLOAD_BYTES at most
 STOP_S = 2.0  # for the thread to end; it is a daemon
 TEMPORARY = (BusyError, StorageError, UnavailableError)
 
@@ -44,6 +46,7 @@ class Collector:
         self._state = state
         self._root = state.settings.artifacts_dir / FOLDER
         self.connection = Connection(state.settings)
+        self.downloads = asyncio.Semaphore(DOWNLOADS)
         self._wake = threading.Event()
         self._stopping = Deadline()
         self._thread: threading.Thread | None = None

@@ -98,8 +98,9 @@ async def predict(
                     f"expected predictions within {PREDICT_S:g} s, got more tasks: ask again"
                 )
             address = str(task.data.get(control.variable))
-            image = await anyio.to_thread.run_sync(collector.connection.read_image, address)
-            results.append(await predict_image(image, control, state, segmenter, predictor))
+            async with collector.downloads:
+                image = await anyio.to_thread.run_sync(collector.connection.read_image, address)
+                results.append(await predict_image(image, control, state, segmenter, predictor))
         except SegcalError as error:
             first = first or error
             results.append(TaskError(error=str(error)))
