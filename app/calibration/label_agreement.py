@@ -62,7 +62,11 @@ def _mixed_up(
 def _exchanged(
     predicted: Sequence[Labels], given: Sequence[Labels], num_classes: int, seed: int
 ) -> str | None:
-    """Return a sentence where exchanging two classes raises the accuracy significantly."""
+    """Return a sentence where exchanging two classes raises the accuracy significantly.
+
+    Every other image chooses the classes, and the rest test them, since of many pairs of classes
+    some seem to gain.
+    """
     counts = np.stack(
         [_confusion(p, g, num_classes) for p, g in zip(predicted, given, strict=True)]
     )
@@ -70,11 +74,10 @@ def _exchanged(
     right = shares.diagonal(axis1=1, axis2=2)
     # Of each image and pair of classes, the accuracy after the exchange minus the one before it.
     gains = shares + shares.transpose(0, 2, 1) - right[:, :, None] - right[:, None, :]
-    mean = np.triu(gains.mean(axis=0), 1)
+    mean = gains[::2].mean(axis=0)
     first, second = np.unravel_index(int(mean.argmax()), mean.shape)
-    pairs = num_classes * (num_classes - 1) // 2
-    gain = gains[:, first, second]
-    if mean[first, second] <= 0 or sign_flip_p_value(list(-gain), seed) > ALPHA / pairs:
+    gain = gains[1::2, first, second]
+    if mean[first, second] <= 0 or sign_flip_p_value(list(-gain), seed) > ALPHA:
         return None
     return (
         f"expected classes as the model has them, got labels that agree better with the classes "
