@@ -11,10 +11,12 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import calibrate, calibrators, problem_details, results, segment, server, system
+from app.api import calibrate, calibrators, cvat, problem_details, results, segment, server, system
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
+from app.api.labelstudio import routes as labelstudio
+from app.api.labelstudio.collector import Collector
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
@@ -75,14 +77,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         decoders=DecoderPool(),
     )
 
+    collector = Collector(state)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The server answers, /readyz with 503, while the models load in a thread.
         loading = asyncio.create_task(asyncio.to_thread(load_models, state))
         await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
+        collector.start()
         yield
         state.readiness.draining.set()
+        await asyncio.to_thread(collector.stop)
         await asyncio.to_thread(state.jobs.stop)
         await loading
         state.decoders.close()
@@ -98,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=problem_details.ANSWERS,
     )
     app.state.segcal = state
+    app.state.labelstudio = collector
     app.add_middleware(
         BodySizeMiddleware,
         max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
@@ -116,7 +123,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(SecurityHeadersMiddleware)
-    for routes in (segment, results, calibrators, calibrate):
+    for routes in (segment, results, calibrators, calibrate, labelstudio, cvat):
         app.include_router(routes.router)
     system.install(app)
     problem_details.install(app)

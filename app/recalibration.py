@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.calibration.base import TEMPERATURE_RANGE, FitContext, ignore_progress
 from app.calibration.dataset import ValidationSet, WithImageHashes
+from app.calibration.label_agreement import find_disagreement
 from app.calibration.metrics.intervals import Interval
 from app.calibration.registry import auto_methods, discover, require_options
 from app.calibration.report import build_report
@@ -37,7 +38,8 @@ class FitOptions(BaseModel):
     """Options of a fit.
 
     `routing` and the temperatures are options of some methods only (`Calibrator.options`): see
-    `Selective` and `MetaCal`. None leaves the method's own choice.
+    `Selective` and `MetaCal`. None leaves the method's own choice. With `check_labels` the gate
+    also requires that labels belong to their images (see `label_agreement`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,6 +50,7 @@ class FitOptions(BaseModel):
     augmentation: Literal["none"] = "none"  # kept for clients; corrupted copies did harm
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     certify: bool = True
+    check_labels: bool = False
     note: Annotated[str, Field(max_length=1000)] = ""
     routing: Routing | SkipJsonSchema[None] = None
     mispredicted_temperature: Temperature | SkipJsonSchema[None] = None
@@ -110,6 +113,9 @@ def calibrate(
         data, candidates(options), context, current, options.method_options, certify=options.certify
     )
     decision = decide_activation(outcome, options.activate, active.manifest.id if active else None)
+    if options.check_labels and decision.activate and options.activate == "if_better":
+        reason = find_disagreement(data, options.seed)
+        decision = Decision(False, f"{reason}; {decision.reason}") if reason else decision
     progress(PUBLISHING, 1.0)
     hashes = data.image_hashes if isinstance(data, WithImageHashes) else None
     manifest = build_manifest(folder, outcome, options)

@@ -16,6 +16,7 @@ PREFIX = "SEGCAL_"
 CLIENT_VARIABLES = {"SEGCAL_TOKEN"}  # read by the command line
 # Set by Kubernetes in all containers beside a Service named "segcal".
 SERVICE_LINK = re.compile(r"SEGCAL_(SERVICE_(HOST|PORT\w*)|PORT(_[0-9]+_\w+)?)")
+HOST = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
@@ -87,6 +88,12 @@ class Settings(BaseSettings):
     drift_window: int = Field(64, ge=8, le=65536)
     drift_patience: int = Field(32, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    labelstudio_url: str | None = Field(None, pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")
+    labelstudio_token: str | None = Field(None, min_length=8)
+    labelstudio_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    labelstudio_min_confidence: float = Field(0.9, ge=0, le=1)
+    labelstudio_refit_images: int = Field(50, ge=2)
+    labelstudio_bytes: int = Field(4096 * MEBI, ge=1)
 
     @field_validator("api_tokens", mode="before")
     @classmethod
@@ -112,6 +119,17 @@ class Settings(BaseSettings):
         if not origins or not all(ORIGIN.fullmatch(origin) for origin in origins):
             raise ValueError("expected origins such as https://example.org, separated by commas")
         return origins
+
+    @field_validator("labelstudio_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        """Split a comma-separated list; raises ValueError for an entry that is no host."""
+        if not isinstance(value, str):
+            return value
+        hosts = tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        if not hosts or not all(HOST.fullmatch(host) for host in hosts):
+            raise ValueError("expected hosts such as images.example.org:8080, separated by commas")
+        return hosts
 
 
 def check_names() -> None:

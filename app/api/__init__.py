@@ -3,6 +3,7 @@
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
+from app.api.labelstudio.collector import Collector
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
@@ -16,6 +17,7 @@ from app.api.uploads import UploadBuffer
 __all__ = [
     "Admission",
     "BodySizeMiddleware",
+    "Collector",
     "Diagrams",
     "DrainBodyMiddleware",
     "HeadMiddleware",

@@ -24,6 +24,7 @@ from app.recalibration import (
     require_comparable,
     require_inputs,
 )
+from app.settings import Settings
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])
 
@@ -144,13 +145,23 @@ def parse_form(texts: dict[str, str]) -> CalibrateForm:
 
 def admit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder) -> Job:
     """Unpack and validate an upload, its logits in one pass, and queue its fit."""
-    limits = Limits(
-        unpacked_bytes=state.settings.max_calibration_bytes,
-        image_bytes=state.settings.max_upload_bytes,
-        image_pixels=state.settings.max_pixels,
+    unpack(incoming / UPLOAD, upload_limits(state.settings))
+    return submit(state, incoming, form, folder)
+
+
+def upload_limits(settings: Settings) -> Limits:
+    """Return the limits of an upload that the settings state."""
+    return Limits(
+        unpacked_bytes=settings.max_calibration_bytes,
+        image_bytes=settings.max_upload_bytes,
+        image_pixels=settings.max_pixels,
     )
+
+
+def submit(state: State, incoming: Path, form: CalibrateForm, folder: ModelFolder) -> Job:
+    """Validate an unpacked upload and queue its fit."""
+    limits = upload_limits(state.settings)
     upload, classes = incoming / UPLOAD, folder.num_classes
-    unpack(upload, limits)
     output = folder.card.output
     void = void_label(upload, form.ignore_index, output.ignore_index, classes, limits.image_pixels)
     contents = check(upload, classes, void, limits, reduce_zero=output.reduce_zero_label)

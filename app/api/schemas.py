@@ -10,7 +10,7 @@ from app.recalibration import FitOptions, IgnoreIndex
 from app.serving.segmenter import NO_CALIBRATOR
 from app.storage.manifest import Manifest
 
-OPTIONAL_PARTS = frozenset({"mask", "confidence", "rle"})
+OPTIONAL_PARTS = frozenset({"mask", "confidence", "rle", "polygons"})
 Output = Literal["mask", "confidence", "heatmap", "overlay"]
 # A response always has the fields with a default: the OpenAPI document lists them as required.
 RESPONSE = ConfigDict(json_schema_serialization_defaults_required=True)
@@ -35,7 +35,7 @@ class SegmentQuery(BaseModel):
         None, description="Abstain so that this error rate is kept, where certified."
     )
     tta: Literal["none", "flip", "multiscale"] = "none"
-    include: str = Field("", description="Comma list of `mask`, `confidence`, `rle`.")
+    include: str = Field("", description="Comma list of `mask`, `confidence`, `rle`, `polygons`.")
     output: Output | SkipJsonSchema[None] = Field(None, description="The image to answer with.")
 
     @field_validator("include")
@@ -82,6 +82,27 @@ class RunLengths(BaseModel):
     class_id: int
     size: tuple[int, int]
     counts: str
+
+
+Point = tuple[int, int]
+
+
+class PolygonWithHoles(BaseModel):
+    """One region: an exterior, clockwise on the screen, and holes, not closed; points are (x, y).
+
+    Points are corners of pixels: a pixel in column c and row r covers c..c+1 by r..r+1. Pixels
+    that touch at a corner only are separate regions.
+    """
+
+    exterior: list[Point]
+    holes: list[list[Point]]
+
+
+class ClassPolygons(BaseModel):
+    """The regions of one class; filling them gives its pixels exactly."""
+
+    class_id: int
+    polygons: list[PolygonWithHoles]
 
 
 class Guarantee(BaseModel):
@@ -145,6 +166,7 @@ class SegmentResponse(BaseModel):
     mask: EncodedImage | SkipJsonSchema[None] = None
     confidence: EncodedImage | SkipJsonSchema[None] = None
     rle: list[RunLengths] | SkipJsonSchema[None] = None
+    polygons: list[ClassPolygons] | SkipJsonSchema[None] = None
     calibration: Calibration
     links: Links
 

@@ -15,8 +15,10 @@ from app.api.results import NPZ, PNG, encode_image
 from app.api.schemas import (
     OPTIONAL_PARTS,
     Calibration,
+    ClassPolygons,
     EncodedImage,
     Links,
+    PolygonWithHoles,
     PresentClass,
     RunLengths,
     SegmentQuery,
@@ -26,6 +28,7 @@ from app.api.uploads import parsed_form
 from app.deadline import Deadline
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
+from app.imaging.polygons import trace_polygons
 from app.serving.pipeline import StageTimer
 from app.serving.result_cache import Result
 from app.serving.segmenter import (
@@ -178,6 +181,8 @@ def response_json(name: str, done: Segmentation, parts: frozenset[str]) -> str:
         body.confidence = encode_base64(encode.confidence_png(done.prediction.confidence))
     if "rle" in parts:
         body.rle = [run_lengths_of(done, present.id) for present in body.classes]
+    if "polygons" in parts:
+        body.polygons = polygons_of(done)
     return body.model_dump_json(exclude=set(OPTIONAL_PARTS - parts))
 
 
@@ -190,6 +195,23 @@ def run_lengths_of(done: Segmentation, class_id: int) -> RunLengths:
     """Encode one class's pixels as COCO RLE."""
     size, counts = encode.run_lengths(done.prediction.mask, class_id)
     return RunLengths(class_id=class_id, size=size, counts=counts)
+
+
+def polygons_of(done: Segmentation) -> list[ClassPolygons]:
+    """Trace the regions of each class; raises TooLargeError for more than 2^20 points."""
+    return [
+        ClassPolygons(
+            class_id=class_id,
+            polygons=[
+                PolygonWithHoles(
+                    exterior=polygon.exterior.tolist(),
+                    holes=[hole.tolist() for hole in polygon.holes],
+                )
+                for polygon in polygons
+            ],
+        )
+        for class_id, polygons in sorted(trace_polygons(done.prediction.mask).items())
+    ]
 
 
 def calibration_block(done: Segmentation) -> Calibration:

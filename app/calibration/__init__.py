@@ -25,6 +25,7 @@ from app.calibration.drift import (
     divergences,
     histogram,
 )
+from app.calibration.label_agreement import find_disagreement
 from app.calibration.methods.temperature import Temperature
 from app.calibration.metrics.assessment import Assessment
 from app.calibration.metrics.confidence_histogram import RiskCoverage
@@ -75,6 +76,7 @@ __all__ = [
     "by_crop_size",
     "discover",
     "divergences",
+    "find_disagreement",
     "finite_logits",
     "fit",
     "histogram",

@@ -1,5 +1,6 @@
 """Anything labelled as a validation dataset."""
 
+from app.datasets.collection import Collection
 from app.datasets.images import (
     ENDINGS,
     CachedLogits,
@@ -31,6 +32,7 @@ __all__ = [
     "FIELDS",
     "GROUP_INDEX",
     "CachedLogits",
+    "Collection",
     "Limits",
     "Pair",
     "check",

@@ -1,5 +1,6 @@
 """Encoded images to arrays and back, and the colour map."""
 
+from app.imaging.brush_rle import decode_brush, encode_brush
 from app.imaging.decode import FORMATS, ImageArray, check_size, decode_image
 from app.imaging.decoder_pool import DecoderPool
 from app.imaging.encode import (
@@ -10,6 +11,7 @@ from app.imaging.encode import (
     confidence_png,
     heatmap_png,
 )
+from app.imaging.polygons import trace_polygons
 
 __all__ = [
     "FORMATS",
@@ -21,6 +23,9 @@ __all__ = [
     "Palette",
     "check_size",
     "confidence_png",
+    "decode_brush",
     "decode_image",
+    "encode_brush",
     "heatmap_png",
+    "trace_polygons",
 ]

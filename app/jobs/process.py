@@ -26,7 +26,7 @@ POLL_S = 0.1
 MIN_PROGRESS = 0.02  # below this the remaining time is not extrapolated
 LOG = "log.txt"
 STOPPED = "expected the fit to finish, got a server that was stopped; it can be retried"
-SECRETS = {"admin_token", "api_tokens", "metrics_token"}
+SECRETS = {"admin_token", "api_tokens", "metrics_token", "labelstudio_token"}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Ending = tuple[State, str | None]  # a job's final state, and the error where it failed

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.errors import ConflictError, NotFoundError
 from app.recalibration import FitOptions, IgnoreIndex
-from app.storage.files import locked, storage, write_json
+from app.storage.files import locked, storage, try_locked, write_json
 from app.storage.manifest import timestamp
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
@@ -159,13 +159,8 @@ class JobFiles:
     @contextmanager
     def try_acquire(self) -> Iterator[bool]:
         """Try to hold the lock under which one fit at a time runs; yield whether it is held."""
-        with (self.root / ".fitting").open("wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        with try_locked(self.root / ".fitting") as held:
+            yield held
 
     def incoming(self) -> list[Path]:
         """List the folders of uploads in progress, of all server processes."""

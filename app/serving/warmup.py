@@ -10,7 +10,9 @@ import torch
 from app.calibration.base import Calibrator
 from app.calibration.drift import histogram
 from app.calibration.registry import discover
+from app.imaging.brush_rle import decode_brush, encode_brush
 from app.imaging.encode import confidence_png
+from app.imaging.polygons import trace_polygons
 from app.inference.postprocess import class_statistics
 from app.inference.preprocess import Geometry, thumbnail
 from app.serving.pipeline import predict_logits
@@ -34,6 +36,8 @@ def warm_up(num_classes: int, calibrator: Calibrator | None = None) -> None:
     class_statistics(prediction)
     confidence = prediction.confidence
     histogram(confidence, prediction.mask, num_classes)
+    trace_polygons(prediction.mask)
+    decode_brush(encode_brush(prediction.mask == 0), *size)
     for depth in (8, 16):
         confidence_png(confidence, depth)
 

@@ -1,7 +1,15 @@
 """Files, manifests and versioned calibrators."""
 
 from app.storage.artifacts import ArtifactStore
-from app.storage.files import is_full, locked, replace_file, storage, sync_folder, write_json
+from app.storage.files import (
+    is_full,
+    locked,
+    replace_file,
+    storage,
+    sync_folder,
+    try_locked,
+    write_json,
+)
 from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
 
 __all__ = [
@@ -15,5 +23,6 @@ __all__ = [
     "storage",
     "sync_folder",
     "timestamp",
+    "try_locked",
     "write_json",
 ]

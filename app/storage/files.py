@@ -37,6 +37,18 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def try_locked(path: Path) -> Iterator[bool]:
+    """Try to hold the lock of a file, without waiting; yield whether it is held."""
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def write_synced(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write and sync a new file; `mode` holds its permission bits before the umask."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

@@ -178,6 +178,20 @@ def test_included_rle_is_the_mask_in_coco_runs(client):
         assert (decoded_run == (run["class_id"] == THIRDS_MASK)).all()
 
 
+def test_included_polygons_are_the_columns_of_the_mask(client):
+    body = post(client, thirds(), include="polygons").json()
+
+    assert body["polygons"] == [
+        {
+            "class_id": k,
+            "polygons": [
+                {"exterior": [[4 * k + 4, 0], [4 * k + 4, 8], [4 * k, 8], [4 * k, 0]], "holes": []}
+            ],
+        }
+        for k in range(3)
+    ]
+
+
 def test_include_takes_a_list(client):
     body = post(client, thirds(), include="mask,confidence,rle").json()
 
