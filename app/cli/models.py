@@ -22,6 +22,7 @@ from app.conversion.import_model import (
     read_card,
     write_card,
 )
+from app.conversion.plain_networks import Options
 from app.conversion.quantization_report import QuantizationReport, measure
 from app.conversion.quantize import Ranges, quantize_model
 from app.conversion.sources import FRAMEWORKS, open_source
@@ -157,7 +158,7 @@ def import_command(
     if framework in FRAMEWORKS:
         if any(given is not None for given in (card, reference)) or (classes and taxonomy):
             raise ArgumentError("expected none of --card and --reference, and one list of classes")
-        model = open_source(framework, location, weights, size)
+        model = open_source(framework, location, weights, Options(size, mean, std))
         made = import_framework(model, name, values, settings)
         console.print(f"ONNX Runtime differs from torch by at most {made.difference:.2g}")
         report_import(made.imported)

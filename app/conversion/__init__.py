@@ -11,6 +11,7 @@ from app.conversion.import_model import (
     read_card,
     write_card,
 )
+from app.conversion.plain_networks import Options
 from app.conversion.quantization_report import QuantizationReport, measure
 from app.conversion.quantize import Ranges, quantize_model
 from app.conversion.sources import FRAMEWORKS, open_source
@@ -19,6 +20,7 @@ __all__ = [
     "FRAMEWORKS",
     "FrameworkImport",
     "ImportedModel",
+    "Options",
     "QuantizationReport",
     "Ranges",
     "Reference",

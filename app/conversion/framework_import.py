@@ -34,7 +34,7 @@ def import_framework(
         path = folder / FILE
         difference = export_network(model, path)
         policy = fill_size({**model.input, **table(card, "input")}, path, settings)
-        output = {**model.output, **table(card, "output")}
+        output = merged(model.output, table(card, "output"))
         if len(model.outputs) > 1:
             output["name"] = model.outputs[0]
         values = {**card, "file": FILE, "input": policy, "output": output}
@@ -45,6 +45,12 @@ def import_framework(
     folder_now = read_model_folder(settings.models_dir / name)
     warnings = (*model.notes, *predictor.warnings)
     return FrameworkImport(ImportedModel(folder_now, warnings, agreement), difference)
+
+
+def merged(output: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """Return an output table with the given values; given classes replace the framework's."""
+    replaced = {"classes", "taxonomy"} if {"classes", "taxonomy"} & given.keys() else set()
+    return {key: value for key, value in output.items() if key not in replaced} | dict(given)
 
 
 def table(card: Mapping[str, object], name: str) -> dict[str, object]:
@@ -60,4 +66,6 @@ def reference_size(policy: Mapping[str, object]) -> Size:
         return crop
     if isinstance(size, tuple):
         return size[0] * 3 // 4, size[1]
+    if isinstance(size, Mapping):
+        return size["short_side"], size["short_side"]
     return REFERENCE_SIZE

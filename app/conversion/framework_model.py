@@ -19,7 +19,7 @@ from app.inference.preprocess import Size
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest absolute difference of logits, torch against ONNX Runtime
-MULTIPLE = 32  # of the sides of an export for any size
+EXAMPLE_SIZE = (64, 96)  # of an export for any size
 SECOND_SIZE = (192, 128)  # at which an export for any size is compared as well
 
 
@@ -40,6 +40,7 @@ class FrameworkModel:
     size: Size | None
     outputs: tuple[str, ...] = ("logits",)
     notes: tuple[str, ...] = ()
+    multiple: int = 32
 
 
 def export_network(model: FrameworkModel, path: Path) -> float:
@@ -50,9 +51,9 @@ def export_network(model: FrameworkModel, path: Path) -> float:
     """
     onnx = import_extra("train", "onnx", "onnxscript")
     network = model.network.eval()
-    first = model.size or (MULTIPLE * 2, MULTIPLE * 3)
-    rows, columns = (torch.export.Dim(side, min=1, max=512) for side in ("rows", "columns"))
-    shapes = {0: torch.export.Dim("batch"), 2: MULTIPLE * rows, 3: MULTIPLE * columns}
+    first = model.size or EXAMPLE_SIZE
+    rows, columns = (torch.export.Dim(side, min=1, max=2048) for side in ("rows", "columns"))
+    shapes = {0: torch.export.Dim("batch"), 2: model.multiple * rows, 3: model.multiple * columns}
     try:
         with warnings.catch_warnings(), torch.inference_mode(), quiet_exporter():
             warnings.simplefilter("ignore")  # of the exporter's own deprecations
@@ -67,14 +68,23 @@ def export_network(model: FrameworkModel, path: Path) -> float:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises errors of many types
+        advice = "" if model.size else "; --size H W exports it for one size"
         raise ModelError(
-            f"expected a network that torch.onnx.export takes, got: {first_line(error)}"
+            f"expected a network that torch.onnx.export takes, got: "
+            f"{first_line(cause_of(error))}{advice}"
         ) from error
     assert program is not None  # noqa: S101 - the exporter returns None only for a file name
     program.save(str(path), include_initializers=True, external_data=False)
     onnx.save(remove_metadata(onnx.load(path)), path)
     sizes = (first,) if model.size else (first, SECOND_SIZE)
     return max(difference(network, path, size) for size in sizes)
+
+
+def cause_of(error: BaseException) -> Exception:
+    """Return the first error of a chain: the exporter's own says which of its steps failed."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error if isinstance(error, Exception) else Exception(str(error))
 
 
 class quiet_exporter:  # noqa: N801 - a context manager, named like contextlib's

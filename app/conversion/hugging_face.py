@@ -63,8 +63,14 @@ def open_hugging_face(path: str, size: Size | None = None) -> FrameworkModel:
 
 
 def load(kind: Any, path: str) -> Any:  # noqa: ANN401 - transformers' own classes
-    """Load weights in single precision; raises ArgumentError where some are missing."""
-    network, report = kind.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    """Load weights in single precision; raises ArgumentError where some are missing.
+
+    Attention is that of separate matrix products: the exporter fails on the layout of the results
+    of the fused one.
+    """
+    network, report = kind.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
     if missing := sorted(report["missing_keys"]):
         raise ArgumentError(
             f"expected the weights of a whole segmentation network in {path}, got none for "
