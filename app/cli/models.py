@@ -138,9 +138,11 @@ def import_command(
     ] = None,
 ) -> None:
     """Import a model file, or a network of a framework, if it loads and matches its card."""
-    labels: dict[str, object] = {"taxonomy": taxonomy} if classes is None else {
-        "classes": classes_with_colors([part.strip() for part in classes.split(",")])
-    }
+    labels: dict[str, object] = (
+        {"taxonomy": taxonomy}
+        if classes is None
+        else {"classes": classes_with_colors([part.strip() for part in classes.split(",")])}
+    )
     values: dict[str, object] = {
         "title": title, "license": license_, "source": source,
         "input": present({

@@ -11,17 +11,17 @@ from app.errors import SetupError
 TORCHVISION_OPERATORS = ("nms", "qnms")
 
 
-def import_extra(extra: str, *modules: str) -> Any:  # noqa: ANN401 - packages without types
+def import_extra(extra: str, *modules: str) -> Any:
     """Import modules of an extra and return the first one; raises SetupError."""
     try:
-        return [importlib.import_module(module) for module in modules][0]
+        return next(importlib.import_module(module) for module in modules)
     except ImportError as error:
         raise SetupError(
             f"expected the extra packages of `pip install segcal[{extra}]`, got: {error}"
         ) from error
 
 
-def import_torchvision(extra: str, *modules: str) -> Any:  # noqa: ANN401
+def import_torchvision(extra: str, *modules: str) -> Any:
     """Import modules that may import torchvision; raises SetupError.
 
     The package on PyPI is compiled for CUDA, and with a CPU build of torch its library does not
@@ -32,8 +32,9 @@ def import_torchvision(extra: str, *modules: str) -> Any:  # noqa: ANN401
     except ImportError:
         pass  # absent: transformers does without, and other modules name it in their error
     except RuntimeError:
-        operators = torch.library.Library("torchvision", "FRAGMENT")
+        operators = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for operator in TORCHVISION_OPERATORS:
-            operators.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+            schema = f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor"
+            operators.define(schema)  # type: ignore[no-untyped-call]
         importlib.import_module("torchvision")
     return import_extra(extra, *modules)

@@ -108,9 +108,7 @@ def difference(network: nn.Module, path: Path, size: Size) -> float:
     outputs = network(image)
     expected = outputs if isinstance(outputs, tuple) else (outputs,)
     found = open_backbone(path, "cpu", 1).outputs(image.numpy()).values()
-    worst = max(
-        float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found, strict=True)
-    )
+    worst = max(float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found, strict=True))
     if not worst <= TOLERANCE:
         raise ModelError(
             f"expected an ONNX file within {TOLERANCE:g} of torch's outputs at "

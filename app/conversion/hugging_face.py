@@ -62,7 +62,7 @@ def open_hugging_face(path: str, size: Size | None = None) -> FrameworkModel:
     raise ModelError(f"expected one of {sorted((*DENSE, *MASKS))}, got a network of kind {kind!r}")
 
 
-def load(kind: Any, path: str) -> Any:  # noqa: ANN401 - transformers' own classes
+def load(kind: Any, path: str) -> Any:
     """Load weights in single precision; raises ArgumentError where some are missing.
 
     Attention is that of separate matrix products: the exporter fails on the layout of the results
@@ -82,7 +82,7 @@ def load(kind: Any, path: str) -> Any:  # noqa: ANN401 - transformers' own class
 class DenseLogits(nn.Module):
     """Compute logits on a network's own grid; UPerNet's without its upsampling to the image."""
 
-    def __init__(self, network: Any) -> None:  # noqa: ANN401
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
         self.is_upernet = network.config.model_type == "upernet"
@@ -95,7 +95,7 @@ class DenseLogits(nn.Module):
         return self.network(pixel_values=image).logits  # type: ignore[no-any-return]
 
 
-def open_dense(network: Any, processor: Any, size: Size | None) -> FrameworkModel:  # noqa: ANN401
+def open_dense(network: Any, processor: Any, size: Size | None) -> FrameworkModel:
     """Return a network that computes a logit for each class and cell."""
     policy, notes = read_policy(processor, size)
     kind = network.config.model_type
@@ -117,7 +117,10 @@ def open_dense(network: Any, processor: Any, size: Size | None) -> FrameworkMode
 
 
 def open_masks(
-    network: Any, processor: Any, size: Size | None, tokens: Tensor | None  # noqa: ANN401
+    network: Any,
+    processor: Any,
+    size: Size | None,
+    tokens: Tensor | None,
 ) -> FrameworkModel:
     """Return a mask classifier; its scores are those of the processor's own postprocessing."""
     config = network.config
@@ -161,7 +164,9 @@ def open_masks(
 
 
 def prepared(
-    processor: Any, policy: Mapping[str, object], image: NDArray[np.uint8]  # noqa: ANN401
+    processor: Any,
+    policy: Mapping[str, object],
+    image: NDArray[np.uint8],
 ) -> Tensor:
     """Preprocess uint8 RGB [H,W,3] by a processor, at the card's size: float32 [1,3,h,w]."""
     options: dict[str, object] = {"do_pad": False}
@@ -181,7 +186,8 @@ def prepared(
 
 
 def read_policy(
-    processor: Any, size: Size | None  # noqa: ANN401
+    processor: Any,
+    size: Size | None,
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return the card's input table of an image processor, and notes on what differs from it.
 
@@ -231,7 +237,7 @@ def only_size(policy: Mapping[str, object], side: int | Sequence[int] | None) ->
     return (side, side) if isinstance(side, int) else (side[0], side[1])
 
 
-def read_output(config: Any, processor: Any) -> dict[str, object]:  # noqa: ANN401
+def read_output(config: Any, processor: Any) -> dict[str, object]:
     """Return the card's output table: names by class id, and whether labels are reduced."""
     names = [config.id2label[index].strip() for index in sorted(config.id2label)]
     reduced = getattr(processor, "do_reduce_labels", None) or getattr(processor, "reduce_labels", 0)

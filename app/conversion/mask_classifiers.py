@@ -29,7 +29,7 @@ class MaskClassifier(nn.Module):
     the masks' grid. `tokens` are OneFormer's constant task tokens.
     """
 
-    def __init__(self, network: Any, grid: Size | None, tokens: Tensor | None) -> None:  # noqa: ANN401
+    def __init__(self, network: Any, grid: Size | None, tokens: Tensor | None) -> None:
         super().__init__()
         self.network, self.grid = network, grid
         self.tokens: Tensor | None
@@ -47,7 +47,7 @@ class MaskClassifier(nn.Module):
         return log_scores(scores), scores.sum(dim=1, keepdim=True)
 
 
-def without_random_masks(network: Any) -> None:  # noqa: ANN401
+def without_random_masks(network: Any) -> None:
     """Remove EoMT's masked attention, which is annealed away during training.
 
     Raises ModelError for a network whose probabilities of masking are not 0: it draws random

@@ -58,7 +58,7 @@ def declare_operators() -> None:
 class EncoderDecoderLogits(nn.Module):
     """Compute the decode head's logits on its own grid, without the auxiliary heads."""
 
-    def __init__(self, network: Any) -> None:  # noqa: ANN401 - mmseg's own class
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
@@ -94,8 +94,8 @@ def open_mmseg(path: str, weights: Path | None, options: Options) -> FrameworkMo
     )  # fmt: skip
 
 
-def build(config: Any, weights: Path) -> Any:  # noqa: ANN401
-    """Build a network in evaluation mode, with synchronised batch normalisation as the plain one."""
+def build(config: Any, weights: Path) -> Any:
+    """Build a network in evaluation mode, with plain in place of synchronised normalisation."""
     from mmengine.model import revert_sync_batchnorm  # noqa: PLC0415 - an optional extra
     from mmengine.registry import init_default_scope  # noqa: PLC0415
     from mmseg.registry import MODELS  # noqa: PLC0415
@@ -115,7 +115,7 @@ def build(config: Any, weights: Path) -> Any:  # noqa: ANN401
     return network.eval()
 
 
-def read_policy(config: Any, options: Options) -> tuple[dict[str, object], Size | None]:  # noqa: ANN401
+def read_policy(config: Any, options: Options) -> tuple[dict[str, object], Size | None]:
     """Return the card's input table and the only size of the export, None for any."""
     model = config.model
     preprocessor = model.data_preprocessor
@@ -142,7 +142,7 @@ def read_policy(config: Any, options: Options) -> tuple[dict[str, object], Size 
     return policy | {"mode": "slide", "crop": crop}, crop
 
 
-def read_output(config: Any, weights: Path) -> dict[str, object]:  # noqa: ANN401
+def read_output(config: Any, weights: Path) -> dict[str, object]:
     """Return the card's output table: classes of the checkpoint or of the test data set."""
     from mmseg.registry import DATASETS  # noqa: PLC0415 - an optional extra
 
@@ -165,7 +165,7 @@ def read_output(config: Any, weights: Path) -> dict[str, object]:  # noqa: ANN40
 
 
 @torch.inference_mode()
-def logits_of(network: Any, image: NDArray[np.uint8]) -> Tensor:  # noqa: ANN401
+def logits_of(network: Any, image: NDArray[np.uint8]) -> Tensor:
     """Compute logits [K,H,W] of uint8 RGB [H,W,3] by mmseg's own inference, but for resizing."""
     from mmseg.structures import SegDataSample  # noqa: PLC0415 - an optional extra
 

@@ -73,9 +73,9 @@ def reference_of(
 
 
 class TorchvisionLogits(nn.Module):
-    """Compute the logits of the entry `out`, before their upsampling, without the auxiliary head."""
+    """Compute the logits of the entry `out` before their upsampling."""
 
-    def __init__(self, network: Any) -> None:  # noqa: ANN401
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.backbone, self.classifier = network.backbone, network.classifier
         self.has_two_levels = type(network).__name__ == "LRASPP"
@@ -110,7 +110,7 @@ def open_torchvision(name: str, weights: Path | None, options: Options) -> Frame
     )
 
 
-def get_weighted(models: Any, name: str, default: Any) -> Any:  # noqa: ANN401
+def get_weighted(models: Any, name: str, default: Any) -> Any:
     """Return a network of torchvision with its own weights, downloaded if they are not cached."""
     try:
         return models.get_model(name, weights=default)
@@ -121,7 +121,7 @@ def get_weighted(models: Any, name: str, default: Any) -> Any:  # noqa: ANN401
         ) from error
 
 
-def build_torchvision(models: Any, name: str, state: dict[str, Tensor], path: Path) -> Any:  # noqa: ANN401
+def build_torchvision(models: Any, name: str, state: dict[str, Tensor], path: Path) -> Any:
     """Build a network of torchvision with the weights of a state_dict."""
     auxiliary = {"aux_loss": True} if any(key.startswith("aux_") for key in state) else {}
     network = models.get_model(
@@ -156,14 +156,14 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], path: Path) ->
 class MaskLogits(nn.Module):
     """Compute the masks alone, where a network has a classification head too."""
 
-    def __init__(self, network: Any) -> None:  # noqa: ANN401
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
         """Map [N,3,H,W] to [N,K,H,W]."""
         outputs = self.network(image)
-        return outputs[0] if isinstance(outputs, tuple) else outputs
+        return outputs[0] if isinstance(outputs, tuple) else outputs  # type: ignore[no-any-return]
 
 
 def open_smp(path: str, options: Options) -> FrameworkModel:
@@ -185,7 +185,7 @@ def open_smp(path: str, options: Options) -> FrameworkModel:
     policy = options.policy()
     logits = MaskLogits(network)
     names = [f"class {index}" for index in range(max(channels, 2))]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if options.mean is None or options.std is None:
         notes = ("mean and std are ImageNet's, as of most encoders; give others by --mean, --std",)
     return FrameworkModel(
@@ -203,14 +203,16 @@ class LinearHead(nn.Module):
     joined; batch normalisation comes first where the head has one.
     """
 
-    def __init__(self, backbone: Any, state: Mapping[str, Tensor]) -> None:  # noqa: ANN401
+    def __init__(self, backbone: Any, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.backbone = backbone
         plain = {key.rpartition("decode_head.")[2]: value for key, value in state.items()}
         (weight,) = (v for k, v in plain.items() if k.endswith("weight") and not k.startswith("bn"))
         (bias,) = (v for k, v in plain.items() if k.endswith("bias") and not k.startswith("bn"))
         self.classifier = nn.Conv2d(weight.shape[1], len(weight), 1)
-        self.classifier.load_state_dict({"weight": weight.flatten(1)[..., None, None], "bias": bias})
+        self.classifier.load_state_dict(
+            {"weight": weight.flatten(1)[..., None, None], "bias": bias}
+        )
         norm = {key[3:]: value for key, value in plain.items() if key.startswith("bn.")}
         self.norm: nn.Module = nn.BatchNorm2d(weight.shape[1]) if norm else nn.Identity()
         self.norm.load_state_dict(norm)
@@ -272,7 +274,7 @@ def open_dino(path: str, weights: Path | None, options: Options) -> FrameworkMod
             else [backbone.norm(states[index])[:, -height * width :] for index in last],
             dim=2,
         )
-        maps = tokens.transpose(1, 2).unflatten(2, (height, width))
+        maps = tokens.transpose(1, 2).reshape(1, -1, height, width)
         return network.classifier(network.norm(maps))[0]  # type: ignore[no-any-return]
 
     return FrameworkModel(network, policy, label_table(names), reference, size)

@@ -39,7 +39,8 @@ class Taxonomy:
         table = np.full(1 << 16, self.ignore_index, np.uint16)
         for value, class_id in known[mapping].items():
             table[int(value)] = class_id
-        return table[labels]
+        mapped: NDArray[np.uint16] = table[labels]
+        return mapped
 
 
 def read_taxonomies() -> dict[str, Taxonomy]:

@@ -3,13 +3,16 @@
 import pytest
 import torch
 
-from app.settings import Settings
+from app.settings import load_settings
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
-    return Settings(models_dir=tmp_path / "models", device="cpu", threads=1)
+    monkeypatch.setenv("SEGCAL_MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("SEGCAL_DEVICE", "cpu")
+    monkeypatch.setenv("SEGCAL_THREADS", "1")
+    return load_settings()
 
 
 @pytest.fixture

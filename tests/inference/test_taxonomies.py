@@ -69,5 +69,5 @@ def test_label_mappings_reach_every_class_once_or_more():
 
 
 def test_unknown_label_mapping_is_rejected():
-    with pytest.raises(ArgumentError, match="expected one of .*labelIds.* as label mapping"):
+    with pytest.raises(ArgumentError, match=r"expected one of .*labelIds.* as label mapping"):
         TAXONOMIES["cityscapes"].map_labels(np.zeros((1, 1), np.uint8), "rgb")

@@ -9,6 +9,7 @@ from app.inference.predictor import open_predictor
 from tests.factories.models import write_card
 from training.export import export, largest_difference
 from training.networks import KINDS, MULTIPLE_OF, Architecture, open_network, save_network
+from training.networks.pyramid import PyramidNet
 
 STRIDES = {"pyramid": 2, "convnext-pyramid": 2, "segformer": 4, "unet": 1}
 
@@ -39,6 +40,7 @@ def test_a_missing_network_is_named(tmp_path):
 def test_a_pyramid_on_convnext_is_served_with_the_logits_of_torch(tmp_path):
     torch.manual_seed(0)
     network = Architecture("convnext-pyramid", 3, widths=(8, 8, 8, 8)).build().eval()
+    assert isinstance(network, PyramidNet)
     for name, weights in network.named_parameters():
         if name.endswith("scale"):  # of blocks, which begin as the identity
             torch.nn.init.constant_(weights, 0.5)

@@ -20,7 +20,8 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N,C,h,w] to the same shape."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        x = super().forward(x.movedim(1, -1))
+        return x.movedim(-1, 1)
 
 
 class ConvNextBlock(nn.Module):
@@ -37,7 +38,8 @@ class ConvNextBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N,C,h,w] to the same shape."""
         y = self.expand(self.norm(self.depthwise(x)))
-        return x + self.scale * self.reduce(F.gelu(y))
+        residual: Tensor = self.scale * self.reduce(F.gelu(y))
+        return x + residual
 
 
 class ConvNextBackbone(nn.Module):
@@ -53,7 +55,9 @@ class ConvNextBackbone(nn.Module):
                 reduce = [nn.Conv2d(inputs, width, 7, 4, 3), ChannelNorm(width, eps=1e-6)]
             else:
                 reduce = [ChannelNorm(inputs, eps=1e-6), nn.Conv2d(inputs, width, 3, 2, 1)]
-            self.stages.append(nn.Sequential(*reduce, *(ConvNextBlock(width) for _ in range(depth))))
+            self.stages.append(
+                nn.Sequential(*reduce, *(ConvNextBlock(width) for _ in range(depth)))
+            )
             inputs = width
 
     def forward(self, x: Tensor) -> list[Tensor]:
