@@ -1,7 +1,7 @@
 """Model files in: import and quantisation."""
 
 from app.conversion.classes import classes_with_colors
-from app.conversion.framework_import import FrameworkImport, import_framework
+from app.conversion.framework_import import import_framework
 from app.conversion.import_model import (
     ImportedModel,
     Reference,
@@ -18,7 +18,6 @@ from app.conversion.sources import FRAMEWORKS, open_source
 
 __all__ = [
     "FRAMEWORKS",
-    "FrameworkImport",
     "ImportedModel",
     "Options",
     "QuantizationReport",
