@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from app.inference.preprocess import Size
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest absolute difference of logits, torch against ONNX Runtime
+MULTIPLE = 32  # of the sides of an export for any size
 EXAMPLE_SIZE = (64, 96)  # of an export for any size
 SECOND_SIZE = (192, 128)  # at which an export for any size is compared as well
 
@@ -40,7 +42,7 @@ class FrameworkModel:
     size: Size | None
     outputs: tuple[str, ...] = ("logits",)
     notes: tuple[str, ...] = ()
-    multiple: int = 32
+    multiple: int = MULTIPLE
 
 
 def export_network(model: FrameworkModel, path: Path) -> float:
@@ -55,7 +57,7 @@ def export_network(model: FrameworkModel, path: Path) -> float:
     rows, columns = (torch.export.Dim(side, min=1, max=2048) for side in ("rows", "columns"))
     shapes = {0: torch.export.Dim("batch"), 2: model.multiple * rows, 3: model.multiple * columns}
     try:
-        with warnings.catch_warnings(), torch.inference_mode(), quiet_exporter():
+        with warnings.catch_warnings(), torch.inference_mode(), quiet_log():
             warnings.simplefilter("ignore")  # of the exporter's own deprecations
             program = torch.onnx.export(
                 network,
@@ -87,15 +89,15 @@ def cause_of(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else Exception(str(error))
 
 
-class quiet_exporter:  # noqa: N801 - a context manager, named like contextlib's
+@contextmanager
+def quiet_log() -> Iterator[None]:
     """Silence the exporter's log for a block."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_error: object) -> None:
-        logging.disable(self._level)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 @torch.inference_mode()

@@ -14,14 +14,23 @@ from torch.nn import functional as F
 
 from app.conversion.classes import label_table
 from app.conversion.extras import import_torchvision
-from app.conversion.framework_model import FrameworkModel, rescaled
+from app.conversion.framework_model import MULTIPLE, FrameworkModel, rescaled
 from app.conversion.mask_classifiers import MaskClassifier, log_scores, without_random_masks
 from app.errors import ArgumentError, ModelError
 from app.inference.backbone import first_line
 from app.inference.preprocess import Size
 
-ANY_SIZE = ("segformer", "mobilenet_v2")
-DENSE = (*ANY_SIZE, "upernet", "dpt", "beit", "data2vec-vision", "mobilevit", "mobilevitv2")
+ANY_SIZE = ("segformer",)
+DENSE = (
+    *ANY_SIZE,
+    "mobilenet_v2",
+    "upernet",
+    "dpt",
+    "beit",
+    "data2vec-vision",
+    "mobilevit",
+    "mobilevitv2",
+)
 MASKS = ("mask2former", "oneformer", "eomt", "eomt_dinov3")
 RESAMPLES = {2: "bilinear", 3: "bicubic", 4: "area"}  # Pillow's numbers
 TASK = "the task is semantic"  # OneFormer's prompt
@@ -99,8 +108,10 @@ def open_dense(network: Any, processor: Any, size: Size | None) -> FrameworkMode
     """Return a network that computes a logit for each class and cell."""
     policy, notes = read_policy(processor, size)
     kind = network.config.model_type
+    fixed = policy.get("size")
+    uneven = isinstance(fixed, tuple) and any(side % MULTIPLE for side in fixed)
     only = None
-    if kind not in ANY_SIZE:
+    if kind not in ANY_SIZE or uneven:
         only = only_size(policy, getattr(network.config, "image_size", None))
 
     @torch.inference_mode()
