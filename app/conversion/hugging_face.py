@@ -3,7 +3,7 @@
 Dense networks give logits at their own grid; mask classifiers are in `mask_classifiers`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,6 @@ DENSE = (
 MASKS = ("mask2former", "oneformer", "eomt", "eomt_dinov3")
 RESAMPLES = {2: "bilinear", 3: "bicubic", 4: "area"}  # Pillow's numbers
 TASK = "the task is semantic"  # OneFormer's prompt
-
-Reference = Callable[[NDArray[np.uint8]], Tensor]
 
 
 def open_hugging_face(path: str, size: Size | None = None) -> FrameworkModel:
@@ -106,8 +104,8 @@ class DenseLogits(nn.Module):
 
 def open_dense(network: Any, processor: Any, size: Size | None) -> FrameworkModel:
     """Return a network that computes a logit for each class and cell."""
-    policy, notes = read_policy(processor, size)
     kind = network.config.model_type
+    policy, notes = read_policy(processor, size, any_size=kind in ANY_SIZE)
     fixed = policy.get("size")
     uneven = isinstance(fixed, tuple) and any(side % MULTIPLE for side in fixed)
     only = None
@@ -197,11 +195,11 @@ def prepared(
 
 
 def read_policy(
-    processor: Any,
-    size: Size | None,
+    processor: Any, size: Size | None, *, any_size: bool = False
 ) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return the card's input table of an image processor, and notes on what differs from it.
 
+    A short side becomes windows of a square unless the network takes any size.
     Raises ModelError for a filter of resizing that a card has no name for.
     """
     policy: dict[str, object] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -229,7 +227,10 @@ def read_policy(
         policy["size"] = sides["height"], sides["width"]
     else:
         short = sides["shortest_edge"]
-        policy |= {"size": {"short_side": short}, "mode": "slide", "crop": (short, short)}
+        policy["size"] = {"short_side": short}
+        if any_size:
+            return policy, tuple(notes)
+        policy |= {"mode": "slide", "crop": (short, short)}
         notes.append(
             f"windows of {short}x{short} are cut from images with a short side of {short}; "
             f"--size H W resizes the whole image instead"
