@@ -21,7 +21,7 @@ def run(monkeypatch, capsys, settings):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["segcal", "models", "import", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            sys.exit(cli.main())
+            sys.exit(cli.main())  # type: ignore[func-returns-value]
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out + captured.err
 

@@ -13,7 +13,7 @@ import torch
 from app.conversion.extras import import_torchvision
 from app.conversion.framework_import import import_framework
 from app.conversion.framework_model import smooth_image
-from app.conversion.hugging_face import open_hugging_face
+from app.conversion.hugging_face import open_hugging_face, read_policy
 from app.conversion.mask_classifiers import MaskClassifier
 from app.errors import ArgumentError, ModelError, SetupError
 from app.inference.backbone import open_backbone
@@ -229,6 +229,35 @@ def test_logits_of_queries_are_logarithms_of_scores_and_mass_is_their_sum():
     expected = torch.tensor([[0.25, 0.125, 0.0625], [1e-6, 1e-6, 1e-6]]).log()
     torch.testing.assert_close(logits[0, :, 0].T, expected)
     torch.testing.assert_close(mass[0, 0, 0], torch.tensor([0.4375, 0.0]))
+
+
+def test_short_side_means_windows_only_for_networks_of_one_size():
+    processor = transformers.EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": None})
+    policy, notes = read_policy(processor, None)
+    assert (policy["mode"], policy["crop"]) == ("slide", (64, 64))
+    assert notes[0].startswith("windows of 64x64 are cut")
+    policy, notes = read_policy(processor, None, any_size=True)
+    assert policy["size"] == {"short_side": 64}
+    assert "crop" not in policy
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "std"),
+    [
+        ({}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ({"do_normalize": False}, (0, 0, 0), (1, 1, 1)),
+        # (2 x / 255 - 1) / 1 is (x / 255 - 0.5) / 0.5.
+        (
+            {"rescale_factor": 2 / 255, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]},
+            (0.5, 0.5, 0.5),
+            (0.5, 0.5, 0.5),
+        ),
+    ],
+)
+def test_mean_and_std_are_on_the_scale_of_the_card(values, mean, std):
+    policy, _ = read_policy(transformers.SegformerImageProcessorPil(**values), None)
+    assert (policy["mean"], policy["std"]) == (pytest.approx(mean), pytest.approx(std))
 
 
 def test_network_that_draws_random_masks_is_rejected(tmp_path):
