@@ -69,18 +69,18 @@ def open_hugging_face(path: str, size: Size | None = None) -> FrameworkModel:
     raise ModelError(f"expected one of {sorted((*DENSE, *MASKS))}, got a network of kind {kind!r}")
 
 
-def load(kind: Any, path: str) -> Any:
+def load(kind: Any, path: str, **options: object) -> Any:
     """Load weights in single precision; raises ArgumentError where some are missing.
 
     Attention is that of separate matrix products: the exporter fails on the layout of the results
     of the fused one.
     """
     network, report = kind.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **options
     )
     if missing := sorted(report["missing_keys"]):
         raise ArgumentError(
-            f"expected the weights of a whole segmentation network in {path}, got none for "
+            f"expected the weights of a whole {kind.__name__} in {path}, got none for "
             f"{len(missing)} of its tensors, as {missing[0]}"
         )
     return network.eval()

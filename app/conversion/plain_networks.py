@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from app.conversion.classes import label_table
 from app.conversion.extras import import_torchvision
 from app.conversion.framework_model import FrameworkModel
+from app.conversion.hugging_face import load
 from app.errors import ArgumentError, ModelError
 from app.inference.backbone import first_line
 from app.inference.checkpoints import read_state_dict
@@ -23,7 +24,11 @@ from app.inference.preprocess import Size
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+DINO = {
+    "dinov2": "Dinov2Backbone",
+    "dinov2_with_registers": "Dinov2WithRegistersBackbone",
+    "dinov3_vit": "DINOv3ViTBackbone",
+}
 RESIZE = 520  # short side of torchvision's own evaluation
 
 
@@ -239,7 +244,9 @@ def open_dino(path: str, weights: Path | None, options: Options) -> FrameworkMod
     except (OSError, ValueError) as error:
         raise ArgumentError(f"expected a backbone, got {path}: {first_line(error)}") from error
     if config.model_type not in DINO:
-        raise ModelError(f"expected one of {DINO}, got a network of kind {config.model_type!r}")
+        raise ModelError(
+            f"expected one of {list(DINO)}, got a network of kind {config.model_type!r}"
+        )
     channels = max(value.shape[1] for value in state.values() if value.ndim > 1)
     layers, rest = divmod(channels, config.hidden_size)
     if rest or not layers:
@@ -247,10 +254,8 @@ def open_dino(path: str, weights: Path | None, options: Options) -> FrameworkMod
             f"expected a head on multiples of {config.hidden_size} channels, got {channels}"
         )
     last = range(config.num_hidden_layers - layers + 1, config.num_hidden_layers + 1)
-    backbone = transformers.AutoBackbone.from_pretrained(
-        path, out_features=[f"stage{index}" for index in last], dtype=torch.float32,
-        attn_implementation="eager",
-    )  # fmt: skip
+    features = [f"stage{index}" for index in last]
+    backbone = load(getattr(transformers, DINO[config.model_type]), path, out_features=features)
     network = LinearHead(backbone, state).eval()
     side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     patch = config.patch_size
