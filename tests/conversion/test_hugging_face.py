@@ -285,7 +285,7 @@ def test_backbone_without_its_decoder_is_rejected(tmp_path):
     network, processor = segformer()
     path = save(tmp_path, network.segformer, processor)
     with pytest.raises(
-        ArgumentError, match="expected the weights of a whole .*SemanticSegmentation"
+        ArgumentError, match=r"expected the weights of a whole .*SemanticSegmentation"
     ):
         open_hugging_face(path)
 
