@@ -12,7 +12,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test lint format docs bench paper clean
+.PHONY: install serve test importers lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -21,6 +21,10 @@ serve: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Imports from other frameworks, with their packages in an environment of its own.
+importers: .venv-importers/.done
+	.venv-importers/bin/python -m pytest tests/conversion
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -61,7 +65,7 @@ SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
 SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-importers .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'
@@ -83,4 +87,11 @@ $(VENV)/.dev: $(VENV)/.run
 	.venv-bench/bin/python -m $(INSTALL) --constraint constraints.txt --requirement benchmarks/requirements.txt --editable .
 	.venv-bench-bentoml/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
 	.venv-bench-bentoml/bin/python -m $(INSTALL) --requirement benchmarks/requirements-bentoml.txt
+	@touch $@
+
+.venv-importers/.done: pyproject.toml constraints.txt tests/conversion/requirements.txt
+	$(PYTHON) -m venv .venv-importers
+	.venv-importers/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
+	.venv-importers/bin/python -m $(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	.venv-importers/bin/python -m $(INSTALL) --no-deps --requirement tests/conversion/requirements.txt
 	@touch $@

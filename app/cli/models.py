@@ -11,18 +11,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from app.conversion.classes import classes_with_colors
+from app.conversion.framework_import import import_framework
 from app.conversion.import_model import (
     ImportedModel,
     Reference,
-    classes_with_colors,
     fill_size,
     import_model,
     new_model,
     read_card,
     write_card,
 )
+from app.conversion.plain_networks import Options
 from app.conversion.quantization_report import QuantizationReport, measure
 from app.conversion.quantize import Ranges, quantize_model
+from app.conversion.sources import FRAMEWORKS, open_source
 from app.datasets.images import Pair, find_pairs, images_by_stem
 from app.errors import ArgumentError, SegcalError
 from app.inference.model_card import (
@@ -58,8 +61,21 @@ def list_command() -> None:
 
 
 def import_command(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".onnx, .pt2 or .pt")],
+    origin: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A file (.onnx, .pt2, .pt), or hf:, torchvision:, smp:, dino: or mmseg: with "
+            "a name or path.",
+        ),
+    ],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
+    weights: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CHECKPOINT]", exists=True, dir_okay=False, help="Weights of the framework."
+        ),
+    ] = None,
     card: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A card, in TOML.")
     ] = None,
@@ -68,18 +84,30 @@ def import_command(
     title: str = "",
     license_: Annotated[str, typer.Option("--license")] = "",
     source: Annotated[str, typer.Option(help="Origin of weights and data.")] = "",
-    mean: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (0, 0, 0),
-    std: Annotated[tuple[float, float, float], typer.Option(help="RGB, 0..1.")] = (1, 1, 1),
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="RGB, 0..1; default: 0 0 0.")
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="RGB, 0..1; default: 1 1 1.")
+    ] = None,
     size: Annotated[
         tuple[int, int] | None, typer.Option(help="H W; default: the file's only size, or native.")
     ] = None,
-    fit: Annotated[Literal["stretch", "letterbox"], typer.Option(help="To --size.")] = "stretch",
-    resample: Annotated[Resample, typer.Option(help="Filter of resizing.")] = "bilinear",
-    channels: Annotated[Literal["rgb", "bgr"], typer.Option(help="Of the network.")] = "rgb",
+    fit: Annotated[
+        Literal["stretch", "letterbox"] | None, typer.Option(help="To --size; default: stretch.")
+    ] = None,
+    resample: Annotated[
+        Resample | None, typer.Option(help="Filter of resizing; default: bilinear.")
+    ] = None,
+    channels: Annotated[
+        Literal["rgb", "bgr"] | None, typer.Option(help="Of the network; default: rgb.")
+    ] = None,
     multiple_of: Annotated[
         int | None, typer.Option(min=1, help="Of padded sides; default: 32.")
     ] = None,
-    mode: Annotated[Literal["whole", "slide"], typer.Option(help="Or windows.")] = "whole",
+    mode: Annotated[
+        Literal["whole", "slide"] | None, typer.Option(help="Or windows; default: whole.")
+    ] = None,
     crop: Annotated[
         tuple[int, int] | None, typer.Option(help="H W of windows; default: the file's only size.")
     ] = None,
@@ -89,11 +117,16 @@ def import_command(
     output: Annotated[
         str | None, typer.Option(help="The output with the logits, where a file has several.")
     ] = None,
-    activation: Annotated[Activation, typer.Option(help="That the network applies.")] = "none",
+    activation: Annotated[
+        Activation | None, typer.Option(help="That the network applies; default: none.")
+    ] = None,
     reduce_zero_label: Annotated[
-        bool, typer.Option("--reduce-zero-label", help="Label maps count from 1, and 0 is void.")
-    ] = False,
-    ignore_index: Annotated[int, typer.Option(min=0)] = 255,
+        bool | None,
+        typer.Option("--reduce-zero-label", help="Label maps count from 1, and 0 is void."),
+    ] = None,
+    ignore_index: Annotated[
+        int | None, typer.Option(min=0, help="Of void; default: the taxonomy's, or 255.")
+    ] = None,
     reference: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -104,38 +137,55 @@ def import_command(
         ),
     ] = None,
 ) -> None:
-    """Import a model file if it loads and matches its card."""
-    if sum(given is not None for given in (card, classes, taxonomy)) != 1:
-        raise ArgumentError("expected one of --card, --classes and --taxonomy")
-    settings = load_settings()
-    if card is not None:
-        values = read_card(card)
-    else:
-        policy = {
+    """Import a model file, or a network of a framework, if it loads and matches its card."""
+    labels: dict[str, object] = (
+        {"taxonomy": taxonomy}
+        if classes is None
+        else {"classes": classes_with_colors([part.strip() for part in classes.split(",")])}
+    )
+    values: dict[str, object] = {
+        "title": title, "license": license_, "source": source,
+        "input": present({
             "mean": mean, "std": std, "size": size, "multiple_of": multiple_of,
             "channels": channels, "resample": resample, "fit": fit,
             "mode": mode, "crop": crop, "stride": stride,
-        }  # fmt: skip
-        given = {key: value for key, value in policy.items() if value is not None}
-        filled = fill_size(given, path, settings)
-        report_size(path, given, filled)
-        named = {} if output is None else {"name": output}
-        labels = (
-            {"taxonomy": taxonomy}
-            if classes is None
-            else {"classes": classes_with_colors([part.strip() for part in classes.split(",")])}
+        }),
+        "output": present({
+            "name": output, "activation": activation, "reduce_zero_label": reduce_zero_label,
+            "ignore_index": ignore_index, **labels,
+        }),
+    }  # fmt: skip
+    settings = load_settings()
+    framework, _, location = origin.partition(":")
+    if framework in FRAMEWORKS:
+        if any(given is not None for given in (card, reference)) or (classes and taxonomy):
+            raise ArgumentError("expected none of --card and --reference, and one list of classes")
+        model = open_source(framework, location, weights, Options(size, mean, std))
+        made = import_framework(model, name, values, settings)
+        console.print(f"ONNX Runtime differs from torch by at most {made.difference:.2g}")
+        report_import(made.imported)
+        return
+    path = Path(origin)
+    if not path.is_file() or weights is not None:
+        raise ArgumentError(
+            f"expected a file, or one of {', '.join(f'{key}:' for key in FRAMEWORKS)} with a name "
+            f"or path, got {origin}" + (f" and {weights}" if weights else "")
         )
-        values = {
-            "title": title, "license": license_, "source": source, "input": filled,
-            "output": named | {
-                "activation": activation,
-                "reduce_zero_label": reduce_zero_label,
-                "ignore_index": ignore_index,
-                **labels,
-            },
-        }  # fmt: skip
+    if sum(given is not None for given in (card, classes, taxonomy)) != 1:
+        raise ArgumentError("expected one of --card, --classes and --taxonomy")
+    if card is not None:
+        values = read_card(card)
+    else:
+        given = dict(values["input"])  # type: ignore[call-overload]
+        values["input"] = filled = fill_size(given, path, settings)
+        report_size(path, given, filled)
     pair = None if reference is None else Reference(*reference)
     report_import(import_model(path, name, values, settings, pair))
+
+
+def present(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that were given."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def report_size(path: Path, given: Mapping[str, object], filled: Mapping[str, object]) -> None:

@@ -1,12 +1,11 @@
 """Import models: create a model folder atomically, write its card, and test the model."""
 
-import colorsys
 import json
 import math
 import secrets
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ from app.storage.files import storage, sync_folder
 
 ENDINGS = (".onnx", ".pt2", ".pt")
 TABLES = ("input", "output", "metrics")  # of a card
-GOLDEN_RATIO = 0.618033988749895  # of the hue circle: hues of consecutive classes are far apart
 TRIAL_SIZE = (97, 131)  # of the trial image; prime, so that resizing and padding are tested
 
 
@@ -70,15 +68,21 @@ def import_model(
     with new_model(settings.models_dir, name) as folder:
         for path in model_files(source):
             shutil.copyfile(path, folder / path.name)
-        write_card(folder, {**card, "file": source.name})
-        predictor = open_predictor(read_model_folder(folder), settings.device, settings.threads)
-        try_model(predictor)
+        predictor = open_imported(folder, {**card, "file": source.name}, settings)
         if reference is not None and expected is not None:
             image = read_image(reference.image, settings.max_pixels)
             agreement = compare(predictor, image, expected)
             require_agreement(agreement)
     imported = read_model_folder(settings.models_dir / name)
     return ImportedModel(imported, predictor.warnings, agreement)
+
+
+def open_imported(folder: Path, card: Mapping[str, object], settings: Settings) -> Predictor:
+    """Write the card of a new model and load it; raises ModelError unless its logits are valid."""
+    write_card(folder, card)
+    predictor = open_predictor(read_model_folder(folder), settings.device, settings.threads)
+    try_model(predictor)
+    return predictor
 
 
 def check_ending(source: Path) -> None:
@@ -181,15 +185,3 @@ def read_card(path: Path) -> dict[str, object]:
         return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ArgumentError(f"--card: expected a file of TOML, got: {error}") from error
-
-
-def classes_with_colors(names: Sequence[str]) -> list[dict[str, str]]:
-    """Return classes of these names for a card, with distinct colours."""
-    colors = (
-        colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1, 0.75 if index % 2 else 0.5, 0.9)
-        for index in range(len(names))
-    )
-    return [
-        {"name": name, "color": "#" + "".join(f"{round(255 * part):02x}" for part in color)}
-        for name, color in zip(names, colors, strict=True)
-    ]

@@ -2,7 +2,7 @@
 
 from app.inference.backbone import first_line, nvidia_device_present, open_backbone
 from app.inference.batching import MAX_BATCH_SIZE
-from app.inference.checkpoints import describe_checkpoint
+from app.inference.checkpoints import describe_checkpoint, read_state_dict
 from app.inference.model_card import (
     CARD,
     Activation,
@@ -28,6 +28,7 @@ from app.inference.postprocess import (
 from app.inference.predictor import SCALES, Predictor, PreparedImage, Tta, open_predictor
 from app.inference.preprocess import Band, Geometry, Size, plan, thumbnail
 from app.inference.sliding_window import Strip
+from app.inference.taxonomies import TAXONOMIES
 from app.inference.threads import ActiveRequests, RowWorkers
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MIN_PROBABILITY",
     "SCALES",
     "SERIAL",
+    "TAXONOMIES",
     "Activation",
     "ActiveRequests",
     "Band",
@@ -65,6 +67,7 @@ __all__ = [
     "plan",
     "postprocess_strip",
     "read_model_folder",
+    "read_state_dict",
     "shift_confidence",
     "thumbnail",
 ]

@@ -5,6 +5,9 @@ import zipfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+
+from app.errors import ArgumentError
 
 PICKLE = b"\x80"  # first byte of every pickle since protocol 2
 HDF5 = b"\x89HDF"
@@ -27,6 +30,34 @@ def describe_checkpoint(path: Path) -> str | None:
     if start.startswith(PICKLE) or _is_torch_save(path):
         return _describe_pickle(path)
     return None
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file of weights by name: of torch.save, or safetensors.
+
+    A `state_dict` or `model` inside is unpacked, and the prefix `module.` removed. No code of the
+    file is run. Raises ArgumentError for a file without tensors, or with objects.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch and safetensors raise depends on the content
+        raise ArgumentError(
+            f"expected a state_dict, as of torch.save(network.state_dict(), path), got "
+            f"{path.name}: {str(error).splitlines()[0][:200]}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {
+        str(key).removeprefix("module."): value
+        for key, value in (content.items() if isinstance(content, dict) else ())
+        if isinstance(value, torch.Tensor)
+    }
+    if not tensors:
+        raise ArgumentError(f"expected a state_dict, got {path.name} without tensors by name")
+    return tensors
 
 
 def _is_torch_save(path: Path) -> bool:

@@ -146,6 +146,7 @@ class OutputPolicy(StrictModel):
 
     `name` is the output with the logits, where a file has several; `activation` is what the network
     applies to its logits. With `reduce_zero_label` label maps count classes from 1, and 0 is void.
+    A taxonomy defines the classes, and both values of labels unless they are given.
     """
 
     name: Annotated[str, Field(min_length=1)] | None = None
@@ -167,8 +168,10 @@ class OutputPolicy(StrictModel):
             return data
         if not isinstance(taxonomy, str) or taxonomy not in TAXONOMIES:
             raise ValueError(f"expected one of {sorted(TAXONOMIES)} as taxonomy, got {taxonomy!r}")
-        classes = [{"name": name, "color": color} for name, color in TAXONOMIES[taxonomy]]
-        return {**data, "classes": classes}
+        known = TAXONOMIES[taxonomy]
+        classes = [{"name": name, "color": color} for name, color in known.classes.items()]
+        labels = {key: getattr(known, key) for key in ("ignore_index", "reduce_zero_label")}
+        return {**labels, **data, "classes": classes}
 
     @model_validator(mode="after")
     def _check_names(self) -> "OutputPolicy":

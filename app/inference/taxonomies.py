@@ -1,21 +1,52 @@
-"""Class names and colours of common datasets, by the name under which a card can select them."""
+"""Classes, colours, void label and label mappings of common data sets, by the name in a card."""
 
-TAXONOMIES: dict[str, tuple[tuple[str, str], ...]] = {
-    "nuclei": (("background", "#000000"), ("nucleus", "#4cc9f0"), ("border", "#f72585")),
-    "crop-weed": (("soil", "#6b4226"), ("crop", "#38b000"), ("weed", "#d00000")),
-    "cityscapes": (
-        ("road", "#804080"), ("sidewalk", "#f423e8"), ("building", "#464646"),
-        ("wall", "#66669c"), ("fence", "#be9999"), ("pole", "#999999"),
-        ("traffic light", "#faaa1e"), ("traffic sign", "#dcdc00"), ("vegetation", "#6b8e23"),
-        ("terrain", "#98fb98"), ("sky", "#4682b4"), ("person", "#dc143c"),
-        ("rider", "#ff0000"), ("car", "#00008e"), ("truck", "#000046"),
-        ("bus", "#003c64"), ("train", "#005064"), ("motorcycle", "#0000e6"),
-        ("bicycle", "#770b20"),
-    ),
-    "camvid": (
-        ("sky", "#808080"), ("building", "#800000"), ("pole", "#c0c080"), ("road", "#804080"),
-        ("pavement", "#3c28de"), ("tree", "#808000"), ("sign symbol", "#c08080"),
-        ("fence", "#404080"), ("car", "#400080"), ("pedestrian", "#404000"),
-        ("bicyclist", "#0080c0"),
-    ),
-}  # fmt: skip
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """A data set's classes in the order of their ids, as names with colours `#rrggbb`.
+
+    `ignore_index` is the label of void pixels; with `reduce_zero_label` label maps count classes
+    from 1, and 0 is void. A label mapping gives class ids for the values of another form of the
+    data set's label maps. `own_colors` are this project's, where the data set has none.
+    """
+
+    title: str
+    classes: Mapping[str, str]
+    ignore_index: int
+    reduce_zero_label: bool
+    own_colors: bool
+    source: str = ""
+    label_mappings: Mapping[str, Mapping[str, int]] | None = None
+
+    def map_labels(self, labels: NDArray[np.integer], mapping: str) -> NDArray[np.uint16]:
+        """Replace the values of a label map by class ids; values without a class become void.
+
+        Raises ArgumentError for a mapping that the taxonomy does not have.
+        """
+        known = self.label_mappings or {}
+        if mapping not in known:
+            raise ArgumentError(f"expected one of {sorted(known)} as label mapping, got {mapping}")
+        table = np.full(1 << 16, self.ignore_index, np.uint16)
+        for value, class_id in known[mapping].items():
+            table[int(value)] = class_id
+        mapped: NDArray[np.uint16] = table[labels]
+        return mapped
+
+
+def read_taxonomies() -> dict[str, Taxonomy]:
+    """Read the taxonomies that come with the package."""
+    text = files("app.inference").joinpath("taxonomies.json").read_text("utf-8")
+    return {name: Taxonomy(**values) for name, values in json.loads(text).items()}
+
+
+TAXONOMIES = read_taxonomies()

@@ -94,7 +94,7 @@ def test_every_value_of_a_card_is_imported(run, source, tmp_path, models_dir):
         (("--name", "new", "--taxonomy", "camvid"), "expected logits [1,11,h,w], got [1, 3, 128"),
         (
             ("--name", "new", "--taxonomy", "zoo"),
-            "expected one of ['camvid', 'cityscapes', 'crop-weed', 'nuclei']",
+            "expected one of ['acdc', 'ade20k', 'bdd100k', 'brats', 'camvid', ",
         ),
         (("--name", "new"), "expected one of --card, --classes and --taxonomy"),
         (("--name", "tiny", "--classes", "a,b,c"), "got tiny, which is a model already"),

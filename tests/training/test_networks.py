@@ -1,11 +1,17 @@
 """The project's networks: shapes, and files that keep them."""
 
+import numpy as np
 import pytest
 import torch
 
+from app.inference.model_card import read_model_folder
+from app.inference.predictor import open_predictor
+from tests.factories.models import write_card
+from training.export import export, largest_difference
 from training.networks import KINDS, MULTIPLE_OF, Architecture, open_network, save_network
+from training.networks.pyramid import PyramidNet
 
-STRIDES = {"pyramid": 2, "segformer": 4, "unet": 1}
+STRIDES = {"pyramid": 2, "convnext-pyramid": 2, "segformer": 4, "unet": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -29,3 +35,24 @@ def test_a_saved_network_computes_the_same_logits(kind, tmp_path):
 def test_a_missing_network_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*absent\.pt"):
         open_network(tmp_path / "absent.pt")
+
+
+def test_a_pyramid_on_convnext_is_served_with_the_logits_of_torch(tmp_path):
+    torch.manual_seed(0)
+    network = Architecture("convnext-pyramid", 3, widths=(8, 8, 8, 8)).build().eval()
+    assert isinstance(network, PyramidNet)
+    for name, weights in network.named_parameters():
+        if name.endswith("scale"):  # of blocks, which begin as the identity
+            torch.nn.init.constant_(weights, 0.5)
+    folder = tmp_path / "convnext"
+    folder.mkdir()
+    export(network, folder / "model.onnx")
+    assert largest_difference(network, folder / "model.onnx") <= 1e-3
+    write_card(folder, num_classes=3, multiple_of=8)
+    predictor = open_predictor(read_model_folder(folder), "cpu", 1)
+    image = np.random.default_rng(0).integers(0, 256, (61, 90, 3), np.uint8)
+    planes, _ = predictor.prepare(image)
+    with torch.inference_mode():
+        expected = network(planes)
+    grid = predictor.grid(predictor.prepare_windows(image))
+    torch.testing.assert_close(grid, expected, atol=1e-3, rtol=0)

@@ -6,6 +6,7 @@ Each computes logits [N,K,H/s,W/s] of images [N,3,H,W], RGB in 0..1. H and W are
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from training.networks.unet import UNet
 
 __all__ = ["KINDS", "MULTIPLE_OF", "Architecture", "open_network", "save_network"]
 
-KINDS = ("pyramid", "segformer", "unet")
+KINDS = ("pyramid", "convnext-pyramid", "segformer", "unet")
 MULTIPLE_OF = 32
 
 
@@ -34,7 +35,10 @@ class Architecture:
             return SegFormer(self.num_classes)
         if self.kind == "unet":
             return UNet(self.num_classes)
-        return PyramidNet(NetworkShape(num_classes=self.num_classes, widths=self.widths))
+        backbone: Literal["residual", "convnext"] = (
+            "convnext" if self.kind == "convnext-pyramid" else "residual"
+        )
+        return PyramidNet(NetworkShape(self.num_classes, self.widths, backbone=backbone))
 
 
 def save_network(architecture: Architecture, network: nn.Module, path: Path) -> None:

@@ -10,10 +10,13 @@ shuffle places them at stride 2, which thin objects need.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.networks.convnext import ConvNextBackbone
 
 IMAGE_MEAN = (0.39, 0.40, 0.41)
 IMAGE_STD = (0.29, 0.30, 0.29)
@@ -21,7 +24,10 @@ IMAGE_STD = (0.29, 0.30, 0.29)
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Widths and depths of a `PyramidNet`, whose stages have strides 4, 8, 16 and 32."""
+    """Widths and depths of a `PyramidNet`, whose stages have strides 4, 8, 16 and 32.
+
+    `stem` is the width of a residual backbone's first convolution.
+    """
 
     num_classes: int = 11
     widths: tuple[int, int, int, int] = (32, 64, 128, 256)
@@ -31,6 +37,7 @@ class NetworkShape:
     head: int = 48
     levels: int = 3
     dropout: float = 0.1
+    backbone: Literal["residual", "convnext"] = "residual"
 
 
 class ConvNorm(nn.Sequential):
@@ -109,7 +116,11 @@ class PyramidNet(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(1, 3, 1, 1))
-        self.backbone = Backbone(shape)
+        self.backbone: nn.Module = (
+            ConvNextBackbone(shape.widths, shape.blocks)
+            if shape.backbone == "convnext"
+            else Backbone(shape)
+        )
         steps = len(shape.widths) + shape.levels - 1
         ladder = [shape.head] + [shape.ladder] * (steps - 1)
         # Each stage adds to as many strides of the ladder as there are resolutions. The finest
