@@ -56,14 +56,14 @@ export class CalibrationPanel {
       ? shown.stale ? light("bad", "Active, and stale:", "recent images differ from those of the fit; calibrate again.") : light("good", "Active,", "no drift found in recent images.")
       : light("unknown", "Not active.", "");
     const diagrams = [report.reliability && reliabilityDiagram(report.reliability), report.risk_coverage && riskCoverageCurve(report.risk_coverage)];
-    byId("version").replaceChildren(
+    byId("version").replaceChildren(element("div", { class: "version" }, element("div", {},
       element("h2", {}, shown.active ? "Active version" : "Version"),
       element("p", {}, element("code", { id: "version-id" }, shown.id)), state,
       element("p", {}, `${shown.method}, fitted ${date(shown.fitted_at)} on ${shown.images} images. Image-wise ECE on held-out images `
         + `${number(shown.ece_before)} before, ${number(shown.ece_after)} after.${shown.note ? ` Note: ${shown.note}.` : ""}`),
       decisionSentence(report),
-      element("h3", {}, "What it guarantees"), certifiedLevels(shown.thresholds, report.certification),
-      element("div", { class: "charts" }, ...diagrams.filter(Boolean)),
+      element("h3", {}, "What it guarantees"), certifiedLevels(shown.thresholds, report.certification)),
+      element("div", { class: "charts" }, ...diagrams.filter(Boolean))),
       element("details", {}, element("summary", {}, "Metrics of all candidates"), candidateTable(report)),
       element("div", { class: "buttons" },
         this.#button("Download the archive", async () => saveBlob(await service.getBlob(`/calibrators/${shown.id}/archive`), `${shown.id}.zip`)),

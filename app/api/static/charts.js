@@ -3,7 +3,7 @@
 import { element, svgElement } from "./elements.js";
 
 const SIZE = 300;
-const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
+const MARGIN = { left: 58, right: 22, top: 10, bottom: 42 };
 const TICKS = [0, 0.25, 0.5, 0.75, 1];
 
 // Accuracy over confidence; each point is a bin, its area the bin's share of the pixels.
@@ -21,12 +21,17 @@ export function reliabilityDiagram({ before, after }) {
 // The share of wrong pixels among the kept ones, by the share that is kept.
 export function riskCoverageCurve({ before, after }) {
   const highest = Math.max(...[...before, ...after].map((point) => point.risk), 1e-6);
-  const step = 10 ** Math.floor(Math.log10(highest));
-  const chart = new Chart("share kept", "errors among them", Math.ceil(highest / step * 2) / 2 * step);
+  const chart = new Chart("share kept", "errors among them", axisEnd(highest));
   for (const [points, name] of [[before, "before"], [after, "after"]]) {
     chart.line(points.map((point) => [point.coverage, point.risk]), name);
   }
   return figure(chart, "Risk–coverage curve", "The lower the curve, the fewer errors are among the pixels that are kept.");
+}
+
+// The least axis with four readable steps that holds a value.
+function axisEnd(value) {
+  const power = 10 ** Math.floor(Math.log10(value / 4));
+  return 4 * power * [1, 2, 2.5, 5, 10].find((step) => 4 * step * power >= value);
 }
 
 class Chart {

@@ -37,7 +37,7 @@ export class DecisionPanel {
     const chosen = this.maxError;
     this.#levels = version?.thresholds ?? [];
     const options = this.#levels.map((entry) => new Option(
-      `at most ${level(entry.max_error)} wrong: keeps ${percent(entry.coverage)} of like images`, entry.max_error));
+      `at most ${level(entry.max_error)} wrong, keeps ${percent(entry.coverage)}`, entry.max_error));
     const first = this.#levels.length ? "no limit" : "no level is certified";
     byId("level").replaceChildren(new Option(first, ""), ...options);
     byId("level").disabled = !this.#levels.length;

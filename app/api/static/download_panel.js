@@ -77,7 +77,9 @@ const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 function curlLines(address, name, withToken) {
   const header = withToken ? ' -H "Authorization: Bearer $SEGCAL_TOKEN"' : "";
-  return `curl${header} -F ${shellQuoted(`image=@"${name.replaceAll('"', '\\"')}"`)} \\\n  ${shellQuoted(address)}`;
+  // curl reads a name with a comma or a semicolon in quotes of its own.
+  const field = /^[\w.-]+$/.test(name) ? `image=@${name}` : shellQuoted(`image=@"${name.replaceAll('"', '\\"')}"`);
+  return `curl${header} -F ${field} \\\n  ${shellQuoted(address)}`;
 }
 
 function pythonLines(address, file, withToken) {

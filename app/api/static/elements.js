@@ -33,7 +33,7 @@ export function swatch(color) {
 // A light whose word says the same as its colour: "good", "warning", "bad" or "unknown".
 export function light(level, word, detail) {
   return element("p", { class: `light ${level}` },
-    element("span", { class: "lamp", "aria-hidden": "true" }), element("strong", {}, word), ` ${detail}`);
+    element("span", { class: "lamp", "aria-hidden": "true" }), element("span", {}, element("strong", {}, word), ` ${detail}`));
 }
 
 export function saveBlob(blob, name) {

@@ -1,12 +1,12 @@
-// Numbers and dates as text.
+// Numbers and dates as text. A number and its unit stay on one line.
 
 export function percent(fraction, digits = 1) {
-  return `${(100 * fraction).toFixed(digits)} %`;
+  return `${(100 * fraction).toFixed(digits)}\u00a0%`;
 }
 
 // A level such as 0.1 without needless digits: 10 %.
 export function level(fraction) {
-  return `${Number((100 * fraction).toFixed(2))} %`;
+  return `${Number((100 * fraction).toFixed(2))}\u00a0%`;
 }
 
 export function date(text) {
@@ -27,8 +27,7 @@ export function bytes(count) {
   return `${(count / 1024 ** index).toFixed(index ? 1 : 0)} ${units[index]}`;
 }
 
-// A version id without the date's punctuation is long; its method and checksum identify it.
-export function shortId(id) {
-  const [time, ...rest] = id.split("-");
-  return `${time.slice(0, 8)} ${rest.join("-")}`;
+// A version by its method, time and the beginning of its checksum.
+export function versionName({ id, method, fitted_at: fitted }) {
+  return `${method}, ${date(fitted)} (${id.split("-").at(-1).slice(0, 6)})`;
 }

@@ -5,7 +5,7 @@
 // an image of any size.
 
 import { byId } from "./elements.js";
-import { minLevel } from "./prediction.js";
+import { channels, minLevel } from "./prediction.js";
 
 const MAX_ZOOM = 64;
 const ZOOM_STEP = 1.5;
@@ -40,8 +40,8 @@ export class ImageView {
       || this.#scene.prediction.height !== prediction.height;
     this.#scene = { prediction, image, classes };
     this.#frame.style.aspectRatio = `${prediction.width} / ${prediction.height}`;
-    // A tall image takes at most most of the window's height.
-    this.#frame.style.maxWidth = `calc(78vh * ${prediction.width / prediction.height})`;
+    // A tall image takes at most two thirds of the window's height.
+    this.#frame.style.maxWidth = `calc(68vh * ${prediction.width / prediction.height})`;
     if (other) this.fit();
     this.draw();
   }
@@ -159,7 +159,7 @@ export class ImageView {
       let alpha = Math.round(255 * opacity);
       if (hiddenClasses.has(id)) alpha = 0;
       else if (highlighted !== null) alpha = id === highlighted ? Math.max(alpha, 205) : 25;
-      table[id] = packed([1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)), alpha)[0];
+      table[id] = packed(channels(color), alpha)[0];
     }
     return table;
   }

@@ -4,7 +4,7 @@ import { CalibrationPanel } from "./calibration_panel.js";
 import { DecisionPanel } from "./decision_panel.js";
 import { connectDownloads, showCodeLines } from "./download_panel.js";
 import { byId } from "./elements.js";
-import { date, number, percent, shortId } from "./formats.js";
+import { date, number, percent, versionName } from "./formats.js";
 import { connectImageInput } from "./image_input.js";
 import { cutOut, ImageView } from "./image_view.js";
 import { Legend } from "./legend.js";
@@ -96,10 +96,14 @@ class Page {
     });
     await this.selectModel(byId("model").value);
     this.route();
+    // "/?sample=street" opens with an answer.
+    const sample = new URLSearchParams(location.search).get("sample");
+    if (sample) document.getElementById(`sample-${sample}`)?.click();
   }
 
   route() {
     const calibration = location.hash === "#calibration";
+    byId("status").textContent = "";
     byId("calibration-section").hidden = !calibration;
     byId("segment-section").hidden = calibration;
     for (const link of document.querySelectorAll("nav a")) {
@@ -107,7 +111,7 @@ class Page {
       else link.removeAttribute("aria-current");
     }
     if (calibration && this.models.length) this.calibration.load(this.model);
-    this.view.draw();
+    if (!calibration && !this.base) this.segment();
   }
 
   async selectModel(name) {
@@ -117,7 +121,7 @@ class Page {
     this.decision.reset();
     await this.loadVersions();
     if (location.hash === "#calibration") this.calibration.load(this.model);
-    if (this.file) await this.segmentAnew();
+    await this.segmentAnew();
   }
 
   // Lists the model's versions for the selection of a calibrator and of certified levels.
@@ -134,9 +138,9 @@ class Page {
     const chosen = byId("calibrator").value;
     const active = this.versions.find((version) => version.active);
     byId("calibrator").replaceChildren(
-      new Option(active ? `active: ${shortId(active.id)}` : "active: none, the plain softmax", "active"),
+      new Option(active ? `active: ${active.method}, ${date(active.fitted_at)}` : "active: none, the plain softmax", "active"),
       new Option("none: the plain softmax", "none"),
-      ...this.versions.filter((version) => !version.active).map((version) => new Option(shortId(version.id), version.id)));
+      ...this.versions.filter((version) => !version.active).map((version) => new Option(versionName(version), version.id)));
     if ([...byId("calibrator").options].some((option) => option.value === chosen)) byId("calibrator").value = chosen;
     this.offerLevels();
   }
@@ -160,7 +164,7 @@ class Page {
 
   // Segments the file where needed, and once more where a certified level is chosen.
   async segment() {
-    if (!this.file) return;
+    if (!this.file || byId("segment-section").hidden) return; // `route` comes back to it
     const { file } = this;
     const query = { model: byId("model").value, calibrator: byId("calibrator").value };
     this.clearProblem();
@@ -170,7 +174,7 @@ class Page {
     try {
       const { value, stale } = await this.#segmentations.run(async (signal) => {
         const base = this.base ?? await predict(file, query, signal);
-        const image = this.base ? this.image : await imageOf(file, base);
+        const image = this.base ? this.image : await imageOf(file, base, signal);
         if (!this.decision.maxError) return { base, image, shown: base };
         // Named by its id, the version is the same and the image does not count as another one for drift.
         const certified = { ...query, calibrator: base.body.calibration.calibrator, max_error: this.decision.maxError };
@@ -194,6 +198,8 @@ class Page {
     Object.assign(this, { base, image, shown, shownModel: base.body.model });
     const { body } = base;
     byId("start").classList.add("compact");
+    byId("segment-title").className = "visually-hidden";
+    byId("tagline").hidden = true;
     byId("result").hidden = false;
     byId("result").removeAttribute("aria-busy");
     byId("summary").textContent = `${file.name}: ${base.width} × ${base.height} pixels, ${body.model}, `

@@ -54,13 +54,39 @@ export async function uncalibratedConfidence(file, model, signal) {
   return (await decodePng(bytesOfBase64(body.confidence.data))).values;
 }
 
-// The image of a file as the browser shows it, upright; null where it can't decode the format, as
-// TIFF, or where its size differs from the mask's.
-export async function imageOf(file, prediction) {
+// The image of a file, upright; null where neither the browser nor the overlay gives it.
+export async function imageOf(file, prediction, signal) {
   try {
     const bitmap = await createImageBitmap(file);
-    return bitmap.width === prediction.width && bitmap.height === prediction.height ? bitmap : null;
+    if (bitmap.width === prediction.width && bitmap.height === prediction.height) return bitmap;
   } catch {
-    return null;
+    // Most browsers do not decode TIFF.
   }
+  try {
+    return await imageOfOverlay(prediction, signal);
+  } catch (error) {
+    if (service.isAbort(error)) throw error;
+    return null; // the result has expired or was larger than the service keeps
+  }
+}
+
+// The service's overlay is the mean of the image and the classes' colours, which are known.
+async function imageOfOverlay({ body, labels, width, height }, signal) {
+  const overlay = await createImageBitmap(await service.getBlob(body.links.overlay, { signal }));
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d");
+  context.drawImage(overlay, 0, 0);
+  const pixels = context.getImageData(0, 0, width, height);
+  const colors = new Map(body.classes.map(({ id, color }) => [id, channels(color)]));
+  for (let i = 0; i < labels.length; i++) {
+    const color = colors.get(labels[i]);
+    for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = 2 * pixels.data[4 * i + c] - color[c];
+  }
+  context.putImageData(pixels, 0, 0);
+  return createImageBitmap(canvas);
+}
+
+// Red, green and blue in 0..255 of "#rrggbb".
+export function channels(color) {
+  return [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
 }

@@ -15,7 +15,7 @@ export function showSamples(models, onSelect) {
     .map((sample) => ({ ...sample, model: fittingModel(sample, models) }))
     .filter((sample) => sample.model);
   byId("samples").replaceChildren(...offered.map(({ file, title, model }) =>
-    element("button", { type: "button", class: "sample", title: `with ${model}`, onclick: () => onSelect(() => load(file), model) },
+    element("button", { type: "button", class: "sample", id: `sample-${file.split(".")[0]}`, title: `with ${model}`, onclick: () => onSelect(() => load(file), model) },
       element("img", { src: `/static/samples/${file}`, alt: "", width: 120, height: 90 }),
       element("span", {}, `Sample: ${title}`))));
 }
