@@ -49,11 +49,13 @@ function connectCamera(onImage, onProblem) {
   byId("camera").addEventListener("click", async () => {
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1280 } } });
+      byId("shoot").disabled = true;
       dialog.showModal();
     } catch (error) {
       onProblem(`The browser gives no access to a camera: ${error.message}.`);
     }
   });
+  video.addEventListener("playing", () => { byId("shoot").disabled = false; });
   dialog.addEventListener("close", () => {
     for (const track of video.srcObject?.getTracks() ?? []) track.stop();
     video.srcObject = null;
