@@ -82,7 +82,7 @@ export class CalibrationPanel {
     });
     const damaged = Object.entries(listing.damaged).map(([id, why]) => element("p", { class: "notice" }, `${id} is damaged: ${why}`));
     byId("versions").replaceChildren(
-      rows.length ? table(["Version", "Fitted", "Images", "ECE before", "ECE after", "Note", "Choose"], rows, "Versions") : element("p", {}, "None."),
+      rows.length ? table(["Version", "Fitted", "Images", "ECE before", "ECE after", "Note", "Choose"], rows) : element("p", {}, "None."),
       ...damaged);
   }
 

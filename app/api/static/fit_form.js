@@ -12,6 +12,7 @@ export class FitForm {
   #form = byId("fit-form");
   #jobs = new service.Latest();
   #uploads = new service.Latest();
+  #shown = null;
 
   // `onEnd` gets the ended job; `onProblem` an error.
   constructor(onEnd, onProblem) {
@@ -31,15 +32,19 @@ export class FitForm {
     return new FormData(this.#form).get("kind");
   }
 
-  // Uploads for one model at a time; `show` is called when another model is selected.
+  // Shows a model's running fit. An upload or fit of the same model that is shown goes on.
   async show(model) {
+    if (model === this.#shown) return;
     this.model = model;
+    this.#shown = null;
     this.#jobs.cancel();
     this.#uploads.cancel();
     byId("job").replaceChildren();
     const { jobs } = await service.getJson("/calibrate");
+    if (this.model !== model) return;
+    this.#shown = model;
     const running = jobs.find((job) => job.model === model && !ENDED.includes(job.state));
-    if (running && this.model === model) this.follow(running);
+    if (running) this.follow(running);
   }
 
   async submit() {
@@ -48,9 +53,11 @@ export class FitForm {
     try {
       const form = await this.#data();
       const { value, stale } = await this.#uploads.run((signal) => service.upload("/calibrate", form, {
-        signal, onProgress: (fraction) => this.#showBar(`Uploading, ${percent(fraction, 0)}`, fraction),
+        signal, onProgress: (fraction) => this.#showBar(`Uploading, ${percent(fraction, 0)}`, fraction,
+          { id: "cancel-upload", text: "Cancel the upload", onclick: () => this.#uploads.cancel() }),
       }));
-      if (!stale) this.follow(value);
+      if (stale) byId("job").replaceChildren();
+      else this.follow(value);
     } catch (error) {
       byId("job").replaceChildren();
       this.onProblem(error, error.status === 401 ? () => this.submit() : null);
@@ -88,7 +95,7 @@ export class FitForm {
             current = await service.getJson(`/calibrate/${job.id}`, { signal });
           } catch (error) {
             if (service.isAbort(error) || [401, 404].includes(error.status)) throw error;
-            this.#showBar(`${error.message} The page keeps trying; the fit goes on in the service.`, current.progress);
+            byId("job").firstElementChild.textContent = `${error.message} The page keeps trying; the fit goes on in the service.`;
           }
         }
       });
@@ -97,30 +104,31 @@ export class FitForm {
     }
   }
 
-  #showBar(text, fraction, ...more) {
-    let [line, bar] = byId("job").children;
-    if (!bar) {
-      line = element("p", {});
-      bar = element("progress", { max: 1, "aria-label": "Progress" });
-      byId("job").replaceChildren(line, bar);
+  // The elements stay as they are between two calls, so that a button keeps the focus.
+  #showBar(text, fraction, { id, text: label, onclick }) {
+    if (byId("job").lastElementChild?.id !== id) {
+      byId("job").replaceChildren(element("p", {}), element("progress", { max: 1, "aria-label": "Progress" }),
+        element("button", { type: "button", id, onclick }, label));
     }
-    if (line.textContent !== text) line.textContent = text;
+    const [line, bar] = byId("job").children;
+    line.textContent = text;
     bar.value = fraction;
-    while (byId("job").children.length > 2) byId("job").lastChild.remove();
-    byId("job").append(...more);
   }
 
   #showJob(job) {
     if (!ENDED.includes(job.state)) {
       const remaining = job.remaining_s === null ? "" : `, about ${Math.ceil(job.remaining_s)} s left`;
-      const cancel = element("button", { type: "button", id: "cancel-job", onclick: () => this.#cancel(job) }, "Cancel the fit");
-      this.#showBar(`${job.state === "queued" ? "Waiting" : `Running: ${job.stage}`}, ${percent(job.progress, 0)}${remaining}`, job.progress, cancel);
+      const stage = job.state === "queued" ? "Waiting" : `Running: ${job.stage}`;
+      this.#showBar(`${stage}, ${percent(job.progress, 0)}${remaining}`, job.progress,
+        { id: "cancel-job", text: "Cancel the fit", onclick: () => this.#cancel(job) });
+      announce(stage);
       return;
     }
     const sentences = {
       succeeded: job.activated ? "The new version is better and is active." : "The new version was fitted and is not active; the report says why.",
       failed: `The fit failed: ${job.error}`, cancelled: "The fit was cancelled.", interrupted: `The fit was interrupted: ${job.error ?? "the service stopped"}`,
     };
+    announce(sentences[job.state]);
     byId("job").replaceChildren(element("p", { class: `notice ${job.state === "succeeded" ? "good" : ""}`, id: "job-end" }, sentences[job.state]));
   }
 
@@ -131,6 +139,11 @@ export class FitForm {
       this.onProblem(error);
     }
   }
+}
+
+// A screen reader reads the status when it changes.
+function announce(text) {
+  if (byId("status").textContent !== text) byId("status").textContent = text;
 }
 
 // One zip archive as it is; several files, or one image, are put into an archive.

@@ -42,9 +42,9 @@ function differenceSentence({ ece_difference: difference }) {
   return `ECE by image against what was active: ${signed(difference.mean)} (95 % interval ${signed(difference.low)} to ${signed(difference.high)}).`;
 }
 
-// A table in a region of its own, which scrolls on narrow screens.
-export function table(titles, rows, caption = "Table") {
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption === "Table" ? titles.join(", ") : caption },
+// A table in a group of its own, which scrolls on narrow screens.
+export function table(titles, rows) {
+  return element("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": `Table of ${titles.join(", ")}` },
     element("table", {},
       element("thead", {}, element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)))),
       element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell) =>

@@ -185,10 +185,14 @@ class Page {
       this.#show(file, value);
     } catch (error) {
       this.#progress.end("");
+      byId("result").removeAttribute("aria-busy");
+      this.report(error, () => this.segment());
       // An answer for another image or model must not stay beside the new choice.
       if (!this.base) byId("result").hidden = true;
-      byId("result").removeAttribute("aria-busy");
-      if (!service.isAbort(error)) this.report(error, () => this.segment());
+      else {
+        this.decision.reset();
+        this.showThreshold();
+      }
     }
   }
 

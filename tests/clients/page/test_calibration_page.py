@@ -116,6 +116,7 @@ def test_logits_are_uploaded_and_progress_followed_through_a_lost_response(make_
     fit(page)
 
     assert lost
+    assert page.text_content("#status") == page.text_content("#job-end")
     assert "active" in page.text_content("#job-end")
 
 
