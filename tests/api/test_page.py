@@ -30,7 +30,9 @@ def test_modules_import_and_load_files_of_the_page_only():
         for name in re.findall(r'from "([^"]+)"', path.read_text()):
             assert (STATIC / name).is_file(), f"{path.name}: {name}"
     for path in STATIC.glob("*.*s*"):
-        assert "//" not in re.sub(r"(?m)(^|\s)//.*|http://www\.w3\.org/2000/svg", "", path.read_text())
+        assert "//" not in re.sub(
+            r"(?m)(^|\s)//.*|http://www\.w3\.org/2000/svg", "", path.read_text()
+        )
 
 
 def test_colour_scale_of_the_page_is_that_of_the_heatmap():
@@ -45,10 +47,11 @@ def test_browser_segments_the_sample(make_server, models_dir: Path, tmp_path: Pa
     assert CHROMIUM is not None
     # Root has no sandbox; the page is the test's own.
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/chromium",
-        "--virtual-time-budget=20000", "--dump-dom", f"{make_server()}/?sample=nuclei",
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu",
+        f"--user-data-dir={tmp_path}/chromium", "--virtual-time-budget=20000", "--dump-dom",
+        f"{make_server()}/?sample=nuclei",
     ]  # fmt: skip
     page = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
-    assert re.search(r'id="summary"[^>]*>nuclei.png: 520 × 389 pixels, cells', page), page
+    assert re.search(r'id="summary"[^>]*>nuclei.png: 520 . 389 pixels, cells', page), page
     assert re.search(r'id="problem"[^>]* hidden', page)

@@ -78,11 +78,11 @@ export class CalibrationPanel {
         this.#button(version.id === shown.id ? "Shown" : "Show", () => this.load(this.model, version.id), version.id, version.id === shown.id),
         version.active ? element("strong", { class: "badge" }, "active")
           : this.#button(name, () => this.#activate(version.id, name), version.id)];
-      return [element("code", {}, version.id), date(version.fitted_at), String(version.images), number(version.ece_before), number(version.ece_after), version.note, actions];
+      return [element("code", {}, version.id), actions, date(version.fitted_at), String(version.images), number(version.ece_before), number(version.ece_after), version.note];
     });
     const damaged = Object.entries(listing.damaged).map(([id, why]) => element("p", { class: "notice" }, `${id} is damaged: ${why}`));
     byId("versions").replaceChildren(
-      rows.length ? table(["Version", "Fitted", "Images", "ECE before", "ECE after", "Note", "Choose"], rows) : element("p", {}, "None."),
+      rows.length ? table(["Version", "Choose", "Fitted", "Images", "ECE before", "ECE after", "Note"], rows) : element("p", {}, "None."),
       ...damaged);
   }
 

@@ -41,7 +41,7 @@ export class ImageView {
     this.#scene = { prediction, image, classes };
     this.#frame.style.aspectRatio = `${prediction.width} / ${prediction.height}`;
     // A tall image takes at most two thirds of the window's height.
-    this.#frame.style.maxWidth = `calc(68vh * ${prediction.width / prediction.height})`;
+    this.#frame.parentElement.style.maxWidth = `calc(68vh * ${prediction.width / prediction.height})`;
     if (other) this.fit();
     this.draw();
   }

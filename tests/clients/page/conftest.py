@@ -44,9 +44,11 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: line.type in ("error", "warning") and errors.append(line.text))
+        page.on(
+            "console", lambda line: errors.extend([line.text] * (line.type in ("error", "warning")))
+        )
         if not expect_failures:
-            page.on("response", lambda r: r.status >= 400 and failures.append((r.status, r.url)))
+            page.on("response", lambda r: failures.extend([r.url] * (r.status >= 400)))
         page.goto(url)
         if wait:
             page.wait_for_selector("#model:enabled")
