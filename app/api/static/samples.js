@@ -17,7 +17,7 @@ export function showSamples(models, onSelect) {
   byId("samples").replaceChildren(...offered.map(({ file, title, model }) =>
     element("button", { type: "button", class: "sample", id: `sample-${file.split(".")[0]}`, title: `with ${model}`, onclick: () => onSelect(() => load(file), model) },
       element("img", { src: `/static/samples/${file}`, alt: "", width: 120, height: 90 }),
-      element("span", {}, `Sample: ${title}`))));
+      element("span", {}, element("span", { class: "prefix" }, "Sample: "), title))));
 }
 
 // The default model is preferred.
