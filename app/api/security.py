@@ -14,7 +14,7 @@ DATA_POLICY = f"default-src 'none'; {NO_FRAME}"
 # A diagram's colours and fonts are in `style` attributes.
 SVG_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; sandbox; {NO_FRAME}"
 PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data:; style-src 'self'; "
+    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self'; style-src 'self'; "
     f"form-action 'self'; {NO_FRAME}"
 )
 HEADERS = {

@@ -19,7 +19,8 @@ from tests.test_recalibration import labelled
 
 PATHS = [
     "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/models", "/calibrators",
-    "/calibrate", "/static/page.js", "/docs/assets/swagger-ui.css", "/nothing", "/models/none",
+    "/calibrate", "/static/page.js", "/static/samples/street.jpg", "/docs/assets/swagger-ui.css",
+    "/nothing", "/models/none",
     "/calibrators/none/reliability.svg",
 ]  # fmt: skip
 

@@ -1,222 +1,309 @@
-// Segments one image and shows its labels and confidence; the threshold is applied in the browser.
-const $ = (id) => document.getElementById(id);
-const state = { image: null, labels: null, confidence: null, heat: null, result: null, file: null, models: [] };
+// Entry point: connects the panels, and segments one image at a time.
 
-function headers() {
-  const token = $("token").value;
-  return token ? { Authorization: `Bearer ${token}` } : {};
-}
+import { CalibrationPanel } from "./calibration_panel.js";
+import { DecisionPanel } from "./decision_panel.js";
+import { connectDownloads, showCodeLines } from "./download_panel.js";
+import { byId } from "./elements.js";
+import { date, number, percent, versionName } from "./formats.js";
+import { connectImageInput } from "./image_input.js";
+import { cutOut, ImageView } from "./image_view.js";
+import { Legend } from "./legend.js";
+import { decodePng } from "./png.js";
+import { imageOf, minLevel, predict, uncalibratedConfidence } from "./prediction.js";
+import { showSamples } from "./samples.js";
+import * as service from "./service.js";
+import { Progress } from "./progress.js";
+import { askForToken, connectTokenField, token } from "./token_field.js";
 
-function showMessage(text, isError = false) {
-  $("message").textContent = text;
-  $("message").classList.toggle("error", isError);
-}
+const READY_POLL_MS = 1000;
 
-async function pixelsOf(blob) {
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, bitmap.width, bitmap.height);
-}
+// The page's state. `base` is the answer without a threshold, `shown` that or the certified one.
+class Page {
+  models = [];
+  versions = [];
+  file = null;
+  base = null;
+  shown = null;
+  image = null;
+  uncalibrated = null;
 
-const blobOf = (base64) => fetch(`data:image/png;base64,${base64}`).then((r) => r.blob());
+  #segmentations = new service.Latest();
+  #comparisons = new service.Latest();
+  #listings = new service.Latest();
+  #progress = new Progress();
+  #repeat = null; // what failed last, to be tried again
 
-async function segment() {
-  if (!state.file) return;
-  showMessage("Segmenting …");
-  // A canvas has 8 bits for each colour: labels of more than 255 classes come as runs, not as a PNG.
-  const selected = state.models.find((m) => m.name === $("model").value);
-  const labels = selected?.num_classes > 255 ? "rle" : "mask";
-  const query = new URLSearchParams({ include: `${labels},confidence`, calibrator: $("calibrator").value });
-  if ($("model").value) query.set("model", $("model").value);
-  // The service answers 409 if the active calibrator has no certified threshold for this error.
-  if ($("max-error").value) query.set("max_error", Number($("max-error").value) / 100);
-  const form = new FormData();
-  form.append("image", state.file);
-  const started = performance.now();
-  const response = await fetch(`/segment?${query}`, { method: "POST", body: form, headers: headers() });
-  const body = await response.json();
-  if (response.status === 401) $("token-field").hidden = false;
-  if (!response.ok) { $("result").hidden = true; showMessage(body.detail, true); return; }
-  state.result = body;
-  const heatmap = await fetch(body.links.heatmap, { headers: headers() });
-  [state.labels, state.confidence, state.heat] = await Promise.all([
-    body.rle ? paintRuns(body) : blobOf(body.mask.data).then(pixelsOf),
-    blobOf(body.confidence.data).then(pixelsOf),
-    heatmap.blob().then(pixelsOf),
-  ]);
-  state.image = await imageOf(body);
-  const seconds = ((performance.now() - started) / 1000).toFixed(2);
-  showMessage(`${body.width}×${body.height} pixels in ${seconds} s, mean confidence ${percent(body.mean_confidence)}`);
-  $("result").hidden = false;
-  showTable(body);
-  setMinThreshold(body.threshold);
-  draw();
-}
-
-// Decodes COCO's compressed counts: lengths of runs outside and inside of a class in turns.
-function runLengths(counts) {
-  const lengths = [];
-  for (let at = 0; at < counts.length;) {
-    let value = 0, shift = 0, digit;
-    do {
-      digit = counts.charCodeAt(at++) - 48;
-      value |= (digit & 31) << shift;
-      shift += 5;
-    } while (digit & 32);
-    if (digit & 16) value |= -1 << shift;
-    if (lengths.length > 2) value += lengths.at(-2);
-    lengths.push(value);
+  constructor(heat) {
+    this.view = new ImageView(heat, (x, y, index) => this.readOut(x, y, index));
+    this.legend = new Legend((style) => this.view.setStyle(style));
+    this.decision = new DecisionPanel(() => this.showThreshold(), () => this.segment());
+    this.calibration = new CalibrationPanel(
+      (error, repeat) => this.report(error, repeat), () => this.loadVersions());
+    this.#connect();
   }
-  return lengths;
-}
 
-// Colours the pixels of each class, whose runs go down the columns.
-function paintRuns(body) {
-  const out = new ImageData(body.width, body.height);
-  const colors = new Map(body.classes.map((entry) => [entry.id, entry.color]));
-  for (const { class_id: id, counts } of body.rle) {
-    const color = [1, 3, 5].map((i) => parseInt(colors.get(id).slice(i, i + 2), 16));
-    let position = 0;
-    runLengths(counts).forEach((length, index) => {
-      for (let i = position; index % 2 && i < position + length; i++) {
-        out.data.set(color, 4 * ((i % body.height) * body.width + Math.floor(i / body.height)));
-      }
-      position += length;
+  get model() {
+    return this.models.find((model) => model.name === byId("model").value);
+  }
+
+  #connect() {
+    connectTokenField(() => this.tryAgain());
+    connectImageInput((file) => this.open(file), (text) => this.report(new service.ServiceError(text)), () => this.acceptsImages);
+    connectDownloads(() => this.answer, () => this.cutOut(), (error) => this.report(error));
+    byId("model").addEventListener("change", () => this.selectModel(byId("model").value));
+    byId("calibrator").addEventListener("change", () => this.segmentAnew());
+    byId("opacity").addEventListener("input", () => this.view.setStyle({ opacity: Number(byId("opacity").value) / 100 }));
+    byId("retry").addEventListener("click", () => this.tryAgain());
+    byId("cancel").addEventListener("click", () => {
+      this.#segmentations.cancel();
+      this.#progress.end("Cancelled.");
+      byId("result").removeAttribute("aria-busy");
     });
+    window.addEventListener("hashchange", () => this.route());
   }
-  return out;
-}
 
-// Pixels below the service's threshold have no label: the slider starts there.
-function setMinThreshold(threshold) {
-  const minimum = Math.ceil(100 * (threshold ?? 0));
-  $("threshold").min = minimum;
-  if (threshold !== null) $("threshold").value = minimum;
-}
-
-// Browsers may not decode TIFF; the labels are then shown on grey.
-async function imageOf(body) {
-  try {
-    const pixels = await pixelsOf(state.file);
-    return pixels.width === body.width && pixels.height === body.height ? pixels : null;
-  } catch { return null; }
-}
-
-const percent = (p) => `${(100 * p).toFixed(1)}%`;
-
-function draw() {
-  const { labels, confidence, heat, image } = state;
-  const threshold = Number($("threshold").value) * 2.55;
-  const opacity = Number($("opacity").value) / 100;
-  const out = new ImageData(labels.width, labels.height);
-  let accepted = 0;
-  for (let i = 0; i < out.data.length; i += 4) {
-    const isAccepted = confidence.data[i] >= threshold;
-    accepted += isAccepted;
-    for (let c = 0; c < 3; c++) {
-      const background = image ? image.data[i + c] : 128;
-      out.data[i + c] = isAccepted
-        ? background + (labels.data[i + c] - background) * opacity : background * 0.35;
-    }
-    out.data[i + 3] = 255;
+  get acceptsImages() {
+    return this.models.length > 0 && !byId("segment-section").hidden && !byId("camera-dialog").open;
   }
-  paint($("overlay"), out);
-  paint($("heat"), heat);
-  $("threshold-value").textContent = `${$("threshold").value}%`;
-  $("coverage").textContent = percent(accepted / (labels.width * labels.height));
-}
 
-function paint(canvas, pixels) {
-  canvas.width = pixels.width;
-  canvas.height = pixels.height;
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-}
-
-function showTable(body) {
-  $("classes").replaceChildren(...body.classes.map((entry) => {
-    const row = document.createElement("tr");
-    const name = row.insertCell();
-    const swatch = document.createElement("span");
-    swatch.className = "swatch";
-    swatch.style.backgroundColor = entry.color;
-    name.append(swatch, entry.name);
-    for (const value of [entry.fraction, entry.mean_confidence]) {
-      const cell = row.insertCell();
-      cell.className = "number";
-      cell.textContent = percent(value);
+  // Waits for the models, which a starting service is still loading.
+  async start() {
+    this.#progress.begin("Loading the models");
+    for (;;) {
+      try {
+        this.models = (await service.getJson("/models")).models;
+        break;
+      } catch (error) {
+        if (error.status !== 503) {
+          this.#progress.end("");
+          this.report(error, () => this.start());
+          return;
+        }
+        this.#progress.begin(error.message);
+        await new Promise((resolve) => setTimeout(resolve, READY_POLL_MS));
+      }
     }
-    return row;
-  }));
-  const c = body.calibration;
-  $("calibration").textContent = c.calibrator === "none"
-    ? "The confidence is the plain softmax: no calibrator is active."
-    : `Calibrated by ${c.calibrator} (${c.method}), fitted ${c.fitted_at} on ${c.images} images; ` +
-      `image-wise ECE on held-out images ${c.ece_before.toFixed(4)} before, ${c.ece_after.toFixed(4)} after` +
-      (c.in_distribution === null ? "" : `; in-distribution score of this image ${c.in_distribution.toFixed(2)}` +
-        (c.in_distribution === 0 ? " (unlike those of the fit: temperature scaling only)" : "")) +
-      (c.guarantee ? `; ${c.guarantee.applies === false ? "no error is certified for this image: " : ""}` +
-        c.guarantee.detail : "") +
-      (c.stale ? "; stale: the statistics of recent images differ from those of the fit" : "") + ".";
-  $("links").replaceChildren(...Object.entries(body.links).flatMap(([name, url]) => {
-    const link = document.createElement("a");
-    link.href = url;
-    link.textContent = name;
-    link.addEventListener("click", (event) => download(event, url));
-    return [link, " "];
-  }));
+    this.#progress.end("Nothing segmented yet.");
+    byId("model").replaceChildren(...this.models.map((model) =>
+      new Option(model.default ? `${model.name} (default)` : model.name, model.name, model.default, model.default)));
+    for (const id of ["model", "file", "camera"]) byId(id).disabled = false;
+    showSamples(this.models, async (load, model) => {
+      try {
+        await this.open(await load(), model);
+      } catch (error) {
+        this.report(error);
+      }
+    });
+    await this.selectModel(byId("model").value);
+    this.route();
+    // "/?sample=street" opens with an answer.
+    const sample = new URLSearchParams(location.search).get("sample");
+    if (sample) document.getElementById(`sample-${sample}`)?.click();
+  }
+
+  route() {
+    const calibration = location.hash === "#calibration";
+    byId("status").textContent = "";
+    byId("calibration-section").hidden = !calibration;
+    byId("segment-section").hidden = calibration;
+    for (const link of document.querySelectorAll("nav a")) {
+      if (link.getAttribute("href") === (calibration ? "#calibration" : "#segment")) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    if (calibration && this.models.length) this.calibration.load(this.model);
+    if (!calibration && !this.base) this.segment();
+  }
+
+  async selectModel(name) {
+    byId("model").value = name;
+    byId("model-title").textContent = [this.model.title, ...this.model.warnings].join(" ");
+    byId("calibrator").replaceChildren(new Option("active", "active"));
+    this.decision.reset();
+    await this.loadVersions();
+    if (location.hash === "#calibration") this.calibration.load(this.model);
+    await this.segmentAnew();
+  }
+
+  // Lists the model's versions for the selection of a calibrator and of certified levels.
+  async loadVersions() {
+    const { name } = this.model;
+    try {
+      const { value, stale } = await this.#listings.run((signal) => service.getJson(`/calibrators?${service.queryOf({ model: name })}`, { signal }));
+      if (stale) return;
+      this.versions = value.calibrators;
+    } catch (error) {
+      this.versions = [];
+      this.report(error, () => this.loadVersions());
+    }
+    const chosen = byId("calibrator").value;
+    const active = this.versions.find((version) => version.active);
+    byId("calibrator").replaceChildren(
+      new Option(active ? `active: ${active.method}, ${date(active.fitted_at)}` : "active: none, the plain softmax", "active"),
+      new Option("none: the plain softmax", "none"),
+      ...this.versions.filter((version) => !version.active).map((version) => new Option(versionName(version), version.id)));
+    if ([...byId("calibrator").options].some((option) => option.value === chosen)) byId("calibrator").value = chosen;
+    this.offerLevels();
+  }
+
+  offerLevels() {
+    const chosen = byId("calibrator").value;
+    this.decision.offer(this.versions.find((version) => (chosen === "active" ? version.active : version.id === chosen)));
+  }
+
+  async open(file, model = byId("model").value) {
+    this.file = file;
+    if (model !== byId("model").value) await this.selectModel(model);
+    else await this.segmentAnew();
+  }
+
+  async segmentAnew() {
+    this.base = null;
+    this.offerLevels();
+    await this.segment();
+  }
+
+  // Segments the file where needed, and once more where a certified level is chosen.
+  async segment() {
+    if (!this.file || byId("segment-section").hidden) return; // `route` comes back to it
+    const { file } = this;
+    const query = { model: byId("model").value, calibrator: byId("calibrator").value };
+    this.clearProblem();
+    this.#progress.begin(`Segmenting ${file.name}`, { cancellable: true });
+    byId("result").setAttribute("aria-busy", "true");
+    const started = performance.now();
+    try {
+      const { value, stale } = await this.#segmentations.run(async (signal) => {
+        const base = this.base ?? await predict(file, query, signal);
+        const image = this.base ? this.image : await imageOf(file, base, signal);
+        if (!this.decision.maxError) return { base, image, shown: base };
+        // Named by its id, the version is the same and the image does not count as another one for drift.
+        const certified = { ...query, calibrator: base.body.calibration.calibrator, max_error: this.decision.maxError };
+        return { base, image, shown: await predict(file, certified, signal) };
+      });
+      if (stale) return;
+      this.#progress.end(`Segmented in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
+      this.#show(file, value);
+    } catch (error) {
+      this.#progress.end("");
+      byId("result").removeAttribute("aria-busy");
+      this.report(error, () => this.segment());
+      // An answer for another image or model must not stay beside the new choice.
+      if (!this.base) byId("result").hidden = true;
+      else {
+        this.decision.reset();
+        this.showThreshold();
+      }
+    }
+  }
+
+  #show(file, { base, image, shown }) {
+    const other = this.shownModel !== base.body.model;
+    const anew = this.base !== base;
+    Object.assign(this, { base, image, shown, shownModel: base.body.model });
+    const { body } = base;
+    byId("start").classList.add("compact");
+    byId("segment-title").className = "visually-hidden";
+    byId("tagline").hidden = true;
+    byId("result").hidden = false;
+    byId("result").removeAttribute("aria-busy");
+    byId("summary").textContent = `${file.name}: ${base.width} × ${base.height} pixels, ${body.model}, `
+      + `mean confidence ${percent(body.mean_confidence)}${image ? "" : "; this browser does not decode the format, so that the image is grey"}`;
+    const largest = [...body.classes].sort((a, b) => b.fraction - a.fraction).slice(0, 3);
+    byId("view-label").textContent = `Segmented image: ${largest.map((entry) => `${entry.name} ${percent(entry.fraction, 0)}`).join(", ")}`;
+    byId("calibrator-detail").textContent = calibratorSentence(body.calibration);
+    this.legend.show(body.classes, { reset: other });
+    this.showThreshold();
+    if (anew) this.compare(file, body);
+  }
+
+  showThreshold() {
+    if (!this.base) return;
+    if (!this.decision.maxError) this.shown = this.base;
+    const { threshold } = this.decision;
+    this.view.setStyle({ threshold });
+    this.view.show(this.shown, this.image, this.base.body.classes);
+    this.decision.show(this.shown, this.shown.keptFraction(threshold));
+    showCodeLines(this.file, this.query, Boolean(token()));
+  }
+
+  // The query of what is shown. "active" stays "active" in the lines that a person takes away.
+  get query() {
+    const calibrator = byId("calibrator").value;
+    return {
+      model: this.base.body.model, calibrator: calibrator === "active" ? "" : calibrator,
+      min_confidence: this.decision.threshold || "", max_error: this.decision.maxError,
+    };
+  }
+
+  get answer() {
+    return {
+      file: this.file, links: this.shown.body.links, linksMatch: !this.decision.threshold,
+      query: { ...this.query, calibrator: this.base.body.calibration.calibrator },
+    };
+  }
+
+  cutOut() {
+    if (!this.image) return null;
+    const { labels, confidence, abstain } = this.shown;
+    const minimum = minLevel(this.decision.threshold);
+    return cutOut(this.shown, this.image, (index) => labels[index] !== abstain
+      && confidence[index] >= minimum && !this.legend.hidden.has(labels[index]));
+  }
+
+  // Gets the plain softmax's confidence for the read-out, after the answer is on the screen.
+  async compare(file, { model, calibration }) {
+    this.uncalibrated = null;
+    this.#comparisons.cancel();
+    if (calibration.calibrator === "none") return;
+    try {
+      const { value, stale } = await this.#comparisons.run((signal) => uncalibratedConfidence(file, model, signal));
+      if (!stale) this.uncalibrated = value;
+    } catch {
+      // The read-out then lacks one number; the answer is complete without it.
+    }
+  }
+
+  readOut(x, y, index) {
+    const { shown, base } = this;
+    if (!shown) return;
+    const entry = base.body.classes.find(({ id }) => id === base.labels[index]);
+    const isKept = shown.labels[index] !== shown.abstain && shown.confidence[index] >= minLevel(this.decision.threshold);
+    const before = this.uncalibrated ? `, ${percent(this.uncalibrated[index] / 255)} uncalibrated` : "";
+    byId("readout").textContent = `${entry ? entry.name : "unlabelled"} at ${x}, ${y}: confidence ${percent(shown.confidenceAt(index))}${before}`
+      + (isKept ? "" : " (hidden)");
+  }
+
+  // Shows an error in its own words; `repeat` is offered where trying again may help.
+  report(error, repeat = null) {
+    this.#repeat = repeat;
+    if (error.status === 401) askForToken(token() ? "The service does not accept this token." : "The service requires a token.");
+    const wait = error.retryAfterS ? ` Try again in ${error.retryAfterS} s.` : "";
+    byId("problem-text").textContent = `${error.message}${wait}`;
+    byId("retry").hidden = !repeat;
+    byId("problem").hidden = false;
+    if (!(error instanceof service.ServiceError)) console.error(error);
+  }
+
+  // Repeats what failed last; with nothing failed, reads what another token may show.
+  tryAgain() {
+    const repeat = this.#repeat ?? (() => (this.models.length ? this.loadVersions() : this.start()));
+    this.clearProblem();
+    return repeat();
+  }
+
+  clearProblem() {
+    this.#repeat = null;
+    byId("problem").hidden = true;
+    byId("problem-text").textContent = "";
+  }
 }
 
-// A link sends no token: with one, its file is fetched and saved.
-async function download(event, url) {
-  if (!$("token").value) return;
-  event.preventDefault();
-  const response = await fetch(url, { headers: headers() });
-  if (!response.ok) { showMessage((await response.json()).detail, true); return; }
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(await response.blob());
-  link.download = url.split("/").pop();
-  link.click();
-  URL.revokeObjectURL(link.href);
+function calibratorSentence({ calibrator, method, fitted_at: fitted, images, ece_before: before, ece_after: after }) {
+  if (calibrator === "none") return "No calibrator: the confidence is the plain softmax.";
+  return `${calibrator}: ${method}, fitted ${date(fitted)} on ${images} images. Image-wise ECE on held-out images `
+    + `${number(before)} before, ${number(after)} after.`;
 }
 
-function showPixel(event) {
-  const box = event.target.getBoundingClientRect();
-  const x = Math.floor((event.offsetX / box.width) * state.labels.width);
-  const y = Math.floor((event.offsetY / box.height) * state.labels.height);
-  const i = 4 * (y * state.labels.width + x);
-  const color = [0, 1, 2].map((c) => state.labels.data[i + c].toString(16).padStart(2, "0")).join("");
-  const entry = state.result.classes.find((e) => e.color.toLowerCase() === `#${color}`);
-  $("pixel").textContent = `At ${x}, ${y}: ${entry ? entry.name : "not labelled"}, ${percent(state.confidence.data[i] / 255)}`;
-}
-
-function selectFile(file) {
-  if (file) { state.file = file; run(); }
-}
-
-function run() {
-  segment().catch((error) => showMessage(`The service did not respond: ${error.message}`, true));
-}
-
-$("file").addEventListener("change", (event) => selectFile(event.target.files[0]));
-for (const id of ["model", "calibrator", "max-error", "token"]) $(id).addEventListener("change", run);
-for (const id of ["threshold", "opacity"]) $(id).addEventListener("input", draw);
-for (const id of ["overlay", "heat"]) $(id).addEventListener("mousemove", showPixel);
-$("form").addEventListener("submit", (event) => event.preventDefault());
-for (const name of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(name, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") selectFile(event.dataTransfer.files[0]);
-  });
-}
-
-const listing = await fetch("/models").then((response) => response.json()).catch(() => null);
-if (listing?.models) {
-  state.models = listing.models;
-  $("model").replaceChildren(...listing.models.map(
-    (m) => new Option(m.title || m.name, m.name, m.default, m.default)));
-} else {
-  showMessage(listing?.detail ?? "The service does not respond.", true);
-}
+const scale = await service.getBlob("/static/confidence_scale.png").then((blob) => blob.arrayBuffer());
+const { palette } = await decodePng(new Uint8Array(scale));
+await new Page(palette).start();
