@@ -11,7 +11,16 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import calibrate, calibrators, problem_details, results, segment, server, system
+from app.api import (
+    calibrate,
+    calibrators,
+    huggingface,
+    problem_details,
+    results,
+    segment,
+    server,
+    system,
+)
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
@@ -22,6 +31,7 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.open_inference import routes as open_inference
 from app.api.security import SecurityHeadersMiddleware
 from app.api.uploads import UploadBuffer
 from app.errors import ModelError, SettingsError
@@ -32,6 +42,7 @@ from app.inference.model_card import ModelFolder, default_name, read_model_folde
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
+from app.open_inference import HEADER_LENGTH
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.memory import MemoryBudget
 from app.serving.result_cache import ResultCache
@@ -45,6 +56,7 @@ WORKERS = 2  # concurrent requests, each on half of the threads
 GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
 EXPOSED_HEADERS = [
     "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
+    HEADER_LENGTH,
 ]  # fmt: skip
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
@@ -113,11 +125,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", HEADER_LENGTH],
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(SecurityHeadersMiddleware)
-    for routes in (segment, results, calibrators, calibrate):
+    for routes in (segment, results, calibrators, calibrate, open_inference, huggingface):
         app.include_router(routes.router)
     system.install(app)
     problem_details.install(app)
