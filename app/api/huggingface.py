@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.responses import respond
-from app.api.schemas import InferenceOptions
-from app.api.segment import BINARY, GUARANTEES, encode_base64
+from app.api.schemas import InferenceOptions, PresentClass
+from app.api.segment import BINARY, GUARANTEES
 from app.deadline import Deadline
 from app.errors import UndecodableError
 from app.imaging.png import png
@@ -82,10 +83,15 @@ Segments = TypeAdapter(list[Segment])
 Options = Annotated[HuggingFaceOptions, Query()]
 
 
-@router.post("/huggingface", operation_id="huggingface_segment", openapi_extra=BODY)
+@router.post(
+    "/huggingface",
+    operation_id="huggingface_segment",
+    response_model=list[Segment],
+    openapi_extra=BODY,
+)
 async def segment(
     request: Request, options: Options, state: StateDep, segmenter: SegmenterDep
-) -> list[Segment]:
+) -> Response:
     """Segment an image with the default model, as `InferenceClient.image_segmentation` asks for.
 
     The body is the bytes of an image, or JSON with the image in base64 as `inputs` and with
@@ -94,10 +100,15 @@ async def segment(
     return await _segment(None, request, options, state, segmenter)
 
 
-@router.post("/huggingface/{model}", operation_id="huggingface_segment_model", openapi_extra=BODY)
+@router.post(
+    "/huggingface/{model}",
+    operation_id="huggingface_segment_model",
+    response_model=list[Segment],
+    openapi_extra=BODY,
+)
 async def segment_model(
     model: str, request: Request, options: Options, state: StateDep, segmenter: SegmenterDep
-) -> list[Segment]:
+) -> Response:
     """Segment an image with one model, as `InferenceClient.image_segmentation` asks for."""
     return await _segment(model, request, options, state, segmenter)
 
@@ -164,17 +175,23 @@ def decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise UndecodableError(f"inputs: expected an image in base64, got others: {error}") from error
+        raise UndecodableError(f"inputs: expected an image in base64, got: {error}") from error
+
+
+def mask_png(pixels: NDArray[np.bool_]) -> str:
+    """Encode the pixels [H,W] of a class as PNG in base64."""
+    return base64.b64encode(png(np.where(pixels, np.uint8(255), np.uint8(0)))).decode("ascii")
 
 
 def segments_of(done: Segmentation, threshold: float) -> list[Segment]:
     """Return the classes present, with a mean confidence of at least the threshold."""
+    present = [PresentClass.model_validate(row) for row in class_table(done)]
     return [
         Segment(
-            label=str(row["name"]),
-            score=row["mean_confidence"],  # type: ignore[arg-type]
-            mask=encode_base64(png(np.where(done.prediction.mask == row["id"], 255, 0).astype(np.uint8))).data,
+            label=each.name,
+            score=each.mean_confidence,
+            mask=mask_png(done.prediction.mask == each.id),
         )
-        for row in class_table(done)
-        if row["mean_confidence"] >= threshold  # type: ignore[operator]
+        for each in present
+        if each.mean_confidence >= threshold
     ]

@@ -2,7 +2,6 @@
 
 import logging
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
@@ -30,6 +29,7 @@ from app.errors import (
     TooSlowError,
     UnauthorizedError,
     UnavailableError,
+    UpstreamError,
 )
 from app.storage.files import is_full
 
@@ -54,6 +54,7 @@ STATUS: dict[type[BaseException], int] = {
     ArgumentError: 422,
     BusyError: 429,
     UnavailableError: 503,
+    UpstreamError: 503,
     ActiveCalibratorError: 503,
     StorageError: 507,
 }
@@ -80,8 +81,8 @@ class ProblemResponse(JSONResponse):
     have the key.
     """
 
-    def __init__(self, content: dict[str, object], *args: Any, **options: Any) -> None:
-        super().__init__(content, *args, **options)
+    def __init__(self, content: dict[str, object], status: int, headers: dict[str, str]) -> None:
+        super().__init__(content, status, headers=headers, media_type=PROBLEM_JSON)
         self._content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +108,7 @@ def problem(
         body["errors"] = errors
     # A 500 and a rejected request line pass no middleware.
     all_headers = {**SECURITY_HEADERS, **HEADERS.get(status, {}), **(headers or {})}
-    return ProblemResponse(body, status, headers=all_headers, media_type=PROBLEM_JSON)
+    return ProblemResponse(body, status, all_headers)
 
 
 def status_of(error: SegcalError) -> int:

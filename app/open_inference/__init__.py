@@ -11,7 +11,13 @@ from app.open_inference.messages import (
     read_tensors,
     validate,
 )
-from app.open_inference.tensors import Tensor, from_bytes
+from app.open_inference.tensors import (
+    Tensor,
+    from_bytes,
+    from_elements,
+    from_numbers,
+    to_bytes,
+)
 
 __all__ = [
     "HEADER_LENGTH",
@@ -23,6 +29,9 @@ __all__ = [
     "decode_body",
     "encode_body",
     "from_bytes",
+    "from_elements",
+    "from_numbers",
     "read_tensors",
+    "to_bytes",
     "validate",
 ]

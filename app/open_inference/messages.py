@@ -106,7 +106,7 @@ def validate(kind: type[M], values: object) -> M:
 def _length(text: str, size: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > size:
         raise ArgumentError(
-            f"expected {HEADER_LENGTH} to be at most the {size} bytes of the body, got {text[:40]!r}"
+            f"expected {HEADER_LENGTH} of at most the {size} bytes of the body, got {text[:40]!r}"
         )
     return int(text)
 
@@ -142,21 +142,19 @@ def encode_body(
     entries: list[dict[str, object]] = []
     parts: list[bytes] = []
     for tensor, binary in tensors:
-        if isinstance(tensor.values, list):
-            raise TypeError("expected numbers, got a tensor of BYTES")
         entry: dict[str, object] = {
             "name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape),
         }  # fmt: skip
         if binary:
-            parts.append(to_bytes(tensor.values))
+            parts.append(to_bytes(tensor.numbers))
             entry["parameters"] = {BINARY_SIZE: len(parts[-1])}
-        elif tensor.values.size > VALUES_IN_JSON:
+        elif tensor.numbers.size > VALUES_IN_JSON:
             raise ArgumentError(
                 f"{tensor.name}: expected binary_data = true for more than {VALUES_IN_JSON} values "
-                f"as JSON, got {tensor.values.size}"
+                f"as JSON, got {tensor.numbers.size}"
             )
         else:
-            entry["data"] = tensor.values.ravel().tolist()
+            entry["data"] = tensor.numbers.ravel().tolist()
         entries.append(entry)
     text = json.dumps({**header, key: entries}, separators=(",", ":")).encode()
     return b"".join([text, *parts]), len(text) if parts else None

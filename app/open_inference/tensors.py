@@ -36,7 +36,16 @@ class Tensor:
     @property
     def datatype(self) -> str:
         """The protocol's name of the datatype."""
-        return BYTES if isinstance(self.values, list) else NAMES[self.values.dtype.newbyteorder("<")]
+        return (
+            BYTES if isinstance(self.values, list) else NAMES[self.values.dtype.newbyteorder("<")]
+        )
+
+    @property
+    def numbers(self) -> NDArray[Any]:
+        """The values of a tensor of numbers."""
+        if isinstance(self.values, list):
+            raise TypeError("expected a tensor of numbers, got one of BYTES")
+        return self.values
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,10 +62,7 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> T
     """Read a tensor from its bytes; raises ArgumentError where they do not match the shape."""
     count = element_count(name, datatype, shape)
     if datatype == BYTES:
-        elements = list(split_elements(name, data))
-        if len(elements) != count:
-            raise ArgumentError(f"{name}: expected {count} elements, got {len(elements)}")
-        return Tensor(name, elements)
+        return from_elements(name, shape, list(split_elements(name, data)))
     dtype = np.dtype(DATATYPES[datatype])
     if len(data) != count * dtype.itemsize:
         raise ArgumentError(
@@ -68,30 +74,47 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes) -> T
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> Tensor:
     """Read a tensor from nested or flat lists; raises ArgumentError where they do not match."""
-    count = element_count(name, datatype, shape)
     if not isinstance(data, list):
         raise ArgumentError(f"{name}: expected data as a list or binary_data_size, got neither")
     if datatype == BYTES:
-        elements = [from_base64(name, element) for element in data]
-        if len(elements) != count:
-            raise ArgumentError(f"{name}: expected {count} elements, got {len(elements)}")
-        return Tensor(name, elements)
+        return from_elements(name, shape, [from_base64(name, element) for element in data])
+    return from_numbers(name, datatype, shape, data)
+
+
+def from_elements(name: str, shape: Sequence[int], elements: list[bytes]) -> Tensor:
+    """Return a tensor of BYTES; raises ArgumentError for another number of elements."""
+    count = element_count(name, BYTES, shape)
+    if len(elements) != count:
+        raise ArgumentError(f"{name}: expected {count} elements, got {len(elements)}")
+    return Tensor(name, elements)
+
+
+def from_numbers(name: str, datatype: str, shape: Sequence[int], data: list[object]) -> Tensor:
+    """Read nested or flat lists of numbers; raises ArgumentError for others or too large ones."""
+    count = element_count(name, datatype, shape)
     dtype = np.dtype(DATATYPES[datatype])
     try:
         values = np.array(data)
-        if values.dtype.kind not in "biuf" or (dtype.kind in "biu" and values.dtype.kind == "f"):
-            raise ValueError(f"values of {values.dtype}")
-        if dtype.kind in "iu" and values.size:
-            bounds = np.iinfo(dtype)
-            if values.min() < bounds.min or values.max() > bounds.max:
-                raise ValueError(f"values in {values.min()}..{values.max()}")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ArgumentError(f"{name}: expected data of {datatype}, got {error}") from error
+    except ValueError as error:  # lists of several lengths
+        raise ArgumentError(f"{name}: expected lists of equal length, got {error}") from error
+    whole = dtype.kind in "iu"
+    if values.size and values.dtype.kind not in ("biu" if whole else "biuf"):
+        raise ArgumentError(f"{name}: expected data of {datatype}, got {values.dtype}")
+    if whole and values.size and not holds(dtype, values):
+        raise ArgumentError(
+            f"{name}: expected data of {datatype}, got values in {values.min()}..{values.max()}"
+        )
     if values.size != count:
         raise ArgumentError(
             f"{name}: expected {count} values for shape {list(shape)}, got {values.size}"
         )
     return Tensor(name, values.astype(dtype).reshape(shape))
+
+
+def holds(dtype: np.dtype[Any], values: NDArray[Any]) -> bool:
+    """Return whether a type of whole numbers has all of the values."""
+    bounds = np.iinfo(dtype)
+    return bool(values.min() >= bounds.min and values.max() <= bounds.max)
 
 
 def element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
@@ -126,4 +149,3 @@ def from_base64(name: str, element: object) -> bytes:
     except binascii.Error:
         pass
     raise ArgumentError(f"{name}: expected elements in base64, got {str(element)[:40]!r}")
-

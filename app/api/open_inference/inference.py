@@ -157,7 +157,8 @@ def _join(
                 f"expected one version for all images, got {version_of(done)} activated after "
                 f"{version}: send the request again"
             )
-        joined.mask[index], joined.confidence[index] = done.prediction.mask, done.prediction.confidence
+        joined.mask[index] = done.prediction.mask
+        joined.confidence[index] = done.prediction.confidence
         if done.guarantee is not None:
             applies.append(done.guarantee.applies)
     parameters: dict[str, str | float] = {}

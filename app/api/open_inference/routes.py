@@ -7,7 +7,14 @@ from fastapi import APIRouter, Request, Response
 from app import __version__
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.open_inference.inference import calibrator_of, check_names, infer, metadata_of
-from app.api.open_inference.schemas import INFER_BODY, INFER_RESPONSES, Live, ModelReady, Ready, Server
+from app.api.open_inference.schemas import (
+    INFER_BODY,
+    INFER_RESPONSES,
+    Live,
+    ModelReady,
+    Ready,
+    Server,
+)
 from app.api.responses import respond
 from app.deadline import Deadline
 from app.errors import MediaTypeError, TooLargeError, UndecodableError
