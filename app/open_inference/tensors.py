@@ -5,7 +5,6 @@ as many bytes; in JSON it is a string, read as base64.
 """
 
 import base64
-import binascii
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -146,6 +145,6 @@ def from_base64(name: str, element: object) -> bytes:
     try:
         if isinstance(element, str):
             return base64.b64decode(element, validate=True)
-    except binascii.Error:
+    except ValueError:
         pass
     raise ArgumentError(f"{name}: expected elements in base64, got {str(element)[:40]!r}")
