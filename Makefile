@@ -12,7 +12,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test lint format docs bench paper clean
+.PHONY: install serve test clients lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -21,6 +21,10 @@ serve: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Tests with other people's clients, which have an environment of their own.
+clients: $(VENV)/.dev .venv-clients/.done
+	SERVICE_PYTHON=$(CURDIR)/$(BIN)/python .venv-clients/bin/python -m pytest --confcutdir tests/clients tests/clients
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -61,7 +65,7 @@ SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
 SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench .venv-bench-bentoml .venv-clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'
@@ -73,6 +77,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv-clients/.done: tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m $(INSTALL) --requirement tests/clients/requirements.txt
 	@touch $@
 
 # BentoML needs other versions of packages than the service, so it has its own environment.

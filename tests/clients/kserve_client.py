@@ -23,7 +23,7 @@ async def segment(url: str, model: str, path: str) -> None:
             request = InferRequest(model, [given], parameters={"binary_data_output": True})
             response = await client.infer(url, request, model_name=model)
             masks[name] = next(o.as_numpy() for o in response.outputs if o.name == "mask")[0]
-            masks["version"] = np.array(response.model_version)
+            masks["version"] = np.array(response.parameters["calibrator"])
     np.savez(path, **masks)
 
 

@@ -162,6 +162,6 @@ def test_errors_reach_the_clients(ports):
             client.get_model_metadata("gone")
         with pytest.raises(Exception, match=r"INVALID_ARGUMENT.*expected an image"):
             triton_answer(triton_grpc, client, "nuclei", b"no image")
+    client = huggingface_hub.InferenceClient(model=f"http://127.0.0.1:{ports[0]}/huggingface/gone")
     with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="404"):
-        url = f"http://127.0.0.1:{ports[0]}/huggingface/gone"
-        huggingface_hub.InferenceClient(model=url).image_segmentation(IMAGES[0][1])
+        client.image_segmentation(IMAGES[0][1])

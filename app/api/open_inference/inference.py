@@ -42,8 +42,8 @@ Upload = bytes | ImageArray
 class Inference:
     """Masks [N,H,W] and confidence float32 [N,H,W] of N images of one size.
 
-    `version` is the calibrator's id or "uncalibrated". `parameters` has the abstention threshold,
-    and the guarantee that applies to all images.
+    `version` is the calibrator's id or "uncalibrated". `parameters` has the calibrator for clients
+    that drop the version, the abstention threshold, and the guarantee that applies to all images.
     """
 
     model: str
@@ -161,7 +161,7 @@ def _join(
         joined.confidence[index] = done.prediction.confidence
         if done.guarantee is not None:
             applies.append(done.guarantee.applies)
-    parameters: dict[str, str | float] = {}
+    parameters: dict[str, str | float] = {"calibrator": calibrator_of(version)}
     if first.threshold is not None:
         parameters["threshold"] = first.threshold
     if applies:
