@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 
 # Tests with other people's clients, which have an environment of their own.
 clients: $(VENV)/.dev .venv-clients/.done
-	SERVICE_PYTHON=$(CURDIR)/$(BIN)/python .venv-clients/bin/python -m pytest --confcutdir tests/clients tests/clients
+	SERVICE_PYTHON=$(CURDIR)/$(BIN)/python .venv-clients/bin/python -m pytest -W default --confcutdir tests/clients tests/clients
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,18 +4,16 @@ import base64
 import time
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.responses import respond
 from app.api.schemas import InferenceOptions, PresentClass
-from app.api.segment import BINARY, GUARANTEES
+from app.api.segment import BINARY, GUARANTEES, encode_base64
 from app.deadline import Deadline
 from app.errors import UndecodableError
-from app.imaging.png import png
+from app.imaging import encode
 from app.open_inference import decode_body, validate
 from app.serving.pipeline import StageTimer
 from app.serving.segmenter import (
@@ -178,11 +176,6 @@ def decode_base64(text: str) -> bytes:
         raise UndecodableError(f"inputs: expected an image in base64, got: {error}") from error
 
 
-def mask_png(pixels: NDArray[np.bool_]) -> str:
-    """Encode the pixels [H,W] of a class as PNG in base64."""
-    return base64.b64encode(png(np.where(pixels, np.uint8(255), np.uint8(0)))).decode("ascii")
-
-
 def segments_of(done: Segmentation, threshold: float) -> list[Segment]:
     """Return the classes present, with a mean confidence of at least the threshold."""
     present = [PresentClass.model_validate(row) for row in class_table(done)]
@@ -190,7 +183,7 @@ def segments_of(done: Segmentation, threshold: float) -> list[Segment]:
         Segment(
             label=each.name,
             score=each.mean_confidence,
-            mask=mask_png(done.prediction.mask == each.id),
+            mask=encode_base64(encode.region_png(done.prediction.mask == each.id)).data,
         )
         for each in present
         if each.mean_confidence >= threshold

@@ -12,6 +12,7 @@ from app.inference.model_card import (
     Resample,
     default_name,
     model_files,
+    read_card,
     read_model_folder,
 )
 from app.inference.outputs import MIN_PROBABILITY
@@ -62,6 +63,7 @@ __all__ = [
     "open_predictor",
     "plan",
     "postprocess_strip",
+    "read_card",
     "read_model_folder",
     "shift_confidence",
     "thumbnail",

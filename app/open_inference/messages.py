@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from app.errors import ArgumentError, UndecodableError
 from app.open_inference.tensors import Tensor, from_bytes, from_json, to_bytes
@@ -17,9 +17,19 @@ Parameters = dict[str, Any]
 
 
 class Message(BaseModel):
-    """A part of a body; keys of the protocol's other extensions are ignored."""
+    """A part of a body; keys of the protocol's other extensions are ignored, and so are nulls.
+
+    KServe writes null for what it leaves out.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None}
 
 
 class TensorMetadata(Message):

@@ -28,8 +28,8 @@ from tests.factories.service import (
 LENGTH = "Inference-Header-Content-Length"
 INFER = "/v2/models/tiny/infer"
 PIXELS = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 12, 3], "data": thirds().tolist()}
-PNG = {"name": "image", "datatype": "BYTES", "shape": [1]}
-PNG["data"] = [base64.b64encode(encoded(thirds())).decode()]
+FILES = [base64.b64encode(encoded(thirds())).decode()]
+PNG = {"name": "image", "datatype": "BYTES", "shape": [1], "data": FILES}
 
 
 def segment_arrays(client, image, **query):
@@ -172,7 +172,7 @@ def test_masks_of_many_classes_have_16_bits(make_client, models_dir):
         ({"inputs": [{**PNG, "name": "x"}]}, 422, ["one input named 'image'", "['x']"]),
         ({"inputs": [PNG, PNG]}, 422, ["one input named 'image'"]),
         ({"inputs": [{**PNG, "shape": [0], "data": []}]}, 422, ["1 to 256 images"]),
-        ({"inputs": [{**PNG, "shape": [257], "data": PNG["data"] * 257}]}, 422, ["got 257"]),
+        ({"inputs": [{**PNG, "shape": [257], "data": FILES * 257}]}, 422, ["got 257"]),
         ({"inputs": [{**PNG, "data": ["AAAA"]}]}, 400, ["expected"]),
         ({"inputs": [{**PIXELS, "shape": [8, 12, 3]}]}, 422, ["UINT8 [N,H,W,3]"]),
         ({"inputs": [{**PIXELS, "datatype": "FP32"}]}, 422, ["got FP32 [1, 8, 12, 3]"]),
@@ -217,7 +217,7 @@ def test_unknown_models_versions_and_paths_are_404(client, path, words):
 def test_limits_of_segment_hold(make_client):
     client = make_client(max_pixels=100, max_upload_bytes=20_000)
     assert_protocol_problem(client.post(INFER, json={"inputs": [PNG, PNG]}), 422)
-    two = {**PNG, "shape": [2], "data": PNG["data"] * 2}
+    two = {**PNG, "shape": [2], "data": FILES * 2}
     assert_protocol_problem(client.post(INFER, json={"inputs": [two]}), 413, "all images", "12x8")
     large = {"name": "image", "datatype": "UINT8", "shape": [1, 11, 10, 3], "data": [0] * 330}
     assert_protocol_problem(client.post(INFER, json={"inputs": [large]}), 413, "10x11 = 110")

@@ -24,7 +24,7 @@ async def segment(url: str, model: str, path: str) -> None:
             response = await client.infer(url, request, model_name=model)
             masks[name] = next(o.as_numpy() for o in response.outputs if o.name == "mask")[0]
             masks["version"] = np.array(response.parameters["calibrator"])
-    np.savez(path, **masks)
+    np.savez(path, allow_pickle=False, **masks)
 
 
 if __name__ == "__main__":

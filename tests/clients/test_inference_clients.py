@@ -117,7 +117,8 @@ def test_kserve_client(ports, expected, tmp_path):
     answers: list[Answer] = []
     for model in MODELS.values():
         images = [np.frombuffer(image, np.uint8) for name, image in IMAGES if name == model]
-        np.savez(path, **{f"{index:02}": image for index, image in enumerate(images)})
+        named = {f"{index:02}": image for index, image in enumerate(images)}
+        np.savez(path, allow_pickle=False, **named)
         command = [sys.executable, "-m", "tests.clients.kserve_client", url, model, str(path)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=300)
         with np.load(path) as masks:
@@ -155,12 +156,12 @@ def test_errors_reach_the_clients(ports):
     with triton_http.InferenceServerClient(f"127.0.0.1:{ports[0]}") as client:
         with pytest.raises(Exception, match="expected one of the models"):
             client.get_model_metadata("gone")
-        with pytest.raises(Exception, match="expected an image"):
+        with pytest.raises(Exception, match="expected a JPEG"):
             triton_answer(triton_http, client, "nuclei", b"no image")
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
         with pytest.raises(Exception, match=r"NOT_FOUND.*expected one of the models"):
             client.get_model_metadata("gone")
-        with pytest.raises(Exception, match=r"INVALID_ARGUMENT.*expected an image"):
+        with pytest.raises(Exception, match=r"INVALID_ARGUMENT.*expected a JPEG"):
             triton_answer(triton_grpc, client, "nuclei", b"no image")
     client = huggingface_hub.InferenceClient(model=f"http://127.0.0.1:{ports[0]}/huggingface/gone")
     with pytest.raises(huggingface_hub.errors.HfHubHTTPError, match="404"):

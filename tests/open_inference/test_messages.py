@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from app.errors import ArgumentError, UndecodableError
-from app.open_inference import InferenceRequest, Tensor, decode_body, encode_body, read_tensors
+from app.open_inference import (
+    InferenceRequest,
+    ModelMetadata,
+    Tensor,
+    decode_body,
+    encode_body,
+    read_tensors,
+)
 
 
 def read(inputs, data=b"", header_length=None):
@@ -118,6 +125,11 @@ def test_body_without_bytes_has_no_header_length():
     body, length = encode_body({}, "outputs", [(Tensor("mask", values), False)])
     assert length is None
     assert json.loads(body)["outputs"][0]["data"] == [0, 0, 0]
+
+
+def test_null_is_as_left_out():
+    body = b'{"name": "m", "versions": null, "platform": null, "inputs": null, "outputs": []}'
+    assert decode_body(body, None, ModelMetadata)[0] == ModelMetadata(name="m")
 
 
 def test_many_values_are_only_sent_as_bytes():

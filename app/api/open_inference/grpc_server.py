@@ -55,17 +55,17 @@ async def start_grpc(state: State, host: str, port: int) -> grpc.aio.Server:
     return server
 
 
-def answering(method: Method) -> Method:
+def guard(method: Method) -> Method:
     """Return a method whose errors are answered with their gRPC status."""
 
-    async def answered_method(request: Message, context: Context) -> Message:
+    async def guarded(request: Message, context: Context) -> Message:
         try:
             return await method(request, context)
         except SegcalError as error:
             code = CODES.get(HTTPStatus(status_of(error)), grpc.StatusCode.INVALID_ARGUMENT)
             return await context.abort(code, str(error))
 
-    return answered_method
+    return guarded
 
 
 class InferenceService:
@@ -88,7 +88,7 @@ class InferenceService:
             SERVICE,
             {
                 name: grpc.unary_unary_rpc_method_handler(
-                    answering(method),
+                    guard(method),
                     request_deserializer=self._messages[f"{name}Request"].FromString,
                     response_serializer=self._messages[f"{name}Response"].SerializeToString,
                 )
