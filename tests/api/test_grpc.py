@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from app.api import server
+from app.api.open_inference import grpc_server
 from app.api.open_inference.grpc_messages import SERVICE, build_messages
 from app.errors import SettingsError
 from app.settings import load_settings
@@ -134,6 +135,17 @@ def test_errors_have_their_status(service, fields, code, words):
         call(service[1], "ModelInfer", inputs=[as_bytes(IMAGE)], **given)
     assert caught.value.code() is code
     assert words in caught.value.details()
+
+
+def test_internal_error_is_not_disclosed(service, monkeypatch):
+    def crash(*_args):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(grpc_server, "infer", crash)
+    with pytest.raises(grpc.RpcError) as caught:
+        infer(service[1], as_bytes(IMAGE), [LENGTH + IMAGE])
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert caught.value.details() == grpc_server.CRASHED
 
 
 def test_missing_packages_stop_the_start(monkeypatch):

@@ -1,6 +1,7 @@
 """gRPC server of the Open Inference Protocol, on a port of its own, in the service's event loop."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any, TypeAlias
@@ -17,6 +18,9 @@ from app.errors import ArgumentError, SegcalError, SettingsError
 from app.open_inference import Tensor, from_bytes, from_elements, from_numbers, to_bytes
 from app.serving.segmenter import Segmenter
 
+log = logging.getLogger(__name__)
+
+CRASHED = "expected a response, got an internal error; see the log for details"
 MESSAGE_OVERHEAD = 64 << 10  # bytes of a message besides its images
 RUNNING_CALLS = 128  # whose messages are in memory; others are rejected by gRPC itself
 CODES = {
@@ -64,6 +68,9 @@ def guard(method: Method) -> Method:
         except SegcalError as error:
             code = CODES.get(HTTPStatus(status_of(error)), grpc.StatusCode.INVALID_ARGUMENT)
             return await context.abort(code, str(error))
+        except Exception:  # gRPC would send its message
+            log.exception("crashed on a call of gRPC")
+            return await context.abort(grpc.StatusCode.INTERNAL, CRASHED)
 
     return guarded
 
