@@ -12,7 +12,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test importers lint format docs bench paper clean
+.PHONY: install serve test clients importers lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -25,6 +25,13 @@ test: $(VENV)/.dev
 # Imports from other frameworks, with their packages in an environment of its own.
 importers: .venv-importers/.done
 	.venv-importers/bin/python -m pytest tests/conversion
+# Tests with other people's clients, which have an environment of their own.
+# Label Studio and the browser tests need other packages than the others.
+CLIENTS = SERVICE_PYTHON=$(CURDIR)/$(BIN)/python $(1)/bin/python -m pytest -W default --confcutdir tests/clients
+clients: $(VENV)/.dev .venv-clients/.done .venv-clients-label-studio/.done .venv-clients-page/.done
+	$(call CLIENTS,.venv-clients) tests/clients --ignore tests/clients/page --ignore tests/clients/test_label_studio.py
+	$(call CLIENTS,.venv-clients-label-studio) tests/clients/test_label_studio.py
+	.venv-clients-page/bin/python -m pytest tests/clients/page
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -65,7 +72,7 @@ SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
 SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
-	rm -rf $(VENV) .venv-importers .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-importers .venv-clients* .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'
@@ -77,6 +84,23 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv-clients/.done: tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m $(INSTALL) --requirement tests/clients/requirements.txt
+	@touch $@
+
+.venv-clients-label-studio/.done: tests/clients/requirements-label-studio.txt
+	$(PYTHON) -m venv .venv-clients-label-studio
+	.venv-clients-label-studio/bin/python -m $(INSTALL) --requirement tests/clients/requirements-label-studio.txt
+	@touch $@
+
+# The browser tests also run the service in their own process.
+.venv-clients-page/.done: pyproject.toml constraints.txt tests/clients/page/requirements.txt
+	$(PYTHON) -m venv .venv-clients-page
+	.venv-clients-page/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
+	.venv-clients-page/bin/python -m $(INSTALL) --constraint constraints.txt --requirement tests/clients/page/requirements.txt --editable '.[dev]'
 	@touch $@
 
 # BentoML needs other versions of packages than the service, so it has its own environment.

@@ -16,6 +16,7 @@ SegcalError
 └── SetupError                invalid settings, models or artifacts
     ├── SettingsError         an environment variable with an invalid value
     ├── ModelError            a model folder that can't be served
+    │   └── UpstreamError     the inference server of a remote model does not serve it
     └── ArtifactError         a stored calibrator that is damaged or does not fit
         └── ActiveCalibratorError  the active calibrator is damaged
 """
@@ -83,6 +84,10 @@ class SettingsError(SetupError):
 
 class ModelError(SetupError):
     """A model folder can't be served."""
+
+
+class UpstreamError(ModelError):
+    """The inference server of a remote model does not serve it now; the caller may retry."""
 
 
 class ArtifactError(SetupError):

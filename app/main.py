@@ -11,7 +11,17 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import calibrate, calibrators, cvat, problem_details, results, segment, server, system
+from app.api import (
+    calibrate,
+    calibrators,
+    cvat,
+    huggingface,
+    problem_details,
+    results,
+    segment,
+    server,
+    system,
+)
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
@@ -24,16 +34,18 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.open_inference import routes as open_inference
 from app.api.security import SecurityHeadersMiddleware
 from app.api.uploads import UploadBuffer
 from app.errors import ModelError, SettingsError
 from app.imaging import DecoderPool
 from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
-from app.inference.model_card import ModelFolder, default_name, read_model_folder
+from app.inference.model_card import ModelFolder, default_name, read_card, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
+from app.open_inference import HEADER_LENGTH
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.memory import MemoryBudget
 from app.serving.result_cache import ResultCache
@@ -46,7 +58,9 @@ log = logging.getLogger(__name__)
 GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
 EXPOSED_HEADERS = [
     "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
+    HEADER_LENGTH,
 ]  # fmt: skip
+RETRY_S = 5.0  # between two attempts to load a remote model
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
 
@@ -83,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The server answers, /readyz with 503, while the models load in a thread.
         loading = asyncio.create_task(asyncio.to_thread(load_models, state))
+        retrying = asyncio.create_task(retry_remote_models(state, loading))
         await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
         collector.start()
@@ -91,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await asyncio.to_thread(collector.stop)
         await asyncio.to_thread(state.jobs.stop)
         await loading
+        retrying.cancel()
         state.decoders.close()
 
     app = FastAPI(
@@ -119,11 +135,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", HEADER_LENGTH],
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(SecurityHeadersMiddleware)
-    for routes in (segment, results, calibrators, calibrate, labelstudio, cvat):
+    routers = (
+        segment, results, calibrators, calibrate, open_inference, huggingface, labelstudio, cvat,
+    )  # fmt: skip
+    for routes in routers:
         app.include_router(routes.router)
     system.install(app)
     problem_details.install(app)
@@ -143,7 +162,7 @@ def load_models(state: State) -> None:
         log.exception("loading models failed")
         state.readiness.reason = f"loading models failed ({type(error).__name__}), see the log"
         return
-    state.readiness.refused.update(refused)
+    state.readiness.refused = refused
     if not predictors:
         state.readiness.reason = f"no model can be served: {refused}"
         log.error(state.readiness.reason)
@@ -163,6 +182,25 @@ def load_models(state: State) -> None:
     except Exception:  # a request that fails in the same way reports it
         log.exception("warming up failed")
     state.readiness.segmenter = segmenter
+
+
+async def retry_remote_models(state: State, loading: asyncio.Task[None]) -> None:
+    """Load the models again while the inference server of a remote one does not serve it."""
+    await loading
+    while await asyncio.to_thread(remote_is_refused, state):
+        await asyncio.sleep(RETRY_S)
+        await asyncio.to_thread(load_models, state)
+
+
+def remote_is_refused(state: State) -> bool:
+    """Return whether a refused model is a remote one, whose server may start later."""
+    for name in state.readiness.refused:
+        try:
+            if read_card(state.settings.models_dir / name).remote is not None:
+                return True
+        except ModelError:
+            continue
+    return False
 
 
 def measure_memory(settings: Settings, predictors: dict[str, Predictor]) -> MemoryBudget:
@@ -191,7 +229,7 @@ def open_models(
             # Clients read it in /models, so that paths are given below the folder of models.
             refused[path.name] = str(error).replace(f"{settings.models_dir}/", "")
     # Threads of concurrent torch calls wait for each other by spinning; ONNX Runtime has its own.
-    in_torch = any(p.folder.path.suffix != ".onnx" for p in predictors.values())
+    in_torch = any(p.folder.path.suffix in (".pt", ".pt2") for p in predictors.values())
     torch.set_num_threads(settings.threads if in_torch else 1)
     return predictors, refused
 

@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     api_tokens: Annotated[tuple[str, ...], NoDecode] = ()
     metrics_token: str | None = Field(None, min_length=8)
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    grpc_port: int | None = Field(None, ge=1, le=65535)
     max_upload_bytes: int = Field(32 * MEBI, ge=1)
     max_calibration_bytes: int = Field(8192 * MEBI, ge=1)
     max_pixels: int = Field(50_000_000, ge=1)

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
+from starlette.types import Receive, Scope, Send
 
 from app.api.schemas import Problem
 from app.api.security import HEADERS as SECURITY_HEADERS
@@ -28,6 +29,7 @@ from app.errors import (
     TooSlowError,
     UnauthorizedError,
     UnavailableError,
+    UpstreamError,
 )
 from app.storage.files import is_full
 
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = "1"
+ERROR_KEY_PATHS = ("/v2", "/huggingface")
 ROUTED_METHODS = ("GET", "POST", "DELETE")
 
 # An error has the status of the first class in its method resolution order that is listed.
@@ -51,6 +54,7 @@ STATUS: dict[type[BaseException], int] = {
     ArgumentError: 422,
     BusyError: 429,
     UnavailableError: 503,
+    UpstreamError: 503,
     ActiveCalibratorError: 503,
     StorageError: 507,
 }
@@ -70,6 +74,25 @@ HEADERS = {
 }
 
 
+class ProblemResponse(JSONResponse):
+    """A problem, with its detail also as `error` on the paths of protocols whose clients read it.
+
+    The path is that of the request that the response is sent for, so that errors of all layers
+    have the key.
+    """
+
+    def __init__(self, content: dict[str, object], status: int, headers: dict[str, str]) -> None:
+        super().__init__(content, status, headers=headers, media_type=PROBLEM_JSON)
+        self._content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the problem."""
+        if scope.get("path", "").startswith(ERROR_KEY_PATHS):
+            self.body = self.render({**self._content, "error": self._content["detail"]})
+            self.headers["Content-Length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def problem(
     status: int,
     detail: str,
@@ -85,7 +108,7 @@ def problem(
         body["errors"] = errors
     # A 500 and a rejected request line pass no middleware.
     all_headers = {**SECURITY_HEADERS, **HEADERS.get(status, {}), **(headers or {})}
-    return JSONResponse(body, status, headers=all_headers, media_type=PROBLEM_JSON)
+    return ProblemResponse(body, status, all_headers)
 
 
 def status_of(error: SegcalError) -> int:

@@ -1,6 +1,6 @@
 """Schemas of the HTTP API: request bodies, queries and responses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -16,17 +16,14 @@ Output = Literal["mask", "confidence", "heatmap", "overlay"]
 RESPONSE = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
-class SegmentQuery(BaseModel):
-    """Query of `POST /segment`; unknown names are rejected, since a typo would be ignored."""
+class InferenceOptions(BaseModel):
+    """Options of one segmentation in every protocol; unknown names are rejected.
+
+    A misspelt one would have no effect otherwise.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(
-        None, description="Default: the configured model, else the default or only one."
-    )
-    calibrator: str = Field(
-        "active", description="A version id, `active`, or `none` for the plain softmax."
-    )
     # With its bounds outside of the union, the OpenAPI document would not have them as bounds.
     min_confidence: Annotated[float, Field(ge=0, le=1)] | SkipJsonSchema[None] = Field(
         None, description="Abstain below this confidence."
@@ -35,6 +32,23 @@ class SegmentQuery(BaseModel):
         None, description="Abstain so that this error rate is kept, where certified."
     )
     tta: Literal["none", "flip", "multiscale"] = "none"
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.min_confidence is not None and self.max_error is not None:
+            raise ValueError("expected at most one of min_confidence and max_error, got both")
+        return self
+
+
+class SegmentQuery(InferenceOptions):
+    """Query of `POST /segment`."""
+
+    model: str | None = Field(
+        None, description="Default: the configured model, else the default or only one."
+    )
+    calibrator: str = Field(
+        "active", description="A version id, `active`, or `none` for the plain softmax."
+    )
     include: str = Field("", description="Comma list of `mask`, `confidence`, `rle`, `polygons`.")
     output: Output | SkipJsonSchema[None] = Field(None, description="The image to answer with.")
 
@@ -45,12 +59,6 @@ class SegmentQuery(BaseModel):
         if unknown:
             raise ValueError(f"expected some of {sorted(OPTIONAL_PARTS)}, got {sorted(unknown)}")
         return value
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> "SegmentQuery":
-        if self.min_confidence is not None and self.max_error is not None:
-            raise ValueError("expected at most one of min_confidence and max_error, got both")
-        return self
 
     @property
     def parts(self) -> frozenset[str]:

@@ -1,18 +1,22 @@
 """uvicorn server that drains on the first signal, and exits within a stated time."""
 
 import ctypes
+import importlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
-from types import FrameType
+from types import FrameType, ModuleType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from app.api.connections import ConnectionLimits, LimitedProtocol, LimitedServerState
 from app.api.dependencies import State
+from app.errors import SettingsError
 from app.settings import SHUTDOWN_RESERVE_S, Settings
 
 log = logging.getLogger(__name__)
@@ -21,6 +25,13 @@ END_S = 1.0  # for the work that was ended to be answered
 CLOSE_S = 2  # for connections to be closed after that; the rest of the reserve is for a fit
 M_ARENA_MAX = -8  # of <malloc.h>
 STOPPING = "expected a running service, got one that is shutting down"
+
+
+class StoppableServer(Protocol):
+    """A gRPC server that runs."""
+
+    async def stop(self, grace: float | None) -> None:
+        """Reject new calls, and end the running ones after `grace` seconds."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -35,6 +46,7 @@ class DrainingServer(uvicorn.Server):
         self.server_state = LimitedServerState(connection_limits(state.settings))
         self._state = state
         self._timeout_s = state.settings.shutdown_timeout_s
+        self._grpc: StoppableServer | None = None
         self._stopped_at = 0.0  # by the monotonic clock; the time of the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -52,6 +64,19 @@ class DrainingServer(uvicorn.Server):
             watchdog = threading.Timer(self._timeout_s, self._exit_now)
             watchdog.daemon = True
             watchdog.start()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, for gRPC too where its port is set."""
+        await super().startup(sockets)
+        port = self._state.settings.grpc_port
+        if port is not None and not self.should_exit:
+            self._grpc = await grpc_module().start_grpc(self._state, self.config.host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and let calls of gRPC finish for a moment."""
+        if self._grpc is not None:
+            await self._grpc.stop(END_S)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Keep listening while requests finish, so that /readyz can respond 503."""
@@ -90,11 +115,24 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
     )
 
 
+def grpc_module() -> ModuleType:
+    """Import the gRPC server; raises SettingsError without the packages of the extra."""
+    try:
+        return importlib.import_module("app.api.open_inference.grpc_server")
+    except ImportError as error:
+        raise SettingsError(
+            "SEGCAL_GRPC_PORT: expected the packages of the extra grpc "
+            f"(pip install 'segcal[grpc]'), got: {error}"
+        ) from error
+
+
 def build_server(
     app: FastAPI, host: str, port: int, log_level: str | None = None
 ) -> DrainingServer:
-    """Build the server of an application."""
+    """Build the server of an application; raises SettingsError for gRPC without its packages."""
     state: State = app.state.segcal
+    if state.settings.grpc_port is not None:
+        grpc_module()
     config = uvicorn.Config(
         app,
         host=host,

@@ -1,7 +1,7 @@
 """Bodies of requests in memory: a bounded buffer, and the parser of forms."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 from fastapi import Request
@@ -33,12 +33,8 @@ class UploadBuffer:
         try:
             with scope:
                 async for chunk in request.stream():
-                    if len(chunk) > self._left:
-                        raise BusyError(
-                            f"expected uploads of at most {self._max_bytes} bytes at once, got more"
-                        )
+                    self._take(len(chunk))
                     taken += len(chunk)
-                    self._left -= len(chunk)
                     body += chunk
             if scope.cancelled_caught:
                 raise UnavailableError(self._reason)
@@ -46,6 +42,22 @@ class UploadBuffer:
         finally:
             self._receiving.discard(scope)
             self._left += taken
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Count the bytes of a received body until the block ends; raises BusyError."""
+        self._take(size)
+        try:
+            yield
+        finally:
+            self._left += size
+
+    def _take(self, size: int) -> None:
+        if size > self._left:
+            raise BusyError(
+                f"expected uploads of at most {self._max_bytes} bytes at once, got more"
+            )
+        self._left -= size
 
     def expire(self, reason: str) -> None:
         """End the uploads that are being received, with 503."""

@@ -41,6 +41,8 @@ def serve(
 ) -> None:
     """Serve all models over HTTP."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # It logs every request to a remote model's server, with the address.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     run(load_settings(), host, port)
 
 

@@ -56,7 +56,8 @@ def list_command() -> None:
             table.add_row(path.name, "", "", "", f"refused: {error}")
             continue
         card = folder.card
-        table.add_row(card.name, str(folder.num_classes), card.file, folder.sha256[:12], card.title)
+        where = card.file or card.url
+        table.add_row(card.name, str(folder.num_classes), where, folder.sha256[:12], card.title)
     Console().print(table)
 
 

@@ -59,6 +59,11 @@ def full_palette(palette: Palette) -> ImageArray:
     return colors
 
 
+def region_png(region: NDArray[np.bool_]) -> bytes:
+    """Encode the pixels of a region [H,W] as grey: 255 inside, 0 outside."""
+    return png(np.where(region, np.uint8(255), np.uint8(0)))
+
+
 def _levels(confidence: Confidence, dtype: type[np.uint8 | np.uint16]) -> Mask:
     levels: Mask = np.empty(confidence.shape, dtype)  # type: ignore[assignment]
     _round(confidence, np.iinfo(dtype).max, levels)

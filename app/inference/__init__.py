@@ -13,6 +13,7 @@ from app.inference.model_card import (
     Resample,
     default_name,
     model_files,
+    read_card,
     read_model_folder,
 )
 from app.inference.outputs import MIN_PROBABILITY
@@ -66,6 +67,7 @@ __all__ = [
     "open_predictor",
     "plan",
     "postprocess_strip",
+    "read_card",
     "read_model_folder",
     "read_state_dict",
     "shift_confidence",

@@ -1,7 +1,7 @@
 """Segmentation networks in ONNX Runtime or torch, behind one call: images in, logits out."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,10 +115,8 @@ class OnnxBackbone:
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._dtype = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
         sides = [side if isinstance(side, int) else None for side in inputs[0].shape]
-        self._channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
-        if self._channels_last:
-            sides = [sides[0], sides[3], sides[1], sides[2]]
-        self.input_shape: Shape = tuple(sides) if len(sides) == 4 else DYNAMIC  # type: ignore[assignment]
+        self.input_shape: Shape
+        self.input_shape, self._channels_last = input_layout(sides)
 
     def __call__(
         self, images: Array, output: str | None = None, deadline: Deadline = UNLIMITED
@@ -164,6 +162,15 @@ def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
     wants_cuda = device == "cuda" or (device == "auto" and nvidia_device_present())
     providers = ["CUDAExecutionProvider"] if wants_cuda else []
     return ort.InferenceSession(path, options, providers=[*providers, "CPUExecutionProvider"])
+
+
+def input_layout(sides: Sequence[int | None]) -> tuple[Shape, bool]:
+    """Return the shape [N,3,H,W] of an input, and whether the file has its channels last."""
+    if len(sides) != 4:
+        return DYNAMIC, False
+    if sides[3] == 3 and sides[1] != 3:
+        return (sides[0], sides[3], sides[1], sides[2]), True
+    return (sides[0], sides[1], sides[2], sides[3]), False
 
 
 class TorchBackbone:

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
@@ -20,6 +21,7 @@ from pydantic import (
 
 from app.errors import ModelError
 from app.inference.taxonomies import TAXONOMIES
+from app.inference.upstream import RemoteModel, fetch_metadata, identity
 
 CARD = "card.toml"
 Triple = tuple[float, float, float]
@@ -186,17 +188,47 @@ class OutputPolicy(StrictModel):
 
 
 class Card(StrictModel):
-    """The contents of `card.toml`."""
+    """The contents of `card.toml`.
+
+    `file` is the model's file. With `kind = "oip"` it is `model`, by default in the server's own
+    choice of version, on an inference server at `url`.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     title: str = ""
     license: str = ""
     source: str = ""
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(onnx|pt2|pt)$")]
+    kind: Literal["file", "oip"] = "file"
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\.(onnx|pt2|pt)$")] | None = (
+        Field(default=None, validate_default=True)
+    )
+    url: Annotated[str, Field(pattern=r"^https?://[^/?#\s]+[^?#\s]*$")] | None = Field(
+        default=None, validate_default=True
+    )
+    model: Annotated[str, Field(min_length=1)] | None = Field(default=None, validate_default=True)
+    version: Annotated[str, Field(min_length=1)] | None = None
     input: InputPolicy = InputPolicy()
     output: OutputPolicy
     default: bool = False  # for requests without a model, if SEGCAL_DEFAULT_MODEL is unset
     metrics: dict[str, float | int | str] = {}
+
+    @field_validator("file", "url", "model", "version")
+    @classmethod
+    def _check_kind(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind", "file")
+        belongs = (info.field_name == "file") == (kind == "file")
+        if belongs and value is None:
+            raise ValueError("expected a value, got none")
+        if not belongs and value is not None:
+            raise ValueError(f'expected no such key with kind = "{kind}", got {value!r}')
+        return value
+
+    @property
+    def remote(self) -> RemoteModel | None:
+        """The model on an inference server, None for one in a file."""
+        if self.url is None or self.model is None:
+            return None
+        return RemoteModel(self.name, self.url, self.model, self.version)
 
 
 @dataclass(frozen=True)
@@ -204,6 +236,7 @@ class ModelFolder:
     """A card with the path of its model file.
 
     `sha256` is the model's identity (see `model_sha256`), `weights_sha256` the hash of its file.
+    A remote model has its folder as the path, and the hash is that of the server's metadata.
     """
 
     card: Card
@@ -235,7 +268,23 @@ def default_name(folders: Mapping[str, ModelFolder], configured: str | None) -> 
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
-    """Read and validate one model's folder; raises ModelError, with the first fault."""
+    """Read and validate one model's folder; raises ModelError, with the first fault.
+
+    Fetches the metadata of a remote model; raises UpstreamError where its server does not answer.
+    """
+    card = read_card(folder)
+    if (remote := card.remote) is not None:
+        weights = identity(remote, fetch_metadata(remote))
+        return ModelFolder(card, folder, model_sha256(weights, card), weights)
+    path = folder / str(card.file)
+    if not path.is_file():
+        raise ModelError(f"{folder.name}: expected the file {card.file}, got none")
+    weights = weights_sha256(path)
+    return ModelFolder(card, path, model_sha256(weights, card), weights)
+
+
+def read_card(folder: Path) -> Card:
+    """Read and validate the card of a model's folder; raises ModelError, with the first fault."""
     try:
         card = Card.model_validate(tomllib.loads((folder / CARD).read_text("utf-8")))
     except FileNotFoundError as error:
@@ -246,11 +295,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         raise ModelError(f"{folder.name}: {_first_error(error)}") from error
     if card.name != folder.name:
         raise ModelError(f"{folder.name}: expected the folder's name in {CARD}, got {card.name!r}")
-    path = folder / card.file
-    if not path.is_file():
-        raise ModelError(f"{folder.name}: expected the file {card.file}, got none")
-    weights = weights_sha256(path)
-    return ModelFolder(card, path, model_sha256(weights, card), weights)
+    return card
 
 
 def _first_error(error: ValidationError) -> str:

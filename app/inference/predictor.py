@@ -33,6 +33,7 @@ from app.inference.preprocess import (
     resized,
     thumbnail,
 )
+from app.inference.remote_backbone import RemoteBackbone
 from app.inference.sliding_window import Strip, Windows, strips, window_axis
 from app.inference.threads import ActiveRequests
 
@@ -175,7 +176,7 @@ def open_predictor(
 
     Raises ModelError where the file does not load or its output does not match the card.
     """
-    network = open_backbone(folder.path, device, threads, active_requests)
+    network = open_network(folder, device, threads, active_requests)
     policy = folder.card.input
     images = trial_input(policy)  # compiles the kernel of preprocessing, too
     try:
@@ -190,6 +191,15 @@ def open_predictor(
         predictor = replace(predictor, min_size=find_min_size(predictor, policy.crop, grid))
     log.info("loaded %s on %s", folder.card.name, predictor.backbone.device)
     return predictor
+
+
+def open_network(
+    folder: ModelFolder, device: str, threads: int, active_requests: ActiveRequests | None
+) -> Network:
+    """Load a model's file, or connect to its inference server; raises ModelError."""
+    if (remote := folder.card.remote) is not None:
+        return RemoteBackbone(remote, folder.weights_sha256)
+    return open_backbone(folder.path, device, threads, active_requests)
 
 
 def trial_input(policy: InputPolicy) -> Array:

@@ -41,7 +41,7 @@ def bytes_per_pixel(predictor: Predictor) -> float:
     GPU's, or could not be measured.
     """
     card = predictor.folder.card.input
-    if card.mode == "slide" or card.size != "native" or predictor.backbone.device != "cpu":
+    if card.mode == "slide" or card.size != "native" or predictor.backbone.device == "cuda":
         return 0.0
     image = np.full((PROBE_SIDE, PROBE_SIDE, 3), 128, np.uint8)
     gc.collect()

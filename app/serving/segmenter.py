@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.calibration.predictions import Prediction
 from app.calibration.risk_control import CertifiedThreshold
 from app.deadline import UNLIMITED, Deadline
 from app.errors import ActiveCalibratorError, ConflictError, NotFoundError
+from app.imaging.decode import ImageArray, check_size
 from app.imaging.decoder_pool import DecoderPool
 from app.inference.model_card import ModelFolder, default_name
 from app.inference.postprocess import ClassStatistics, class_statistics
@@ -108,12 +108,12 @@ class Segmenter:
 
     def segment(
         self,
-        upload: bytes,
+        upload: bytes | ImageArray,
         options: SegmentOptions,
         timer: StageTimer,
         deadline: Deadline = UNLIMITED,
     ) -> Segmentation:
-        """Segment one encoded image.
+        """Segment one image, encoded or uint8 RGB [H,W,3].
 
         Raises InputError for an image that can't be decoded, NotFoundError for an unknown model or
         calibrator, ConflictError without a certified threshold (see `certified_level`), and
@@ -139,7 +139,12 @@ class Segmenter:
         guarantee = None if level is None else guarantee_of(level, prediction.in_distribution)
         return Segmentation(predictor, stored, prediction, threshold, statistics, stale, guarantee)
 
-    def _decode(self, upload: bytes, timer: StageTimer, deadline: Deadline) -> NDArray[np.uint8]:
+    def _decode(
+        self, upload: bytes | ImageArray, timer: StageTimer, deadline: Deadline
+    ) -> ImageArray:
+        if not isinstance(upload, bytes):
+            check_size((upload.shape[1], upload.shape[0]), self._max_pixels)
+            return upload
         with timer.stage("decode"):
             return self._decoders.decode(upload, self._max_pixels, deadline)
 

@@ -92,6 +92,7 @@ def test_reading_calibrators_and_jobs_requires_a_token(protected, method, path):
 
 def test_every_operation_but_the_public_ones_requires_a_token(protected):
     public = {"/healthz", "/readyz", "/models", "/models/{model}"}
+    public |= {"/v2", "/v2/health/live", "/v2/health/ready"}
     for path, operations in protected.get("/openapi.json").json()["paths"].items():
         for method in operations:
             response = protected.request(method.upper(), path)

@@ -311,6 +311,7 @@ def test_every_error_class_has_a_status():
         "SetupError": 500,
         "SettingsError": 500,
         "ModelError": 500,
+        "UpstreamError": 503,
         "ArtifactError": 409,
         "ActiveCalibratorError": 503,
     }

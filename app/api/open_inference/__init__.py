@@ -1,0 +1,1 @@
+"""The Open Inference Protocol v2 as a server: routes, inference and gRPC."""
