@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
-from app.api.schemas import Problem
 from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
     ActiveCalibratorError,
@@ -29,6 +28,7 @@ from app.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from app.schemas.service import Problem
 from app.storage.files import is_full
 
 log = logging.getLogger(__name__)

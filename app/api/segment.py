@@ -12,7 +12,11 @@ from starlette.exceptions import HTTPException
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.responses import respond
 from app.api.results import NPZ, PNG, encode_image
-from app.api.schemas import (
+from app.api.uploads import parsed_form
+from app.deadline import Deadline
+from app.errors import ArgumentError, MediaTypeError, TooLargeError
+from app.imaging import encode
+from app.schemas.service import (
     OPTIONAL_PARTS,
     Calibration,
     EncodedImage,
@@ -22,10 +26,6 @@ from app.api.schemas import (
     SegmentQuery,
     SegmentResponse,
 )
-from app.api.uploads import parsed_form
-from app.deadline import Deadline
-from app.errors import ArgumentError, MediaTypeError, TooLargeError
-from app.imaging import encode
 from app.serving.pipeline import StageTimer
 from app.serving.result_cache import Result
 from app.serving.segmenter import (

@@ -30,8 +30,9 @@ from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
-from app.main import find_model
-from app.recalibration import Activate, FitOptions, Routing, calibrate, candidates, require_inputs
+from app.recalibration import calibrate, candidates, require_inputs
+from app.schemas.fit import Activate, FitOptions, Routing
+from app.serving.model_folders import find_model
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 

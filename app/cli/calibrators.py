@@ -11,11 +11,11 @@ from rich.table import Column, Table
 from app.cli.options import ModelOption, TokenOption, UrlOption, connect
 from app.client import Client
 from app.errors import ArtifactError
-from app.main import find_model
+from app.schemas.calibrator import Manifest
+from app.serving.model_folders import find_model
 from app.settings import load_settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.files import replace_file, storage
-from app.storage.manifest import Manifest
 
 console = Console(stderr=True)
 

@@ -40,7 +40,7 @@ from app.evaluation.formatting import (
 from app.evaluation.html_report import render
 from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
 from app.inference.predictor import Tta, open_predictor
-from app.main import find_model
+from app.serving.model_folders import find_model
 from app.serving.segmenter import ACTIVE, NO_CALIBRATOR, find_calibrator
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore

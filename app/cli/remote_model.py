@@ -16,8 +16,8 @@ from app.evaluation.evaluate import ImagePredictions, ScoredPrediction
 from app.evaluation.fit_images import FitImages
 from app.inference.model_card import Card, ModelFolder
 from app.inference.predictor import Tta
+from app.schemas.calibrator import Manifest
 from app.serving.segmenter import ACTIVE, NO_CALIBRATOR
-from app.storage.manifest import Manifest
 
 CARD_FIELDS = ("name", "title", "license", "source", "metrics")  # that GET /models returns
 

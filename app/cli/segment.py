@@ -19,7 +19,7 @@ from app.errors import ArgumentError, SegcalError
 from app.imaging import encode
 from app.inference.predictor import open_predictor
 from app.inference.threads import RowWorkers
-from app.main import find_model
+from app.serving.model_folders import find_model
 from app.serving.pipeline import StageTimer
 from app.serving.segmenter import (
     NO_CALIBRATOR,

@@ -2,11 +2,10 @@
 
 from app.storage.artifacts import ArtifactStore
 from app.storage.files import is_full, locked, replace_file, storage, sync_folder, write_json
-from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
+from app.storage.manifest import StoredCalibrator, new_id, timestamp
 
 __all__ = [
     "ArtifactStore",
-    "Manifest",
     "StoredCalibrator",
     "is_full",
     "locked",

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from app.api.dependencies import Admission
-from app.main import FORM_OVERHEAD, WORKERS
+from app.main import FORM_OVERHEAD
+from app.serving.model_folders import WORKERS
 from tests.conftest import MakeClient, MakeServer
 from tests.factories.jobs import wait_for
 from tests.factories.models import write_endless_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.main import WORKERS
+from app.serving.model_folders import WORKERS
 from app.settings import SHUTDOWN_RESERVE_S
 from tests.api.test_server import START_S, Served, serving
 from tests.factories.models import write_endless_model, write_endless_torch_model

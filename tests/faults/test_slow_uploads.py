@@ -13,7 +13,7 @@ import pytest
 from app.api.middleware import STRIDE
 from app.client import Client
 from app.errors import InputError
-from app.main import WORKERS
+from app.serving.model_folders import WORKERS
 from tests.api.test_calibrate import ADMIN, TOKEN, jobs_folder
 from tests.api.test_limits import unfinished
 from tests.conftest import MakeServer

@@ -5,10 +5,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from app.jobs.store import JobStatus
-from app.recalibration import FitOptions, IgnoreIndex
-from app.serving.segmenter import NO_CALIBRATOR
-from app.storage.manifest import Manifest
+from app.schemas.calibrator import Manifest
+from app.schemas.fit import FitOptions, IgnoreIndex, JobStatus
 
 OPTIONAL_PARTS = frozenset({"mask", "confidence", "rle"})
 Output = Literal["mask", "confidence", "heatmap", "overlay"]
@@ -109,7 +107,7 @@ class Calibration(BaseModel):
 
     model_config = RESPONSE
 
-    calibrator: str = NO_CALIBRATOR
+    calibrator: str = "none"
     method: str = "none"
     model_sha256: str
     fitted_at: str | None = None
