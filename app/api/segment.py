@@ -17,6 +17,7 @@ from app.deadline import Deadline
 from app.errors import ArgumentError, MediaTypeError, TooLargeError
 from app.imaging import encode
 from app.schemas.service import (
+    GUARANTEES,
     OPTIONAL_PARTS,
     Calibration,
     EncodedImage,
@@ -40,7 +41,6 @@ from app.serving.segmenter import (
 router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
 
 JSON = "application/json"
-GUARANTEES = {True: "applies", False: "does-not-apply", None: "not-measured"}  # of X-Guarantee
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY = {
     "requestBody": {

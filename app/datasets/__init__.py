@@ -1,7 +1,6 @@
 """Anything labelled as a validation dataset."""
 
 from app.datasets.images import (
-    ENDINGS,
     CachedLogits,
     Pair,
     content_hash,
@@ -27,7 +26,6 @@ from app.datasets.uploads import (
 from app.datasets.void_labels import find_void_label
 
 __all__ = [
-    "ENDINGS",
     "FIELDS",
     "GROUP_INDEX",
     "CachedLogits",

@@ -13,6 +13,8 @@ from app.schemas.fit import (
     State,
 )
 from app.schemas.service import (
+    GUARANTEES,
+    IMAGE_ENDINGS,
     OPTIONAL_PARTS,
     Activation,
     CalibrateForm,
@@ -39,6 +41,8 @@ __all__ = [
     "AUTO_METHOD",
     "FORMAT",
     "FORMAT_VERSION",
+    "GUARANTEES",
+    "IMAGE_ENDINGS",
     "OPTIONAL_PARTS",
     "TEMPERATURE_RANGE",
     "WAITING",

@@ -8,6 +8,9 @@ from pydantic.json_schema import SkipJsonSchema
 from app.schemas.calibrator import Manifest
 from app.schemas.fit import FitOptions, IgnoreIndex, JobStatus
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of files
+# Values of X-Guarantee, by whether a certified level applies to the image.
+GUARANTEES = {True: "applies", False: "does-not-apply", None: "not-measured"}
 OPTIONAL_PARTS = frozenset({"mask", "confidence", "rle"})
 Output = Literal["mask", "confidence", "heatmap", "overlay"]
 # A response always has the fields with a default: the OpenAPI document lists them as required.
