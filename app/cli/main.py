@@ -94,7 +94,7 @@ def options(
 def main() -> None:
     """Run the command line; print a SegcalError as one line and exit with 2."""
     try:
-        app()
+        app(prog_name="segcal")
     except SegcalError as error:
         text = f"error: {name_flags(str(error))}"
         Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)

@@ -44,9 +44,9 @@ ERRORS: dict[int, type[SegcalError]] = {
     httpx2.codes.UNAUTHORIZED: UnauthorizedError,
     httpx2.codes.NOT_FOUND: NotFoundError,
     httpx2.codes.CONFLICT: ConflictError,
-    httpx2.codes.REQUEST_ENTITY_TOO_LARGE: TooLargeError,
+    httpx2.codes.CONTENT_TOO_LARGE: TooLargeError,
     httpx2.codes.UNSUPPORTED_MEDIA_TYPE: MediaTypeError,
-    httpx2.codes.UNPROCESSABLE_ENTITY: ArgumentError,
+    httpx2.codes.UNPROCESSABLE_CONTENT: ArgumentError,
     httpx2.codes.TOO_MANY_REQUESTS: BusyError,
     httpx2.codes.SERVICE_UNAVAILABLE: UnavailableError,
 }
