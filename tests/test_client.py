@@ -1,6 +1,7 @@
 """The client with a running service, and with servers of prepared responses."""
 
 import io
+import re
 import subprocess
 import sys
 import threading
@@ -43,6 +44,7 @@ from tests.factories.service import (
 from tests.factories.validation_data import npy, overconfident
 
 TOKEN = "a token for tests"
+ROOT = Path(__file__).parents[1]
 LARGE = ("torch", "onnxruntime", "numba", "fastapi", "matplotlib")
 
 
@@ -322,6 +324,16 @@ def test_responses_of_another_server_are_rejected(serve: Serve):
             client.models()
         with pytest.raises(InputError, match="expected a mask and a confidence, got b'<p>hello'"):
             client.segment(b"an image")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_examples_of_the_documentation_run(make_server: MakeServer, capsys, monkeypatch, number):
+    text = (ROOT / "docs" / "clients.md").read_text("utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[number]
+    monkeypatch.chdir(ROOT)
+    exec(code.replace("http://127.0.0.1:8000", make_server()), {})
+
+    assert "(360, 480)" in capsys.readouterr().out
 
 
 BUSY = Prepared('{"detail": "expected fewer requests"}', 429, {"Retry-After": "0"})

@@ -31,13 +31,17 @@ def calibrate_command(
     ] = None,
     model: ModelOption = None,
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
-    activate: Annotated[Activate, typer.Option()] = "if_better",
-    allow_label_changes: bool = False,
+    activate: Annotated[
+        Activate, typer.Option(help="When to make the new version the active one.")
+    ] = "if_better",
+    allow_label_changes: Annotated[
+        bool, typer.Option("--allow-label-changes", help="Try methods that may change labels too.")
+    ] = False,
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's, else 255.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    note: str = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of random methods.")] = 0,
+    note: Annotated[str, typer.Option(help="For the record of the version.")] = "",
     routing: Annotated[
         Routing | None, typer.Option(help="Of selective: mix its two temperatures or choose one.")
     ] = None,
@@ -48,7 +52,7 @@ def calibrate_command(
         float | None, typer.Option(help="Of metacal; default: rejected pixels are uniform.")
     ] = None,
     certify: Annotated[
-        bool, typer.Option(help="Certify thresholds for max_error on the test images or groups.")
+        bool, typer.Option(help="Certify thresholds for --max-error on the test images or groups.")
     ] = True,
     url: UrlOption = None,
     token: TokenOption = None,
