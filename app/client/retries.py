@@ -13,7 +13,7 @@ FIRST_WAIT_S = 0.5  # without a Retry-After; then twice as long each time
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a request is sent again, and the longest of the waits before it, in seconds."""
+    """Number of times a request is sent again, and the longest wait before one, in seconds."""
 
     retries: int = 4
     max_wait_s: float = 30.0

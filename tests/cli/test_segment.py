@@ -195,13 +195,12 @@ def test_options_act_locally_as_over_http(
     level = CertifiedThreshold(0.1, 0.7, 0.1, 0.9, 0.06, 40)
     version = publish_temperature(artifacts_dir, models_dir / "tiny", 2, thresholds=(level,))
     service = ["--url", make_server()]
-    for number, options in enumerate(
-        (
-            ["--calibrator", "none", "--tta", "flip", "--overlay", "--heatmap"],
-            ["--calibrator", version, "--min-confidence", 0.9],
-            ["--max-error", 0.1],
-        )
-    ):
+    cases: list[list[object]] = [
+        ["--calibrator", "none", "--tta", "flip", "--overlay", "--heatmap"],
+        ["--calibrator", version, "--min-confidence", 0.9],
+        ["--max-error", 0.1],
+    ]
+    for number, options in enumerate(cases):
         local, remote = tmp_path / f"local{number}", tmp_path / f"remote{number}"
         for out, where in ((local, []), (remote, service)):
             result = run("segment", *images, "--out", out, *options, *where)
@@ -255,4 +254,3 @@ def test_threads_wait_once_enough_results_are_pending():
     results = completed(work, [Path(f"{number}.png") for number in range(50)], 1)
     next(results)
     assert len(begun) <= 3
-    results.close()
