@@ -14,13 +14,14 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
     Folders are read without those below them; `**` in a glob includes them. Raises ArgumentError
     for an argument without an image.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for argument in arguments:
         matches = list(matching(argument))
         if not matches:
             raise ArgumentError(f"expected an image, a folder with some or a glob, got {argument}")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        for path in matches:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def matching(argument: str) -> Iterator[Path]:

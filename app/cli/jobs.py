@@ -16,6 +16,7 @@ JobArgument = Annotated[str, typer.Argument(help="A job's id.")]
 def list_command(url: UrlOption = None, token: TokenOption = None) -> None:
     """List the calibration jobs, newest first."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
     with connect(url, token) as client:
@@ -32,7 +33,9 @@ def list_command(url: UrlOption = None, token: TokenOption = None) -> None:
     )  # fmt: skip
     for job in listed:
         result = job.error or job.calibrator or job.stage
-        table.add_row(job.id, job.model, job.method, job.state, f"{job.progress:.0%}", result)
+        table.add_row(
+            job.id, job.model, job.method, job.state, f"{job.progress:.0%}", escape(result)
+        )
     Console().print(table)
 
 

@@ -78,6 +78,7 @@ def segment_command(
     for path, reason in failed.items():
         text = f"{path}: {name_flags(reason)}"
         console.print(text, style="red", markup=False, soft_wrap=True)
-    console.print(f"{len(found) - len(failed)} of {len(found)} images, results in {out}")
+    done = len(found) - len(failed)
+    console.print(f"{done} of {len(found)} images, results in {out}", markup=False)
     if failed:
         raise typer.Exit(1)

@@ -41,7 +41,7 @@ def write_job(models_dir: Path, artifacts_dir: Path, state: State) -> str:
     )
     job = jobs.files.create(incoming, request)
     jobs.files.write(
-        job.model_copy(update={"state": state, "error": f"expected luck, got {state}"})
+        job.model_copy(update={"state": state, "error": f"expected logits [N,K,h,w], got {state}"})
     )
     jobs.files.close()
     return job.id
@@ -62,7 +62,7 @@ def test_jobs_are_listed_with_model_and_state(run: Run, ended, make_server: Make
     listed = rows(local.out)
     assert list(listed) == ended[::-1]
     assert listed[ended[0]][:4] == ["tiny", "temperature", "failed", "0%"]
-    assert "expected luck, got failed" in local.out
+    assert "expected logits [N,K,h,w], got failed" in local.out
 
 
 def test_without_jobs_the_list_is_empty(run: Run):

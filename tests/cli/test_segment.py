@@ -149,7 +149,8 @@ def test_folders_and_globs_are_searched_for_images(run: Run, tmp_path):
     (folder / "notes.txt").write_text("no image")
     write_images(folder / "below", "c.png")
     glob = f"{tmp_path}/a/**/*.png"
-    result = run("segment", folder, glob, folder / "b.png", "--out", tmp_path / "out")
+    again = folder / "below" / ".." / "b.png"
+    result = run("segment", folder, glob, again, "--out", tmp_path / "out")
 
     assert result.code == 0, result.err
     found = [row["image"] for row in read_csv(tmp_path / "out")]
