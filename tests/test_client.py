@@ -328,7 +328,7 @@ def test_responses_of_another_server_are_rejected(serve: Serve):
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_examples_of_the_documentation_run(make_server: MakeServer, capsys, monkeypatch, number):
-    text = (ROOT / "docs" / "clients.md").read_text("utf-8")
+    text = (ROOT / "docs" / "python-client.md").read_text("utf-8")
     code = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[number]
     monkeypatch.chdir(ROOT)
     exec(code.replace("http://127.0.0.1:8000", make_server()), {})
