@@ -23,7 +23,7 @@ Generated from the commands by `make docs`; do not edit. `segcal COMMAND --help`
 `segcal --install-completion` installs completion for the shell in use, `segcal --version` prints
 the version. Where no virtual environment is activated, type `.venv/bin/segcal`.
 
-With `--url` a command uses a running service, over the [Python client](python-client.md); without it,
+With `--url` a command uses a running service (by the [Python client](python-client.md)), without it
 the folders of the settings in [run.md](run.md#settings).
 """
 
