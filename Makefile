@@ -42,9 +42,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Writes docs/api.md from the OpenAPI document.
+# Writes docs/api.md from the OpenAPI document, and docs/command-line.md from the commands.
 docs: $(VENV)/.dev
 	$(BIN)/python -m docs.generate_api
+	$(BIN)/python -m docs.generate_command_line
 
 # BENCH holds the options of the comparison: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
 bench: .venv-bench/.done

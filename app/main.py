@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import torch
 from fastapi import FastAPI
@@ -37,17 +36,16 @@ from app.api.middleware import (
 from app.api.open_inference import routes as open_inference
 from app.api.security import SecurityHeadersMiddleware
 from app.api.uploads import UploadBuffer
-from app.errors import ModelError, SettingsError
+from app.errors import ModelError
 from app.imaging import DecoderPool
-from app.inference.backbone import nvidia_device_present
-from app.inference.batching import MAX_BATCH_SIZE
-from app.inference.model_card import ModelFolder, default_name, read_card, read_model_folder
+from app.inference.model_card import read_card, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
 from app.open_inference import HEADER_LENGTH
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.memory import MemoryBudget
+from app.serving.model_folders import check_models, max_concurrent_requests, model_folders
 from app.serving.result_cache import ResultCache
 from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
@@ -55,7 +53,6 @@ from app.storage.artifacts import ArtifactStore
 
 log = logging.getLogger(__name__)
 
-GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
 EXPOSED_HEADERS = [
     "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
     HEADER_LENGTH,
@@ -232,41 +229,3 @@ def open_models(
     in_torch = any(p.folder.path.suffix in (".pt", ".pt2") for p in predictors.values())
     torch.set_num_threads(settings.threads if in_torch else 1)
     return predictors, refused
-
-
-def max_concurrent_requests(settings: Settings) -> int:
-    """Return the number of requests that may run concurrently."""
-    on_gpu = settings.device != "cpu" and nvidia_device_present()
-    return max(GPU_WORKERS, settings.workers) if on_gpu else settings.workers
-
-
-def model_folders(models_dir: Path) -> list[Path]:
-    """List the models directory's folders, sorted by name, without hidden ones."""
-    if not models_dir.is_dir():
-        return []
-    return sorted(p for p in models_dir.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def check_models(settings: Settings) -> None:
-    """Raise SettingsError without a model folder, or for a default model that does not exist."""
-    names = [path.name for path in model_folders(settings.models_dir)]
-    if not names:
-        raise SettingsError(
-            f"SEGCAL_MODELS_DIR: expected a folder of models, got none in {settings.models_dir}"
-        )
-    if settings.default_model not in (None, *names):
-        raise SettingsError(
-            f"SEGCAL_DEFAULT_MODEL: expected one of {names}, got {settings.default_model!r}"
-        )
-
-
-def find_model(settings: Settings, name: str | None) -> ModelFolder:
-    """Read one model's folder by name, or the default or only one; raises SettingsError."""
-    check_models(settings)
-    folders = {path.name: path for path in model_folders(settings.models_dir)}
-    chosen = name or settings.default_model
-    if chosen is None:
-        chosen = default_name({n: read_model_folder(path) for n, path in folders.items()}, None)
-    if chosen not in folders:
-        raise SettingsError(f"--model: expected one of {sorted(folders)}, got {chosen!r}")
-    return read_model_folder(folders[chosen])

@@ -5,14 +5,11 @@ version and is the one place of a fit that switches the active one.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.json_schema import SkipJsonSchema
-
-from app.calibration.base import TEMPERATURE_RANGE, FitContext, ignore_progress
+from app.calibration.base import FitContext, ignore_progress
 from app.calibration.dataset import ValidationSet, WithImageHashes
 from app.calibration.label_agreement import find_disagreement
 from app.calibration.metrics.intervals import Interval
@@ -21,57 +18,12 @@ from app.calibration.report import build_report
 from app.calibration.selection import ALPHA, Outcome, fit
 from app.errors import ActiveCalibratorError, ArgumentError
 from app.inference.model_card import ModelFolder
+from app.schemas.calibrator import Manifest
+from app.schemas.fit import AUTO_METHOD, Activate, FitOptions
 from app.storage.artifacts import ArtifactStore
-from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
+from app.storage.manifest import StoredCalibrator, new_id, timestamp
 
-AUTO_METHOD = "auto"
 PUBLISHING = "publishing"  # progress stage from which a fit can no longer be cancelled
-Activate = Literal["if_better", "always", "never"]
-
-
-Routing = Literal["soft", "hard"]
-IgnoreIndex = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # label of void pixels
-Temperature = Annotated[float, Field(ge=TEMPERATURE_RANGE[0], le=TEMPERATURE_RANGE[1])]
-
-
-class FitOptions(BaseModel):
-    """Options of a fit.
-
-    `routing` and the temperatures are options of some methods only (`Calibrator.options`): see
-    `Selective` and `MetaCal`. None leaves the method's own choice. With `check_labels` the gate
-    also requires that labels belong to their images (see `label_agreement`).
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    method: str = AUTO_METHOD
-    activate: Activate = "if_better"
-    allow_label_changes: bool = False
-    augmentation: Literal["none"] = "none"  # kept for clients; corrupted copies did harm
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    certify: bool = True
-    check_labels: bool = False
-    note: Annotated[str, Field(max_length=1000)] = ""
-    routing: Routing | SkipJsonSchema[None] = None
-    mispredicted_temperature: Temperature | SkipJsonSchema[None] = None
-    rejected_temperature: Temperature | SkipJsonSchema[None] = None
-
-    @classmethod
-    def parse(cls, values: Mapping[str, object]) -> Self:
-        """Validate options by name; raises ArgumentError for the first invalid one."""
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ArgumentError(
-                f"{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}"
-            ) from error
-
-    @property
-    def method_options(self) -> dict[str, str | float]:
-        """Return the given options of single methods, by name."""
-        known = {name for calibrator in discover().values() for name in calibrator.options}
-        return {name: value for name, value in self if name in known and value is not None}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
+from docs import generate_command_line
 from docs.generate_api import TARGET, build_openapi, render
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,20 @@ def name_of(path: Path) -> str:
 
 def test_api_reference_is_what_the_generator_writes():
     assert TARGET.read_text("utf-8") == render(build_openapi()), "expected the output of make docs"
+
+
+def test_command_line_reference_is_what_the_generator_writes():
+    text = generate_command_line.TARGET.read_text("utf-8")
+    assert text == generate_command_line.render(), "expected the output of make docs"
+
+
+def test_every_command_is_in_the_table():
+    text = (ROOT / "docs" / "run.md").read_text("utf-8")
+    table = text.partition("## Command line")[2].partition("[command-line.md]")[0]
+    sections = re.findall(r"^## segcal (.*)", generate_command_line.render(), flags=re.MULTILINE)
+    for words in map(str.split, sections):
+        (row,) = [line for line in table.splitlines() if f"`segcal {words[0]}" in line]
+        assert re.search(rf"(`| ){words[-1]}\b", row), row
 
 
 def test_every_setting_is_in_the_table():

@@ -16,6 +16,7 @@ HTTP_FRAMEWORKS = {"fastapi", "starlette", "uvicorn", "h11"}
 HTTP_PACKAGES = {"api", "main"}
 STATUS_CODES = {400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 429, 500, 503, 507}
 TOP_LEVEL_LIMIT = 9
+PUBLIC = {"client"}  # users import from it as well
 
 
 def read_table() -> dict[str, list[str]]:
@@ -84,7 +85,8 @@ def test_package_lists_what_other_packages_import_from_it(package):
     }
     exported = set(getattr(importlib.import_module(f"app.{package}"), "__all__", ()))
     assert imported - exported == set()
-    assert exported - imported == set()
+    if package not in PUBLIC:
+        assert exported - imported == set()
 
 
 def test_table_has_one_row_for_every_unit():

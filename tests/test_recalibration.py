@@ -21,13 +21,8 @@ from app.datasets.arrays import open_npy
 from app.datasets.logits import DenseLogits
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
-from app.recalibration import (
-    FitOptions,
-    PublishedCalibrator,
-    calibrate,
-    candidates,
-    decide_activation,
-)
+from app.recalibration import PublishedCalibrator, calibrate, candidates, decide_activation
+from app.schemas.fit import FitOptions
 from app.storage.artifacts import ArtifactStore
 from tests.factories.models import write_onnx_model
 from tests.factories.service import publish_temperature

@@ -13,17 +13,18 @@ from fastapi.sse import EventSourceResponse
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
 from app.api.multipart import write_multipart
-from app.api.schemas import CalibrateForm, JobInfo, JobList
 from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack, void_label
 from app.errors import ArgumentError, NotFoundError
 from app.inference.model_card import ModelFolder
-from app.jobs.store import UPLOAD, WAITING, FitRequest, Job
+from app.jobs.store import UPLOAD, FitRequest, Job
 from app.recalibration import (
     candidates,
     comparable_version,
     require_comparable,
     require_inputs,
 )
+from app.schemas.fit import WAITING
+from app.schemas.service import CalibrateForm, JobInfo, JobList
 from app.settings import Settings
 
 router = APIRouter(prefix="/calibrate", tags=["calibration"])

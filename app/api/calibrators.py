@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Response
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
-from app.api.schemas import Activation, CalibratorInfo, CalibratorList
 from app.api.security import CSP, SVG_POLICY
-from app.storage.manifest import Manifest
+from app.schemas.calibrator import Manifest
+from app.schemas.service import Activation, CalibratorInfo, CalibratorList
 
 router = APIRouter(prefix="/calibrators", tags=["calibrators"])
 

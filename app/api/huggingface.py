@@ -9,12 +9,12 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.responses import respond
-from app.api.schemas import InferenceOptions, PresentClass
-from app.api.segment import BINARY, GUARANTEES, encode_base64
+from app.api.segment import BINARY, encode_base64
 from app.deadline import Deadline
 from app.errors import UndecodableError
 from app.imaging import encode
 from app.open_inference import decode_body, validate
+from app.schemas.service import GUARANTEES, InferenceOptions, PresentClass
 from app.serving.pipeline import StageTimer
 from app.serving.segmenter import (
     NO_CALIBRATOR,

@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
-from app.api.schemas import Problem
 from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
     ActiveCalibratorError,
@@ -31,6 +30,7 @@ from app.errors import (
     UnavailableError,
     UpstreamError,
 )
+from app.schemas.service import Problem
 from app.storage.files import is_full
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Response
 
 from app.api.dependencies import StateDep, TokenCheck
 from app.api.responses import respond
-from app.api.schemas import Output
 from app.imaging import encode
 from app.imaging.decode import ImageArray
+from app.schemas.service import Output
 from app.serving.result_cache import Result
 
 PNG = "image/png"

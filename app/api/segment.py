@@ -12,7 +12,13 @@ from starlette.exceptions import HTTPException
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
 from app.api.responses import respond
 from app.api.results import NPZ, PNG, encode_image
-from app.api.schemas import (
+from app.api.uploads import parsed_form
+from app.deadline import Deadline
+from app.errors import ArgumentError, MediaTypeError, TooLargeError
+from app.imaging import encode
+from app.imaging.polygons import trace_polygons
+from app.schemas.service import (
+    GUARANTEES,
     OPTIONAL_PARTS,
     Calibration,
     ClassPolygons,
@@ -24,11 +30,6 @@ from app.api.schemas import (
     SegmentQuery,
     SegmentResponse,
 )
-from app.api.uploads import parsed_form
-from app.deadline import Deadline
-from app.errors import ArgumentError, MediaTypeError, TooLargeError
-from app.imaging import encode
-from app.imaging.polygons import trace_polygons
 from app.serving.pipeline import StageTimer
 from app.serving.result_cache import Result
 from app.serving.segmenter import (
@@ -43,7 +44,6 @@ from app.serving.segmenter import (
 router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
 
 JSON = "application/json"
-GUARANTEES = {True: "applies", False: "does-not-apply", None: "not-measured"}  # of X-Guarantee
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY = {
     "requestBody": {

@@ -12,10 +12,10 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api.dependencies import MetricsCheck, SegmenterDep, StateDep
-from app.api.schemas import ClassInfo, Health, ModelInfo, ModelList
 from app.api.security import CSP, PAGE_POLICY, docs_policy
 from app.errors import ActiveCalibratorError
 from app.inference.predictor import Predictor
+from app.schemas.service import ClassInfo, Health, ModelInfo, ModelList
 from app.serving.segmenter import ACTIVE, Segmenter
 
 ASSETS = "/docs/assets"

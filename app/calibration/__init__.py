@@ -2,7 +2,6 @@
 
 from app.calibration.base import (
     MAX_LOG_ODDS,
-    TEMPERATURE_RANGE,
     Calibrator,
     FitContext,
     LogOddsShift,
@@ -11,12 +10,7 @@ from app.calibration.base import (
     ignore_progress,
     map_rows_serially,
 )
-from app.calibration.dataset import (
-    IGNORE,
-    LabelledImage,
-    ValidationSet,
-    WithImageHashes,
-)
+from app.calibration.dataset import IGNORE, LabelledImage, ValidationSet, WithImageHashes
 from app.calibration.drift import (
     CONFIDENCE_BINS,
     Divergence,
@@ -37,7 +31,6 @@ from app.calibration.metrics.subsets import by_crop_size
 from app.calibration.predictions import Confidence, Mask, Prediction
 from app.calibration.registry import auto_methods, build, discover, require_options
 from app.calibration.report import build_report, without_nan
-from app.calibration.risk_control import CertifiedThreshold
 from app.calibration.selection import ALPHA, Outcome, fit
 
 __all__ = [
@@ -46,10 +39,8 @@ __all__ = [
     "IGNORE",
     "LOG_FLOOR",
     "MAX_LOG_ODDS",
-    "TEMPERATURE_RANGE",
     "Assessment",
     "Calibrator",
-    "CertifiedThreshold",
     "Confidence",
     "Divergence",
     "Evaluation",

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.calibration.dataset import LOGIT_LIMIT, ValidationSet
+from app.schemas.fit import TEMPERATURE_RANGE
 
-TEMPERATURE_RANGE = (0.05, 1e4)
 FEATURE_FLOOR = -30.0  # smaller log-probabilities would dominate a fit as outliers
 MAX_LOG_ODDS = 12.0  # of a confidence before a shift: in float32 larger ones give 1
 PART = 256  # pixels whose products are summed in float32

@@ -24,10 +24,10 @@ from app.calibration.predictions import predict, predicts_at_image_size
 from app.calibration.risk_control import (
     LARGEST_STAKE,
     Acceptance,
-    CertifiedThreshold,
     certify,
     threshold_grid,
 )
+from app.schemas.calibrator import CertifiedThreshold
 
 LEVELS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 DELTA = 0.1

@@ -9,7 +9,6 @@ Sources: Angelopoulos et al. 2021 (Learn then Test, fixed-sequence testing), Wau
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -18,28 +17,12 @@ from torch import Tensor
 
 from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.errors import ArgumentError
+from app.schemas.calibrator import CertifiedThreshold
 
 LARGEST_STAKE = 0.75  # fraction of the capital that betting may lose on one image
 GRID_POINTS, GRID_START = 50, 0.02  # thresholds to test, and the coverage of the strictest
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class CertifiedThreshold:
-    """Among pixels with confidence >= `threshold` at most a fraction `max_error` is wrong.
-
-    This holds with probability 1 - `delta` over the draw of the images. `coverage` (mean fraction
-    of accepted pixels) and `error` are measured on the certification images, images weighing
-    equally; neither is a bound.
-    """
-
-    max_error: float
-    threshold: float
-    delta: float
-    coverage: float
-    error: float
-    images: int
 
 
 class Acceptance:

@@ -1,154 +1,14 @@
 """`segcal calibrate`: fit a calibrator locally or on a running service."""
 
-import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from app.calibration.dataset import ValidationSet
-from app.cli.options import ModelOption, TokenOption, UrlOption
-from app.client import Client, OnProgress
-from app.datasets.images import ENDINGS, CachedLogits, find_pairs, read_labels
-from app.datasets.uploads import (
-    GROUP_INDEX,
-    Limits,
-    check,
-    image_groups,
-    open_upload,
-    unpack,
-    void_label,
-)
-from app.datasets.void_labels import find_void_label
+from app.cli.options import ModelOption, TokenOption, UrlOption, connect
 from app.errors import ArgumentError
-from app.inference.model_card import ModelFolder
-from app.inference.predictor import open_predictor
-from app.main import find_model
-from app.recalibration import Activate, FitOptions, Routing, calibrate, candidates, require_inputs
-from app.settings import Settings, load_settings
-from app.storage.artifacts import ArtifactStore
-
-OF_DATA = ("paths", "ignore_index")
-
-console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class CalibrateOptions:
-    """Options of a fit; `paths` are files, or folders of images, by field of POST /calibrate."""
-
-    paths: dict[str, Path]
-    method: str
-    activate: Activate
-    allow_label_changes: bool
-    ignore_index: int | None
-    seed: int
-    note: str
-    routing: Routing | None = None
-    mispredicted_temperature: float | None = None
-    rejected_temperature: float | None = None
-    certify: bool = True
-
-    def without_data(self) -> FitOptions:
-        """Return the options that do not concern the data; raises ArgumentError."""
-        values = {name: value for name, value in vars(self).items() if name not in OF_DATA}
-        return FitOptions.parse(values)
-
-
-class FitResult(NamedTuple):
-    """Id of a fitted calibrator, and its report with the decision on its activation."""
-
-    calibrator: str
-    report: dict[str, Any]
-
-
-def fit_locally(
-    options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
-) -> FitResult:
-    """Fit in this process, with the models and calibrators of the configured folders."""
-    fit_options = options.without_data()
-    candidates(fit_options)  # raises before files are read
-    with validation_set(options, folder, settings, progress) as data:
-        store = ArtifactStore(settings.artifacts_dir)
-        done = calibrate(folder, data, store, fit_options, progress)
-    return FitResult(done.manifest.id, done.report)
-
-
-@contextmanager
-def validation_set(
-    options: CalibrateOptions, folder: ModelFolder, settings: Settings, progress: OnProgress
-) -> Iterator[ValidationSet]:
-    """Yield the validation set of images and label maps, or of a file of logits."""
-    void, of_card = options.ignore_index, folder.card.output.ignore_index
-    if "images" in options.paths:
-        pairs = find_pairs(options.paths["images"], options.paths["labels"])
-        if void is None:
-            label_maps = (read_labels(pair.labels, settings.max_pixels) for pair in pairs)
-            void = find_void_label(label_maps, of_card, folder.num_classes)
-        predictor = open_predictor(folder, settings.device, settings.threads)
-        groups = image_groups(options.paths.get(GROUP_INDEX), len(pairs))
-        yield CachedLogits(predictor, pairs, void, settings.max_pixels, progress, groups)
-        return
-    limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
-    with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
-        scratch = Path(name)
-        for field, path in options.paths.items():
-            (scratch / field).symlink_to(path.resolve())
-        unpack(scratch, limits)
-        void = void_label(scratch, void, of_card, folder.num_classes, settings.max_pixels)
-        contents = check(
-            scratch,
-            folder.num_classes,
-            void,
-            limits,
-            reduce_zero=folder.card.output.reduce_zero_label,
-        )
-        require_inputs(options.method, maps=contents.maps)
-        yield open_upload(
-            scratch,
-            folder.num_classes,
-            void,
-            settings.max_pixels,
-            lambda: open_predictor(folder, settings.device, settings.threads),
-            progress,
-        )
-
-
-def fit_remotely(
-    options: CalibrateOptions, model: str | None, client: Client, progress: OnProgress
-) -> FitResult:
-    """Fit on a running service: upload the files and wait for the job to end."""
-    fields = options.without_data().model_dump(exclude_none=True)
-    fields["model"] = client.model(model)["name"]  # raises before files are sent
-    if options.ignore_index is not None:
-        fields["ignore_index"] = options.ignore_index
-    with ExitStack() as stack:
-        files = {
-            field: stack.enter_context(zipped(path)) if path.is_dir() else path
-            for field, path in options.paths.items()
-        }
-        queued = client.calibrate(files, fields, progress)
-    job = client.follow_job(queued["id"], progress)
-    return FitResult(job["calibrator"], job["report"])
-
-
-@contextmanager
-def zipped(folder: Path) -> Iterator[Path]:
-    """Yield a temporary zip archive of a folder's images."""
-    with tempfile.TemporaryDirectory(prefix="segcal-zip-") as name:
-        target = Path(name) / "images.zip"
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(folder.iterdir()):
-                if path.suffix.lower() in ENDINGS:
-                    archive.write(path, path.name)
-        yield target
+from app.schemas.fit import Activate, Routing
 
 
 def calibrate_command(
@@ -171,13 +31,17 @@ def calibrate_command(
     ] = None,
     model: ModelOption = None,
     method: Annotated[str, typer.Option(help="auto, or one method's name.")] = "auto",
-    activate: Annotated[Activate, typer.Option()] = "if_better",
-    allow_label_changes: bool = False,
+    activate: Annotated[
+        Activate, typer.Option(help="When to make the new version the active one.")
+    ] = "if_better",
+    allow_label_changes: Annotated[
+        bool, typer.Option("--allow-label-changes", help="Try methods that may change labels too.")
+    ] = False,
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's, else 255.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    note: str = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of random methods.")] = 0,
+    note: Annotated[str, typer.Option(help="For the record of the version.")] = "",
     routing: Annotated[
         Routing | None, typer.Option(help="Of selective: mix its two temperatures or choose one.")
     ] = None,
@@ -188,41 +52,59 @@ def calibrate_command(
         float | None, typer.Option(help="Of metacal; default: rejected pixels are uniform.")
     ] = None,
     certify: Annotated[
-        bool, typer.Option(help="Certify thresholds for max_error on the test images or groups.")
+        bool, typer.Option(help="Certify thresholds for --max-error on the test images or groups.")
     ] = True,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
     """Fit a calibrator on labelled data, publish it, and activate it if it is better."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from app.schemas.fit import FitOptions
+
     given = {
         "logits": logits, "images": images, "labels": labels, "image_index": image_index,
         "group_index": group_index,
     }  # fmt: skip
-    paths = {field: path for field, path in given.items() if path is not None}
+    paths = {name: path for name, path in given.items() if path is not None}
     check_sources(paths)
-    options = CalibrateOptions(
-        paths, method, activate, allow_label_changes, ignore_index, seed, note,
-        routing, mispredicted_temperature, rejected_temperature, certify,
+    options = FitOptions.parse(
+        {
+            "method": method, "activate": activate, "allow_label_changes": allow_label_changes,
+            "seed": seed, "note": note, "certify": certify, "routing": routing,
+            "mispredicted_temperature": mispredicted_temperature,
+            "rejected_temperature": rejected_temperature,
+        }
     )  # fmt: skip
-    with Progress(console=console) as progress:
+    console = Console(stderr=True)
+    with connect(url, token) as client, Progress(console=console) as progress:
         task = progress.add_task("starting", total=1.0)
 
         def on_progress(stage: str, fraction: float) -> None:
             progress.update(task, description=stage, completed=fraction)
 
-        if url:
-            with Client(url, token) as client:
-                done = fit_remotely(options, model, client, on_progress)
+        if client is not None:
+            name = client.model(model).name  # raises before files are sent
+            queued = client.calibrate(
+                paths, options, model=name, ignore_index=ignore_index, on_progress=on_progress
+            )
+            done = client.wait(queued.id, on_progress)
+            calibrator, report = done.calibrator, done.report
         else:
+            from app.cli.fits import Source, fit_locally
+            from app.serving.model_folders import find_model
+            from app.settings import load_settings
+
             settings = load_settings()
-            done = fit_locally(options, find_model(settings, model), settings, on_progress)
-    print_candidates(done.report)
-    decision = done.report["decision"]
-    state = "active" if decision["activated"] else "not activated"
-    console.print(f"{done.calibrator} is {state}: {decision['why']}", markup=False)
+            folder = find_model(settings, model)
+            source = Source(paths, ignore_index)
+            fitted = fit_locally(source, options, folder, settings, on_progress)
+            calibrator, report = fitted.manifest.id, fitted.report
+    print_fit(calibrator or "", report or {})
 
 
-def check_sources(paths: dict[str, Path]) -> None:
+def check_sources(paths: Mapping[str, Path]) -> None:
     """Raise ArgumentError unless there are either logits, or images and label maps."""
     with_images = set(paths) - {"group_index"} == {"images", "labels"} and paths["labels"].is_dir()
     labels_are_files = "labels" not in paths or paths["labels"].is_file()
@@ -234,13 +116,19 @@ def check_sources(paths: dict[str, Path]) -> None:
         )
 
 
-def print_candidates(report: dict[str, object]) -> None:
-    """Print the metrics of a report's candidates."""
+def print_fit(calibrator: str, report: dict[str, Any]) -> None:
+    """Print the metrics of a report's candidates, and the decision on the new version."""
+    from rich.console import Console
+    from rich.table import Table
+
     rows = report["candidates"]
-    assert isinstance(rows, list)  # noqa: S101 - the report's own shape
     columns = ("method", "ece_image", "ece_pooled", "nll", "aurc", "miou")
-    table = Table(*columns, title="on the test images", box=None)
+    table = Table(*columns, title="on the test images", title_justify="left", box=None)
     for row in [report["uncalibrated"], *rows]:
         values = [row[column] for column in columns]
         table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values))
     Console().print(table)
+    decision = report["decision"]
+    state = "active" if decision["activated"] else "not activated"
+    text = f"{calibrator} is {state}: {decision['why']}"
+    Console(stderr=True).print(text, markup=False)

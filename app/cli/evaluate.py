@@ -1,52 +1,20 @@
 """`segcal evaluate`: evaluate a local model or a running service, and write a page about it."""
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from app.cli.options import ApiTokenOption, ModelOption, UrlOption, connect
-from app.cli.remote_model import RemoteModel
-from app.datasets.images import Pair, find_masks, find_pairs, read_image, read_labels_for
-from app.datasets.uploads import image_groups
+from app.cli.options import (
+    ApiTokenOption,
+    CalibratorOption,
+    ModelOption,
+    TtaOption,
+    UrlOption,
+    connect,
+)
 from app.errors import ArgumentError
-from app.evaluation.analyses import Analyses, AnalysisOptions, analyse, evaluations
-from app.evaluation.analysis_document import analysis_document
-from app.evaluation.evaluate import (
-    Comparison,
-    EvaluatedModel,
-    LocalModel,
-    Options,
-    evaluate_model,
-)
-from app.evaluation.fit_images import FitImages
-from app.evaluation.formatting import (
-    findings,
-    headline,
-    interval_text,
-    metric_rows,
-    number,
-    shared_images,
-    signed,
-    too_few_units,
-)
-from app.evaluation.html_report import render
-from app.evaluation.thumbnails import Thumbnails, draw_thumbnails
-from app.inference.predictor import Tta, open_predictor
-from app.main import find_model
-from app.serving.segmenter import ACTIVE, NO_CALIBRATOR, find_calibrator
-from app.settings import Settings, load_settings
-from app.storage.artifacts import ArtifactStore
-from app.storage.files import replace_file, storage
-
-JSON = ".json"  # of the file of the analyses, beside the page
 
 
 def evaluate_command(
@@ -55,9 +23,9 @@ def evaluate_command(
         Path, typer.Option(exists=True, file_okay=False, help="Label maps of the same stems.")
     ],
     model: ModelOption = None,
-    calibrator: Annotated[str, typer.Option(help="A version's id, active, or none.")] = ACTIVE,
+    calibrator: CalibratorOption = "active",
     out: Annotated[Path, typer.Option(dir_okay=False, help="HTML page.")] = Path("report.html"),
-    tta: Annotated[Tta, typer.Option(help="Test-time augmentation.")] = "none",
+    tta: TtaOption = "none",
     ignore_index: Annotated[
         int | None, typer.Option(help="Label of void pixels; default: the card's.")
     ] = None,
@@ -96,12 +64,26 @@ def evaluate_command(
     token: ApiTokenOption = None,
 ) -> None:
     """Evaluate a model or a running service on labelled images, and write a page about it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from app.cli import evaluation
+    from app.cli.remote_model import RemoteModel
+    from app.datasets.images import find_pairs
+    from app.datasets.uploads import image_groups
+    from app.evaluation.analyses import Analyses, analyse, evaluations
+    from app.evaluation.analysis_document import analysis_document
+    from app.evaluation.evaluate import EvaluatedModel, Options, evaluate_model
+    from app.evaluation.html_report import render
+    from app.serving.segmenter import ACTIVE, NO_CALIBRATOR
+    from app.settings import load_settings
+
     settings = load_settings()
     if not out.resolve().parent.is_dir():  # raised before the evaluation, which may take an hour
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
     groups = None if group_index is None else image_groups(group_index, len(pairs))
-    request = AnalysisRequest(tuple(compare or ()), invalid, thetas)
+    request = evaluation.AnalysisRequest(tuple(compare or ()), invalid, thetas)
     request.check(out, tta, analyses=analyses)
     analysis_options = request.options(pairs)
     console = Console(stderr=True)
@@ -110,7 +92,7 @@ def evaluate_command(
         def open_model(name: str | None, version: str) -> EvaluatedModel:
             if client:
                 return RemoteModel(client, name, version, tta)
-            return local_model(settings, name, version, tta)
+            return evaluation.local_model(settings, name, version, tta)
 
         subject = open_model(model, calibrator)
         # A version belongs to one model, so the others have their active ones.
@@ -135,121 +117,11 @@ def evaluate_command(
                 done = evaluate_model(subject, pairs, options, lambda: progress.advance(task))
         page = render(
             done,
-            {index: image_thumbnails(subject, done, index) for index in done.worst()},
+            {index: evaluation.image_thumbnails(subject, done, index) for index in done.worst()},
             analysed,
         )
-    write(out, page.encode(), console)
+    evaluation.write(out, page.encode(), console)
     if analysed is not None:
         document = json.dumps(analysis_document(analysed), indent=2, allow_nan=False)
-        write(out.with_suffix(JSON), f"{document}\n".encode(), console)
-    print_metrics(done)
-
-
-@dataclass(frozen=True)
-class AnalysisRequest:
-    """Options of the command that need `--analyses`."""
-
-    compare: tuple[str, ...]
-    invalid: Path | None
-    thetas: str | None
-
-    def check(self, out: Path, tta: Tta, *, analyses: bool) -> None:
-        """Raise ArgumentError for options that do not go together."""
-        given = [f"--{field.name}" for field in fields(self) if getattr(self, field.name)]
-        if given and not analyses:
-            raise ArgumentError(f"expected --analyses with {given[0]}, got {given[0]} alone")
-        if analyses and tta != "none":
-            raise ArgumentError(
-                f"--tta: expected none with --analyses, which compare the scales, got {tta}"
-            )
-        if analyses and out.suffix == JSON:
-            raise ArgumentError(
-                f"--out: expected a page, beside which the analyses write {out.name}, got {out}"
-            )
-
-    def options(self, pairs: Sequence[Pair]) -> AnalysisOptions:
-        """Read the thresholds and find the masks; raises ArgumentError."""
-        masks = None if self.invalid is None else find_masks(self.invalid, pairs)
-        return AnalysisOptions(None if self.thetas is None else read_thetas(self.thetas), masks)
-
-
-def read_thetas(text: str) -> list[float]:
-    """Read thresholds in 0..1, separated by commas; raises ArgumentError."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(0 <= value <= 1 for value in values):
-        raise ArgumentError(
-            f"--thetas: expected numbers in 0..1, separated by commas, got {text[:80]!r}"
-        )
-    return values
-
-
-def write(path: Path, data: bytes, console: Console) -> None:
-    """Write a file of the report, and name it."""
-    with storage("the report"):
-        replace_file(path, data)
-    console.print(f"wrote {path}", markup=False, soft_wrap=True)
-
-
-def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:
-    """Load a model of the configured folders, with one of its calibrators or none."""
-    folder = find_model(settings, model)
-    store = ArtifactStore(settings.artifacts_dir)
-    stored = find_calibrator(store, folder, calibrator)
-    predictor = open_predictor(folder, settings.device, settings.threads)
-    fit_images = (
-        None
-        if stored is None
-        else FitImages.recorded(store.report(folder.card.name, stored.manifest.id))
-    )
-    return LocalModel(predictor, stored, settings.max_pixels, tta, fit_images)
-
-
-def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thumbnails:
-    """Segment one image of the set again and draw its thumbnails."""
-    pair, options, folder = done.pairs[index], done.options, done.folder
-    predictions = model.predict(pair)
-    served = (predictions.calibrated or predictions.plain).prediction
-    size = served.mask.shape[0], served.mask.shape[1]
-    image = read_image(pair.image, options.max_pixels)
-    labels = read_labels_for(
-        pair,
-        size,
-        folder.num_classes,
-        options.ignore_index,
-        options.max_pixels,
-        reduce_zero=folder.card.output.reduce_zero_label,
-    )
-    return draw_thumbnails(image, served.mask, served.confidence, labels, folder.palette)
-
-
-def print_metrics(done: Comparison) -> None:
-    """Print the findings and the table of metrics."""
-    console = Console()
-    console.print(headline(done.before, done.after), style="bold", markup=False)
-    for sentence in findings(done.before, done.after, done.difference, done.units):
-        console.print(sentence, markup=False)
-    if done.manifest is not None:
-        found = done.shared is not None and done.shared.total > 0
-        sentence = shared_images(done.shared, len(done.pairs))
-        text = f"warning: {sentence}" if found else sentence
-        console.print(text, style="yellow" if found else None, markup=False, soft_wrap=True)
-    columns = ("metric", "uncalibrated") + (("calibrated", "change") if done.after else ())
-    table = Table(*columns)
-    for row in metric_rows(done.before, done.after):
-        cells = [row.name, number(row.before)]
-        if done.after:
-            cells += [number(row.after), f"{signed(row.change)} {row.direction}"]
-        table.add_row(*cells)
-    console.print(table)
-    ece = done.ece_interval(done.served)
-    if math.isnan(ece.low):
-        console.print(f"image-wise ECE: {too_few_units(done.units)}")
-        return
-    by = f"by {done.units.singular}"
-    console.print(f"image-wise ECE, 95% interval {by}: {number(ece.low)} to {number(ece.high)}")
-    if done.difference is not None:
-        change = interval_text(done.difference)
-        console.print(f"image-wise ECE, 95% interval of the change {by}: {change}")
+        evaluation.write(out.with_suffix(evaluation.JSON), f"{document}\n".encode(), console)
+    evaluation.print_metrics(done)

@@ -1,55 +1,101 @@
 """`segcal`: serve, segment, calibrate, evaluate, and manage models and calibrators."""
 
-import logging
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from app.cli import calibrators
-from app.cli.calibrate import calibrate_command
-from app.cli.evaluate import evaluate_command
-from app.cli.models import import_command, list_command, quantize_command
-from app.cli.segment import segment_command
+from app import __version__
+from app.cli.flags import name_flags
+from app.cli.lazy import LazyGroup, add_lazily
 from app.errors import SegcalError
-from app.main import run
-from app.settings import load_settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-models_app = typer.Typer(no_args_is_help=True, help="Models that can be served.")
-calibrators_app = typer.Typer(no_args_is_help=True, help="Fitted calibrators.")
-app.command("segment")(segment_command)
-app.command("calibrate")(calibrate_command)
-app.command("evaluate")(evaluate_command)
-models_app.command("list")(list_command)
-models_app.command("import")(import_command)
-models_app.command("quantize")(quantize_command)
-calibrators_app.command("list")(calibrators.list_command)
-calibrators_app.command("activate")(calibrators.activate_command)
-calibrators_app.command("archive")(calibrators.archive_command)
-app.add_typer(models_app, name="models")
-app.add_typer(calibrators_app, name="calibrators")
+HELP = {"help_option_names": ["-h", "--help"]}
 
-console = Console(stderr=True)
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, context_settings=HELP, help=__doc__)
+models = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Models that can be served.")
+calibrators = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Fitted calibrators.")
+jobs = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Calibration jobs of a service.")
+
+add_lazily(app, "serve", "app.cli.serve:serve_command", "Serve all models over HTTP.")
+add_lazily(
+    app, "segment", "app.cli.segment:segment_command",
+    "Write masks, confidence maps and a table of per-image figures.",
+)  # fmt: skip
+add_lazily(
+    app, "calibrate", "app.cli.calibrate:calibrate_command",
+    "Fit a calibrator on labelled data, publish it, and activate it if it is better.",
+)  # fmt: skip
+add_lazily(
+    app, "evaluate", "app.cli.evaluate:evaluate_command",
+    "Evaluate a model or a running service on labelled images, and write a page about it.",
+)  # fmt: skip
+add_lazily(
+    models, "list", "app.cli.models:list_command",
+    "List the models, with the reason for each that cannot be loaded.",
+)  # fmt: skip
+add_lazily(
+    models, "import", "app.cli.models:import_command",
+    "Import a model file if it loads and matches its card.",
+)  # fmt: skip
+add_lazily(
+    models, "quantize", "app.cli.models:quantize_command",
+    "Quantise an ONNX model to int8, compare it with the original, and add it as a new model.",
+)  # fmt: skip
+add_lazily(
+    calibrators, "list", "app.cli.calibrators:list_command",
+    "List a model's calibrators, newest first; `*` marks the active one.",
+)  # fmt: skip
+add_lazily(
+    calibrators, "activate", "app.cli.calibrators:activate_command",
+    "Activate a version, which may be an earlier one.",
+)  # fmt: skip
+add_lazily(
+    calibrators, "archive", "app.cli.calibrators:archive_command",
+    "Pack a version's manifest, parameters and report into a zip file.",
+)  # fmt: skip
+add_lazily(
+    calibrators, "delete", "app.cli.calibrators:delete_command",
+    "Delete a version that is not active.",
+)  # fmt: skip
+add_lazily(jobs, "list", "app.cli.jobs:list_command", "List the calibration jobs, newest first.")
+add_lazily(
+    jobs, "cancel", "app.cli.jobs:cancel_command",
+    "Cancel a job; of a failed or interrupted one the upload is deleted.",
+)  # fmt: skip
+add_lazily(
+    jobs, "retry", "app.cli.jobs:retry_command",
+    "Fit a failed or interrupted job again, with its stored upload.",
+)  # fmt: skip
+app.add_typer(models, name="models")
+app.add_typer(calibrators, name="calibrators")
+app.add_typer(jobs, name="jobs")
 
 
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+def print_version(*, requested: bool) -> None:
+    """Print the version and exit, where it is requested."""
+    if requested:
+        print(f"segcal {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
-    """Serve all models over HTTP."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # It logs every request to a remote model's server, with the address.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    run(load_settings(), host, port)
+    """Parse the options before the command."""
 
 
 def main() -> None:
     """Run the command line; print a SegcalError as one line and exit with 2."""
     try:
-        app()
+        app(prog_name="segcal")
     except SegcalError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        text = f"error: {name_flags(str(error))}"
+        Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -36,7 +36,7 @@ from app.inference.model_card import (
     read_model_folder,
 )
 from app.inference.predictor import Predictor, open_predictor
-from app.main import find_model, model_folders
+from app.serving.model_folders import find_model, model_folders
 from app.settings import load_settings
 from app.storage.files import storage, write_json
 

@@ -1,15 +1,22 @@
 """Options shared by several commands of `segcal`."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from app.client import Client
+if TYPE_CHECKING:
+    from app.client import Client
 
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Default: the configured model, else the default or only one."),
+]
+CalibratorOption = Annotated[
+    str, typer.Option("--calibrator", help="A version's id, active, or none.")
+]
+TtaOption = Annotated[
+    Literal["none", "flip", "multiscale"], typer.Option("--tta", help="Test-time augmentation.")
 ]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="A running service; default: the configured folders.")
@@ -24,6 +31,17 @@ ApiTokenOption = Annotated[
 ]
 
 
-def connect(url: str | None, token: str | None) -> AbstractContextManager[Client | None]:
+def connect(url: str | None, token: str | None) -> "AbstractContextManager[Client | None]":
     """Return a client of the service at `url`, or None, for the configured folders, without one."""
-    return Client(url, token) if url else nullcontext()
+    if not url:
+        return nullcontext()
+    from app.client import Client
+
+    return Client(url, token)
+
+
+def print_line(text: str) -> None:
+    """Print a line beside a command's output."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, markup=False, soft_wrap=True)

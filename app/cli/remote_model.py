@@ -1,12 +1,10 @@
 """A model of a running service, as `segcal evaluate --url` evaluates it."""
 
-import io
 import math
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from app.calibration.predictions import Prediction
@@ -16,10 +14,10 @@ from app.evaluation.evaluate import ImagePredictions, ScoredPrediction
 from app.evaluation.fit_images import FitImages
 from app.inference.model_card import Card, ModelFolder
 from app.inference.predictor import Tta
+from app.schemas.calibrator import Manifest
 from app.serving.segmenter import ACTIVE, NO_CALIBRATOR
-from app.storage.manifest import Manifest
 
-CARD_FIELDS = ("name", "title", "license", "source", "metrics")  # that GET /models returns
+CARD_FIELDS = {"name", "title", "license", "source", "metrics"}  # that GET /models returns
 
 
 class RemoteModel:
@@ -31,19 +29,19 @@ class RemoteModel:
         self._client, self.tta = client, tta
         served = client.model(model)
         output = {
-            "ignore_index": served["ignore_index"],
-            "reduce_zero_label": served["reduce_zero_label"],
-            "classes": [{"name": c["name"], "color": c["color"]} for c in served["classes"]],
+            "ignore_index": served.ignore_index,
+            "reduce_zero_label": served.reduce_zero_label,
+            "classes": [{"name": c.name, "color": c.color} for c in served.classes],
         }
-        fields = {name: value for name, value in served.items() if name in CARD_FIELDS}
+        fields = served.model_dump(include=CARD_FIELDS)
         card = Card.model_validate({**fields, "file": "served.onnx", "output": output})
-        self.folder = ModelFolder(card, Path(), served["sha256"], served["weights_sha256"])
-        version = served["active_calibrator"] if calibrator == ACTIVE else calibrator
+        self.folder = ModelFolder(card, Path(), served.sha256, served.weights_sha256)
+        version = served.active_calibrator if calibrator == ACTIVE else calibrator
         self.manifest: Manifest | None = None
         self.fit_images: FitImages | None = None
         if version is not None and version != NO_CALIBRATOR:
-            self.manifest = Manifest.model_validate(client.calibrator(version))
-            self.fit_images = FitImages.recorded(client.calibrator_report(version))
+            self.manifest = client.calibrator(version)
+            self.fit_images = FitImages.recorded(client.report(version))
 
     def with_tta(self, tta: Tta) -> "RemoteModel":
         """Return the model with another test-time augmentation."""
@@ -64,9 +62,10 @@ class RemoteModel:
         )
 
     def _request(self, image: bytes, calibrator: str) -> ScoredPrediction:
-        query = {"model": self.folder.card.name, "calibrator": calibrator, "tta": self.tta}
-        arrays = np.load(io.BytesIO(self._client.segment_npz(image, query)), allow_pickle=False)
-        prediction = Prediction(arrays["mask"], arrays["confidence"].astype(np.float32))
+        found = self._client.segment(
+            image, model=self.folder.card.name, calibrator=calibrator, tta=self.tta
+        )
+        prediction = Prediction(found.mask, found.confidence)
         return ScoredPrediction(prediction, unknown_scores)
 
 

@@ -2,7 +2,6 @@
 
 from app.datasets.collection import Collection
 from app.datasets.images import (
-    ENDINGS,
     CachedLogits,
     Pair,
     content_hash,
@@ -28,7 +27,6 @@ from app.datasets.uploads import (
 from app.datasets.void_labels import find_void_label
 
 __all__ = [
-    "ENDINGS",
     "FIELDS",
     "GROUP_INDEX",
     "CachedLogits",

@@ -23,11 +23,11 @@ from app.imaging.decode import check_size, decode_image
 from app.inference.predictor import Predictor
 from app.inference.preprocess import Geometry, Size
 from app.inference.sliding_window import Strip
+from app.schemas.service import IMAGE_ENDINGS
 from app.serving.pipeline import predict_logits
 
 # Lossless formats only. Pillow's other decoders are never reached; that of EPS runs a program.
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 HASH_DIGITS = 16  # 64 bits: of a million images no two are expected to share a hash
 
 
@@ -70,7 +70,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
         raise ArgumentError(f"expected a folder, got {folder}")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in ENDINGS:
+        if path.suffix.lower() not in IMAGE_ENDINGS:
             continue
         if path.stem in found:
             raise ArgumentError(

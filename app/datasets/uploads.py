@@ -24,7 +24,6 @@ from app.calibration.dataset import ValidationSet
 from app.datasets.archives import ByteBudget, extract, files_in, open_archive
 from app.datasets.arrays import ArrayFile, kind_of, open_npy, open_safetensors
 from app.datasets.images import (
-    ENDINGS,
     CachedLogits,
     checked,
     find_pairs,
@@ -37,6 +36,7 @@ from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
 from app.imaging.decode import FORMATS, check_size
 from app.inference.predictor import Predictor
+from app.schemas.service import IMAGE_ENDINGS
 
 T = TypeVar("T")
 
@@ -213,7 +213,7 @@ def _is_image(filename: str) -> bool:
     """Return whether a file is an image and none that an operating system adds to archives."""
     path = PurePosixPath(filename)
     hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return not hidden and path.suffix.lower() in ENDINGS
+    return not hidden and path.suffix.lower() in IMAGE_ENDINGS
 
 
 def _common_stems(images: Mapping[str, ZipInfo], maps: Mapping[str, ZipInfo]) -> list[str]:

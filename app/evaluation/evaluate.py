@@ -27,8 +27,9 @@ from app.inference.model_card import ModelFolder
 from app.inference.postprocess import log_probability_strips
 from app.inference.predictor import Predictor, Tta
 from app.inference.preprocess import Geometry
+from app.schemas.calibrator import Manifest
 from app.serving.pipeline import predict_logits
-from app.storage.manifest import Manifest, StoredCalibrator
+from app.storage.manifest import StoredCalibrator
 
 Reason = Literal["calibration", "confident errors"]
 

@@ -1,13 +1,11 @@
 """Background fits: queue, records on disk, and the process of each fit."""
 
 from app.jobs.queue import Jobs
-from app.jobs.store import UPLOAD, WAITING, FitRequest, Job, JobStatus
+from app.jobs.store import UPLOAD, FitRequest, Job
 
 __all__ = [
     "UPLOAD",
-    "WAITING",
     "FitRequest",
     "Job",
-    "JobStatus",
     "Jobs",
 ]

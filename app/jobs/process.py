@@ -14,7 +14,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypedDict
 
-from app.jobs.store import RESULT, Job, JobFiles, State
+from app.jobs.store import RESULT, Job, JobFiles
+from app.schemas.fit import State
 from app.settings import Settings
 from app.storage.files import storage
 from app.storage.manifest import timestamp

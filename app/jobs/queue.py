@@ -17,13 +17,12 @@ from app.jobs.store import (
     REPEATABLE,
     RESULT,
     UPLOAD,
-    WAITING,
     FitRequest,
     Job,
     JobFiles,
-    State,
     read_request,
 )
+from app.schemas.fit import WAITING, State
 from app.settings import Settings
 from app.storage.files import storage
 from app.storage.manifest import timestamp

@@ -24,17 +24,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from app.errors import ConflictError, NotFoundError
-from app.recalibration import FitOptions, IgnoreIndex
+from app.schemas.fit import WAITING, FitOptions, IgnoreIndex, JobStatus, State
 from app.storage.files import locked, storage, try_locked, write_json
 from app.storage.manifest import timestamp
 
-State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
-WAITING: tuple[State, ...] = ("queued", "running")
 REPEATABLE: tuple[State, ...] = ("failed", "interrupted")
 
 ID_PATTERN = re.compile(r"[0-9]{8}T[0-9]{12}Z-[0-9a-f]{6}")
@@ -53,27 +51,6 @@ class FitRequest(FitOptions):
 
     model: str
     model_sha256: str
-
-
-class JobStatus(BaseModel):
-    """Status of a job: `progress` in 0..1, times as RFC 3339, `remaining_s` estimated seconds."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    model: str
-    method: str
-    state: State
-    stage: str
-    progress: float
-    remaining_s: float | None = None
-    created_at: str
-    started_at: str | None = None
-    finished_at: str | None = None
-    error: str | None = None
-    calibrator: str | None = None
-    activated: bool = False
-    note: str = ""
 
 
 class Job(JobStatus):

@@ -2,6 +2,12 @@
 
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.memory import MemoryBudget
+from app.serving.model_folders import (
+    check_models,
+    find_model,
+    max_concurrent_requests,
+    model_folders,
+)
 from app.serving.pipeline import StageTimer, predict_image, predict_logits
 from app.serving.result_cache import Result, ResultCache
 from app.serving.segmenter import (
@@ -28,8 +34,12 @@ __all__ = [
     "Segmenter",
     "StageTimer",
     "abstained_fraction",
+    "check_models",
     "class_table",
     "find_calibrator",
+    "find_model",
+    "max_concurrent_requests",
+    "model_folders",
     "predict_image",
     "predict_logits",
 ]

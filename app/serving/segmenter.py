@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.calibration.predictions import Prediction
-from app.calibration.risk_control import CertifiedThreshold
 from app.deadline import UNLIMITED, Deadline
 from app.errors import ActiveCalibratorError, ConflictError, NotFoundError
 from app.imaging.decode import ImageArray, check_size
@@ -18,6 +17,7 @@ from app.inference.model_card import ModelFolder, default_name
 from app.inference.postprocess import ClassStatistics, class_statistics
 from app.inference.predictor import Predictor, Tta
 from app.inference.threads import RowWorkers
+from app.schemas.calibrator import CertifiedThreshold
 from app.serving.drift_monitor import DriftMonitor
 from app.serving.memory import MemoryBudget
 from app.serving.pipeline import StageTimer, predict_image

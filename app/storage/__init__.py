@@ -10,11 +10,10 @@ from app.storage.files import (
     try_locked,
     write_json,
 )
-from app.storage.manifest import Manifest, StoredCalibrator, new_id, timestamp
+from app.storage.manifest import StoredCalibrator, new_id, timestamp
 
 __all__ = [
     "ArtifactStore",
-    "Manifest",
     "StoredCalibrator",
     "is_full",
     "locked",

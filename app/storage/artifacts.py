@@ -33,10 +33,10 @@ from app.errors import (
     NotFoundError,
     SegcalError,
 )
+from app.schemas.calibrator import Manifest
 from app.storage.files import locked, replace_file, storage, sync_folder
 from app.storage.manifest import (
     MANIFEST,
-    Manifest,
     StoredCalibrator,
     check_version,
     file_names,

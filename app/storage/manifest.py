@@ -1,4 +1,4 @@
-"""Files of one calibrator version: the manifest's schema, writing, reading and validation.
+"""Files of one calibrator version: writing, reading and validation.
 
 The manifest holds the SHA-256 of every other file. The last part of the version's id is the
 beginning of the manifest's own SHA-256, computed without the line of the id. Versions of earlier
@@ -13,52 +13,18 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from app.calibration.base import Calibrator
 from app.calibration.drift import CONFIDENCE_BINS, Reference
 from app.calibration.registry import build
-from app.calibration.risk_control import CertifiedThreshold
 from app.errors import ArgumentError, ArtifactError, ConflictError, NotFoundError
+from app.schemas.calibrator import FORMAT, FORMAT_VERSION, Manifest
 from app.storage.files import sync_folder, write_synced
 
-FORMAT = "segcal-calibrator"
-FORMAT_VERSION = 1
 MANIFEST, CALIBRATOR, REPORT = "manifest.json", "calibrator.safetensors", "report.json"
 REFERENCE = "reference.safetensors"  # optional: histograms that drift is measured against
 DIGEST_DIGITS = 12  # of the manifest's SHA-256 in an id
-
-
-class Manifest(BaseModel):
-    """Identity, model and held-out quality of a stored calibrator.
-
-    ECE is image-wise with 10 bins, on images held out from the fit. `options` are those given for
-    the method. `files` holds the SHA-256 of each other file by name; it is empty in versions of
-    earlier releases, as is `weights_sha256`, whose `model_sha256` is that of the model's file
-    alone. Fields that a newer version of the service has added are ignored when a manifest is read.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    model: str
-    model_sha256: str
-    method: str
-    num_classes: int
-    fitted_at: str
-    images: int
-    pixels: int
-    ece_before: float
-    ece_after: float
-    seed: int = 0
-    note: str = ""
-    options: dict[str, str | float] = {}
-    weights_sha256: str = ""
-    summary: dict[str, float] = {}
-    thresholds: tuple[CertifiedThreshold, ...] = ()  # by rising max_error
-    files: dict[str, str] = {}
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from app.calibration.registry import build, discover
 from app.calibration.sampling import gather
 from app.calibration.selection import fit_methods
 from app.calibration.splits import split_images
-from app.recalibration import FitOptions, candidates
+from app.recalibration import candidates
+from app.schemas.fit import FitOptions
 from benchmarks.paper.backbones import Backbone
 from benchmarks.paper.cvpr_recipe import CvprSelective
 from benchmarks.paper.data import StoredPart, joined

@@ -1,6 +1,6 @@
 """Run `python -m benchmarks.serving MEASUREMENT [options]`."""
 
-from benchmarks import cost, request
+from benchmarks import command_line, cost, request
 from benchmarks.harness import run_command
 from benchmarks.serving.comparison import compare
 from benchmarks.serving.growth import growth, sessions
@@ -10,6 +10,7 @@ COMMANDS = {
     "compare": compare,
     "cost": cost.main,
     "request": request.main,
+    "files": command_line.files,
     "growth": growth,
     "sessions": sessions,
     "memory": memory,

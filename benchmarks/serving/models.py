@@ -25,8 +25,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from app.cli.calibrate import CalibrateOptions, fit_locally
+from app.cli.fits import Source, fit_locally
 from app.inference.model_card import read_model_folder
+from app.schemas.fit import FitOptions
 from app.settings import load_settings
 from app.storage.artifacts import ArtifactStore
 from benchmarks.harness import BUNDLED, EXAMPLE, ROOT, call_in_process
@@ -235,9 +236,12 @@ def fit(workspace: Workspace, images: NDArray[np.float32]) -> None:
     store = ArtifactStore(ROOT / "calibration_artifacts")
     active = store.active_id(BUNDLED)
     method = next(m.method for m in store.versions(BUNDLED) if m.id == active)
-    options = CalibrateOptions({"logits": data}, method, "always", True, 255, 0, "benchmark")
+    options = FitOptions(
+        method=method, activate="always", allow_label_changes=True, note="benchmark"
+    )
     settings = load_settings(models_dir=workspace.models, artifacts_dir=workspace.artifacts)
-    fit_locally(options, folder, settings, lambda _stage, _fraction: None)
+    source = Source({"logits": data}, 255)
+    fit_locally(source, options, folder, settings, lambda _stage, _fraction: None)
 
 
 def write_stride_four(folder: Path, num_classes: int) -> None:

@@ -10,8 +10,8 @@ import zlib
 import numpy as np
 import pytest
 
-from app.calibration.risk_control import CertifiedThreshold
 from app.open_inference import InferenceResponse, decode_body, read_tensors
+from app.schemas.calibrator import CertifiedThreshold
 from tests.api.test_huggingface import assert_protocol_problem
 from tests.factories.models import write_onnx_model
 from tests.factories.service import (

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 
 from app.inference.model_card import read_model_folder
 from app.main import create_app
-from app.recalibration import FitOptions, calibrate
+from app.recalibration import calibrate
+from app.schemas.fit import FitOptions
 from tests.conftest import MakeClient
 from tests.factories.models import write_card
 from tests.factories.service import assert_problem, post, solid, thirds, wait_until_ready

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from app.calibration.methods.contextual import Contextual
-from app.calibration.risk_control import CertifiedThreshold
 from app.inference.model_card import read_model_folder
+from app.schemas.calibrator import CertifiedThreshold
 from app.serving.segmenter import guarantee_of
 from app.storage.artifacts import ArtifactStore
 from tests.conftest import MakeClient

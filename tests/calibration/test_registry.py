@@ -13,7 +13,8 @@ from app.calibration.registry import auto_methods, build, discover, require_opti
 from app.calibration.selection import fit
 from app.errors import ArgumentError
 from app.inference.model_card import read_model_folder
-from app.recalibration import FitOptions, calibrate, candidates
+from app.recalibration import calibrate, candidates
+from app.schemas.fit import FitOptions
 from app.storage.artifacts import ArtifactStore
 from tests.factories.logits import nll, synthetic_set
 from tests.factories.models import write_onnx_model

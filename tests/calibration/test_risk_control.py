@@ -8,7 +8,6 @@ import torch
 from app.calibration.metrics.confidence_histogram import ConfidenceHistogram
 from app.calibration.risk_control import (
     Acceptance,
-    CertifiedThreshold,
     Floats,
     betting_p_values,
     certify,
@@ -17,6 +16,7 @@ from app.calibration.risk_control import (
     threshold_grid,
 )
 from app.errors import ArgumentError
+from app.schemas.calibrator import CertifiedThreshold
 
 ALPHA = DELTA = 0.1
 SEED = 0

@@ -110,7 +110,7 @@ def test_groups_of_another_number_of_images_are_rejected(run: Run, folders, tmp_
     result = run("evaluate", *where, "--group-index", groups)
 
     assert result.code == 2
-    assert "expected group_index of integers [2]" in result.err
+    assert "expected --group-index of integers [2]" in result.err
 
 
 def test_images_of_the_fit_are_reported(run: Run, tmp_path, make_server: MakeServer):

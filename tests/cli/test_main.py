@@ -1,7 +1,5 @@
 """The commands of `segcal`: output, files, exit codes and error messages."""
 
-import csv
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -18,12 +16,8 @@ from tests.conftest import MakeServer
 from tests.factories.models import write_card, write_onnx_model
 from tests.factories.service import (
     RED,
-    THIRDS_MASK,
-    decoded,
-    encoded,
     publish_temperature,
     solid,
-    thirds,
 )
 from tests.factories.validation_data import VOID, npz, overconfident
 
@@ -56,134 +50,6 @@ def run(monkeypatch, capsys, models_dir: Path, artifacts_dir: Path) -> Run:
         return Result(int(stop.value.code or 0), captured.out, captured.err)
 
     return call
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
-    """Write `thirds.png` and `red.jpg`."""
-    folder = tmp_path / "image_files"
-    folder.mkdir()
-    (folder / "thirds.png").write_bytes(encoded(thirds()))
-    (folder / "red.jpg").write_bytes(encoded(solid(RED, 16, 16), "JPEG"))
-    return [folder / "thirds.png", folder / "red.jpg"]
-
-
-def read_csv(out: Path) -> list[dict[str, str]]:
-    with (out / "figures.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_help_lists_the_commands(run: Run):
-    result = run("--help")
-
-    assert result.code == 0
-    for command in ("serve", "segment", "calibrate", "models", "calibrators"):
-        assert command in result.out
-
-
-def test_module_runs_like_the_script():
-    command = [sys.executable, "-m", "app", "segment", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-
-    assert "--out" in done.stdout
-
-
-def test_segment_writes_masks_confidences_and_csv(run: Run, images, tmp_path, artifacts_dir):
-    active = publish_temperature(artifacts_dir, artifacts_dir.parent / "models" / "tiny", 2)
-    out = tmp_path / "out"
-    result = run("segment", *images, "--out", out)
-    rows = read_csv(out)
-
-    assert result.code == 0
-    assert "2 of 2 images" in result.err
-    assert sorted(path.name for path in out.iterdir()) == [
-        "figures.csv", "red.confidence.png", "red.mask.png",
-        "thirds.confidence.png", "thirds.mask.png",
-    ]  # fmt: skip
-    mask = decoded((out / "thirds.mask.png").read_bytes())
-    confidence = decoded((out / "thirds.confidence.png").read_bytes())
-    assert mask.mode == "P"
-    assert (np.asarray(mask) == THIRDS_MASK).all()
-    assert confidence.mode == "L"
-    assert confidence.size == (12, 8)
-    assert [row["image"] for row in rows] == [str(path) for path in images]
-    assert {(row["model"], row["calibrator"]) for row in rows} == {("tiny", active)}
-    assert (rows[0]["width"], rows[0]["height"]) == ("12", "8")
-    assert (rows[1]["width"], rows[1]["height"]) == ("16", "16")
-    assert all(0 < float(row["mean_confidence"]) < 1 for row in rows)
-    assert all(float(row["abstained_fraction"]) == 0 for row in rows)
-
-
-def test_segment_over_http_writes_the_same_as_locally(
-    run: Run, images, tmp_path, make_server: MakeServer
-):
-    url = make_server(api_tokens="alpha")
-    local, remote = tmp_path / "local", tmp_path / "remote"
-
-    assert run("segment", *images, "--out", local).code == 0
-    assert run("segment", *images, "--out", remote, "--url", url, "--token", "alpha").code == 0
-    for path in local.glob("*.png"):
-        assert path.read_bytes() == (remote / path.name).read_bytes()
-    for local_row, remote_row in zip(read_csv(local), read_csv(remote), strict=True):
-        mean_confidence = float(remote_row.pop("mean_confidence"))
-        assert float(local_row.pop("mean_confidence")) == pytest.approx(mean_confidence)
-        assert local_row == remote_row
-
-
-def test_segment_over_http_prints_the_error_of_the_service(run: Run, images, tmp_path, make_server):
-    url = make_server(api_tokens="alpha")
-    result = run("segment", *images, "--out", tmp_path / "out", "--url", url, "--token", "beta")
-
-    assert result.code == 1
-    assert "expected a bearer token" in result.err
-
-
-def test_segment_without_a_service_is_an_error(run: Run, images, tmp_path):
-    url = "http://127.0.0.1:9"
-    result = run("segment", images[0], "--out", tmp_path / "out", "--url", url)
-
-    assert result.code == 1
-    assert f"expected a service at {url}" in result.err
-
-
-def test_segment_continues_after_a_bad_image_and_exits_with_1(run: Run, images, tmp_path):
-    bad = tmp_path / "bad.jpg"
-    bad.write_text("no image")
-    out = tmp_path / "out"
-    result = run("segment", bad, *images, "--out", out)
-
-    assert result.code == 1
-    assert f"{bad}: expected a JPEG, PNG, WebP, TIFF or BMP image" in result.err
-    assert "2 of 3 images" in result.err
-    assert [row["image"] for row in read_csv(out)] == [str(path) for path in images]
-
-
-def test_segment_rejects_two_images_of_the_same_stem(run: Run, images, tmp_path):
-    twin = tmp_path / "thirds.jpg"
-    twin.write_bytes(encoded(thirds(), "JPEG"))
-    result = run("segment", images[0], twin, "--out", tmp_path / "out")
-
-    assert result.code == 2
-    assert "different names" in result.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{image}"], "--out"),
-        (["nowhere.png", "--out", "{out}"], "nowhere.png"),
-        (["{image}", "--out", "{image}"], "is a file"),
-        (["{image}", "--out", "{out}", "--model", "street"], "expected one of ['tiny']"),
-        (["{image}", "--out", "{out}", "--url", "ftp://x"], "expected http:// or https://"),
-    ],
-)
-def test_segment_rejects_wrong_arguments(run: Run, images, tmp_path, arguments, message):
-    filled = [a.format(image=images[0], out=tmp_path / "out") for a in arguments]
-    result = run("segment", *filled)
-
-    assert result.code == 2
-    assert message in result.err
-    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("command", [["models", "list"], ["calibrators", "list"], ["serve"]])
@@ -220,6 +86,10 @@ def test_calibrators_are_listed_and_the_active_one_is_marked(run: Run, models_di
     assert "current" in rows[first]
     assert "*" not in rows[second]
     assert "other" in rows[second]
+    assert "calibrators of tiny" in lines[0]
+    # The test sets of two models differ, and ECE is comparable within one only.
+    assert [rows[name].split()[-3] for name in (first, second)] == ["1", "2"]
+    assert lines[-1].strip() == "ECE: image-wise, 10 bins; comparable within one test set"
 
 
 def test_activate_rolls_back_and_records_the_reason(run: Run, models_dir, artifacts_dir):
@@ -257,6 +127,13 @@ def test_calibrators_of_a_running_service(
     assert "expected a bearer token" in rejected.err
     assert ArtifactStore(artifacts_dir).active_id("tiny") == first
 
+    listed = run("calibrators", "list", *service).out
+    in_use = run("calibrators", "delete", first, *service, *token)
+    assert run("calibrators", "delete", second, *service, "--token", "wrong").code == 2
+    assert in_use.code == 2
+    assert "expected a calibrator that is not active" in in_use.err
+    assert run("calibrators", "list", *service).out == listed
+
     archive = tmp_path / "archive.zip"
     assert run("calibrators", "archive", second, "--out", archive, *service).code == 0
     assert f"{second}/manifest.json" in zipfile.ZipFile(archive).namelist()
@@ -264,6 +141,23 @@ def test_calibrators_of_a_running_service(
         "expected the id"
         in run("calibrators", "archive", f"{first[:-1]}g", "--out", archive, *service).err
     )
+
+
+def test_delete_removes_a_version_locally_and_over_http(
+    run: Run, models_dir, artifacts_dir, make_server: MakeServer
+):
+    first, second, active = (
+        publish_temperature(artifacts_dir, models_dir / "tiny", temperature)
+        for temperature in (2, 3, 4)
+    )
+    service = ["--url", make_server(admin_token="a token for tests")]
+    local = run("calibrators", "delete", first)
+    remote = run("calibrators", "delete", second, *service, "--token", "a token for tests")
+
+    assert (local.code, remote.code) == (0, 0), remote.err
+    assert f"deleted {first}" in local.err
+    assert [each.id for each in ArtifactStore(artifacts_dir).versions("tiny")] == [active]
+    assert "expected a calibrator that is not active" in run("calibrators", "delete", active).err
 
 
 def test_activate_rejects_a_calibrator_of_another_model_file(run: Run, models_dir, artifacts_dir):
@@ -402,7 +296,7 @@ def test_calibrate_takes_the_options_of_a_method(
         assert manifest.options == {"routing": "hard", "mispredicted_temperature": 2.0}
         assert manifest.summary == pytest.approx({"t_ok": 1, "t_mis": 2})
     assert other.code == firm.code == 2
-    assert "expected rejected_temperature with one of the methods metacal" in other.err
+    assert "expected --rejected-temperature with one of the methods metacal" in other.err
     assert "hard" in firm.err
 
 
@@ -430,7 +324,7 @@ def test_calibrate_over_http_needs_a_model_name_without_a_default(
     url = make_server(admin_token="a token for tests")
     result = run("calibrate", "--logits", logits, "--url", url, "--token", "a token for tests")
     assert result.code == 2
-    assert "expected one of the models ['another', 'tiny'], got none by name" in result.err
+    assert "--model: expected one of the models ['another', 'tiny'], got no name" in result.err
 
 
 def test_calibrate_over_http_fits_the_same_as_locally(
@@ -483,7 +377,7 @@ def test_calibrate_needs_logits_or_images(run: Run, labelled, logits):
 def test_calibrate_changes_labels_only_if_allowed(run: Run, logits, artifacts_dir):
     arguments = ["calibrate", "--logits", logits, "--method", "vector_ti"]
 
-    assert "expected allow_label_changes with the method vector_ti" in run(*arguments).err
+    assert "expected --allow-label-changes with the method vector_ti" in run(*arguments).err
     assert run(*arguments, "--allow-label-changes").code == 0
     assert ArtifactStore(artifacts_dir).versions("tiny")[0].method == "vector_ti"
 

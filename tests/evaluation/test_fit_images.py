@@ -5,7 +5,8 @@ from app.evaluation.evaluate import LocalModel, Options, evaluate_model
 from app.evaluation.fit_images import FitImages, SharedImages
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import open_predictor
-from app.recalibration import FitOptions, calibrate
+from app.recalibration import calibrate
+from app.schemas.fit import FitOptions
 from app.storage.artifacts import ArtifactStore
 from tests.evaluation.test_evaluate import write_set
 from tests.factories.models import write_onnx_model

@@ -17,7 +17,7 @@ from PIL import Image
 from app.calibration.methods.identity import Identity
 from app.calibration.metrics.evaluation import Evaluation
 from app.calibration.metrics.intervals import Interval
-from app.cli.evaluate import image_thumbnails
+from app.cli.evaluation import image_thumbnails
 from app.datasets.images import find_pairs
 from app.evaluation.charts import Stage, reliability_diagram, risk_coverage_diagram
 from app.evaluation.evaluate import Comparison, LocalModel, Options, evaluate_model

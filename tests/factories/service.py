@@ -25,12 +25,12 @@ from app.api.server import build_server
 from app.calibration.base import Calibrator
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
-from app.calibration.risk_control import CertifiedThreshold
 from app.inference.model_card import read_model_folder
 from app.main import create_app
+from app.schemas.calibrator import CertifiedThreshold, Manifest
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
-from app.storage.manifest import Manifest, new_id
+from app.storage.manifest import new_id
 
 WORKERS = 2  # concurrent requests, where a test depends on their number
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

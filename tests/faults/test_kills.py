@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.jobs.queue import Jobs
-from app.jobs.store import UPLOAD, Job, State
+from app.jobs.store import UPLOAD, Job
+from app.schemas.fit import State
 from app.storage.artifacts import ArtifactStore
 from tests.factories.service import open_client, post, publish_temperature, thirds
 from tests.faults.conftest import RunTask

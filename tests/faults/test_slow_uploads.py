@@ -12,7 +12,7 @@ import pytest
 
 from app.api.middleware import STRIDE
 from app.client import Client
-from app.errors import InputError
+from app.errors import SegcalError
 from tests.api.test_calibrate import ADMIN, TOKEN, jobs_folder
 from tests.api.test_limits import unfinished
 from tests.conftest import MakeServer
@@ -112,5 +112,5 @@ def test_client_reads_error_response_to_large_upload(
         file.truncate(64 << 20)  # far more than the server reads before it closes
 
     for _ in range(3):
-        with Client(url, token) as client, pytest.raises(InputError, match=sentence):
-            client.calibrate({"logits": large}, {}, lambda _stage, _fraction: None)
+        with Client(url, token) as client, pytest.raises(SegcalError, match=sentence):
+            client.calibrate({"logits": large})

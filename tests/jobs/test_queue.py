@@ -15,7 +15,8 @@ import pytest
 from app.errors import BusyError, ConflictError, NotFoundError
 from app.inference.model_card import read_model_folder
 from app.jobs.queue import Jobs
-from app.jobs.store import KEPT, UPLOAD, FitRequest, Job, State
+from app.jobs.store import KEPT, UPLOAD, FitRequest, Job
+from app.schemas.fit import State
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
 from tests.factories.jobs import wait_for, worker_pid

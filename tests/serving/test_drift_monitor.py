@@ -16,8 +16,9 @@ from app.calibration.methods.identity import Identity
 from app.calibration.predictions import Prediction
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor
+from app.schemas.calibrator import Manifest
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
-from app.storage.manifest import Manifest, StoredCalibrator
+from app.storage.manifest import StoredCalibrator
 from benchmarks.paper.seen_corruptions import corrupt
 from tests.conftest import MakeClient
 from tests.factories.predictions import postprocessed

@@ -21,10 +21,10 @@ import torch
 
 from app.calibration.drift import Reference
 from app.calibration.methods.temperature import Temperature
-from app.calibration.risk_control import CertifiedThreshold
 from app.errors import ArgumentError, ArtifactError, ConflictError, NotFoundError, StorageError
+from app.schemas.calibrator import CertifiedThreshold, Manifest
 from app.storage.artifacts import ArtifactStore
-from app.storage.manifest import Manifest, new_id
+from app.storage.manifest import new_id
 
 SHA = "a" * 64
 LOGITS = torch.tensor([[4.0, 0.0, 0.0], [1.0, 2.0, 3.0]])

@@ -15,7 +15,6 @@ from app.api.dependencies import State
 from app.api.labelstudio.connection import Connection
 from app.api.labelstudio.labelling_config import read_control
 from app.api.labelstudio.regions import label_map_of, void_of
-from app.api.schemas import CalibrateForm
 from app.datasets.collection import Collection
 from app.deadline import Deadline
 from app.errors import (
@@ -28,6 +27,7 @@ from app.errors import (
 )
 from app.inference.model_card import ModelFolder
 from app.jobs.store import UPLOAD
+from app.schemas.service import CalibrateForm
 from app.storage.files import try_locked
 
 log = logging.getLogger(__name__)

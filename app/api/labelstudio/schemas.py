@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas import RESPONSE
+from app.schemas.service import RESPONSE
 
 
 class BackendHealth(BaseModel):

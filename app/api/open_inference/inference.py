@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.api.dependencies import State
-from app.api.schemas import InferenceOptions
-from app.api.segment import GUARANTEES
 from app.calibration.predictions import Prediction
 from app.deadline import Deadline
 from app.errors import ArgumentError, TooLargeError, UnavailableError
 from app.imaging.decode import ImageArray
 from app.inference.predictor import Predictor
 from app.open_inference import ModelMetadata, Tensor, TensorMetadata, validate
+from app.schemas.service import GUARANTEES, InferenceOptions
 from app.serving.pipeline import StageTimer
 from app.serving.segmenter import (
     ACTIVE,

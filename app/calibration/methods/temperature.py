@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.calibration.base import (
-    TEMPERATURE_RANGE,
     Calibrator,
     FitContext,
     Invariances,
@@ -34,6 +33,7 @@ from app.calibration.dataset import Subset, ValidationSet, groups_of, pixels
 from app.calibration.sampling import chunks, require_classes
 from app.errors import ArgumentError
 from app.numerics import LOG2_E, compiled, power_of_two
+from app.schemas.fit import TEMPERATURE_RANGE
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from app.calibration.risk_control import CertifiedThreshold
+from app.schemas.calibrator import CertifiedThreshold
 from tests.clients.page.test_segment_page import PROXY_PAGE, WIDTHS, problem
 from tests.factories.models import expected_logits
 from tests.factories.service import encoded, publish_temperature

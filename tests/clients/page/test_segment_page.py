@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from app.calibration.risk_control import CertifiedThreshold
 from app.imaging.colormap import HEAT
+from app.schemas.calibrator import CertifiedThreshold
 from tests.factories.models import onnx_network, write_onnx_model
 from tests.factories.service import (
     BLUE,

@@ -5,11 +5,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from app.jobs.store import JobStatus
-from app.recalibration import FitOptions, IgnoreIndex
-from app.serving.segmenter import NO_CALIBRATOR
-from app.storage.manifest import Manifest
+from app.schemas.calibrator import Manifest
+from app.schemas.fit import FitOptions, IgnoreIndex, JobStatus
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of files
+# Values of X-Guarantee, by whether a certified level applies to the image.
+GUARANTEES = {True: "applies", False: "does-not-apply", None: "not-measured"}
 OPTIONAL_PARTS = frozenset({"mask", "confidence", "rle", "polygons"})
 Output = Literal["mask", "confidence", "heatmap", "overlay"]
 # A response always has the fields with a default: the OpenAPI document lists them as required.
@@ -138,7 +139,7 @@ class Calibration(BaseModel):
 
     model_config = RESPONSE
 
-    calibrator: str = NO_CALIBRATOR
+    calibrator: str = "none"
     method: str = "none"
     model_sha256: str
     fitted_at: str | None = None
