@@ -11,6 +11,7 @@ from app.cli import calibrators
 from app.cli.calibrate import calibrate_command
 from app.cli.evaluate import evaluate_command
 from app.cli.models import import_command, list_command, quantize_command
+from app.cli.pseudo_label import pseudo_label_command
 from app.cli.segment import segment_command
 from app.errors import SegcalError
 from app.main import run
@@ -22,6 +23,7 @@ calibrators_app = typer.Typer(no_args_is_help=True, help="Fitted calibrators.")
 app.command("segment")(segment_command)
 app.command("calibrate")(calibrate_command)
 app.command("evaluate")(evaluate_command)
+app.command("pseudo-label")(pseudo_label_command)
 models_app.command("list")(list_command)
 models_app.command("import")(import_command)
 models_app.command("quantize")(quantize_command)
