@@ -11,7 +11,16 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import calibrate, calibrators, problem_details, results, segment, server, system
+from app.api import (
+    calibrate,
+    calibrators,
+    export,
+    problem_details,
+    results,
+    segment,
+    server,
+    system,
+)
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
@@ -24,6 +33,7 @@ from app.api.middleware import (
 )
 from app.api.security import SecurityHeadersMiddleware
 from app.api.uploads import UploadBuffer
+from app.conversion.export_process import Exporter
 from app.errors import ModelError, SettingsError
 from app.imaging import DecoderPool
 from app.inference.backbone import nvidia_device_present
@@ -74,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uploads=UploadBuffer(settings.upload_buffer_bytes),
         jobs=Jobs(settings),
         decoders=DecoderPool(),
+        exporter=Exporter(settings),
     )
 
     @asynccontextmanager
@@ -117,7 +128,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(SecurityHeadersMiddleware)
-    for routes in (segment, results, calibrators, calibrate):
+    for routes in (segment, results, calibrators, calibrate, export):
         app.include_router(routes.router)
     system.install(app)
     problem_details.install(app)

@@ -10,6 +10,7 @@ from rich.console import Console
 from app.cli import calibrators
 from app.cli.calibrate import calibrate_command
 from app.cli.evaluate import evaluate_command
+from app.cli.export_model import export_command
 from app.cli.models import import_command, list_command, quantize_command
 from app.cli.pseudo_label import pseudo_label_command
 from app.cli.segment import segment_command
@@ -27,6 +28,7 @@ app.command("pseudo-label")(pseudo_label_command)
 models_app.command("list")(list_command)
 models_app.command("import")(import_command)
 models_app.command("quantize")(quantize_command)
+models_app.command("export")(export_command)
 calibrators_app.command("list")(calibrators.list_command)
 calibrators_app.command("activate")(calibrators.activate_command)
 calibrators_app.command("archive")(calibrators.archive_command)

@@ -93,7 +93,9 @@ def import_command(
     reduce_zero_label: Annotated[
         bool, typer.Option("--reduce-zero-label", help="Label maps count from 1, and 0 is void.")
     ] = False,
-    ignore_index: Annotated[int, typer.Option(min=0)] = 255,
+    ignore_index: Annotated[
+        int | None, typer.Option(min=0, help="Void label; default: 255, from 256 classes on 65535.")
+    ] = None,
     reference: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -119,7 +121,8 @@ def import_command(
         given = {key: value for key, value in policy.items() if value is not None}
         filled = fill_size(given, path, settings)
         report_size(path, given, filled)
-        named = {} if output is None else {"name": output}
+        named: dict[str, object] = {} if output is None else {"name": output}
+        named |= {} if ignore_index is None else {"ignore_index": ignore_index}
         labels = (
             {"taxonomy": taxonomy}
             if classes is None
@@ -130,7 +133,6 @@ def import_command(
             "output": named | {
                 "activation": activation,
                 "reduce_zero_label": reduce_zero_label,
-                "ignore_index": ignore_index,
                 **labels,
             },
         }  # fmt: skip

@@ -20,7 +20,7 @@ from torch.nn.functional import max_pool2d
 from app.calibration.predictions import Mask, Prediction
 from app.datasets.images import read_image
 from app.errors import ArgumentError, ConflictError, InputError
-from app.imaging.encode import mask_png
+from app.imaging import encode
 from app.inference.model_card import OutputPolicy
 from app.inference.predictor import Predictor
 from app.inference.threads import RowWorkers
@@ -236,9 +236,9 @@ def label_png(mask: Mask, chosen: NDArray[np.bool_], output: OutputPolicy) -> by
     first = int(output.reduce_zero_label)
     labels = np.where(chosen, mask.astype(np.uint16) + first, np.uint16(output.ignore_index))
     if max(output.ignore_index, len(output.classes) - 1 + first) > UINT8_MAX:
-        return mask_png(labels, ())
+        return encode.mask_png(labels, ())
     palette = [(0, 0, 0)] * first + [entry.rgb for entry in output.classes]
-    return mask_png(labels.astype(np.uint8), palette)
+    return encode.mask_png(labels.astype(np.uint8), palette)
 
 
 def write_table(path: Path, classes: Sequence[ClassAcceptance]) -> None:

@@ -9,12 +9,14 @@ from app.inference.model_card import (
     Card,
     InputPolicy,
     ModelFolder,
+    OutputPolicy,
     Resample,
+    ShortSide,
     default_name,
     model_files,
     read_model_folder,
 )
-from app.inference.outputs import MIN_PROBABILITY
+from app.inference.outputs import MIN_PROBABILITY, LogitsBackbone, LogitsOutput
 from app.inference.postprocess import (
     SERIAL,
     ClassStatistics,
@@ -42,11 +44,15 @@ __all__ = [
     "ClassStatistics",
     "Geometry",
     "InputPolicy",
+    "LogitsBackbone",
+    "LogitsOutput",
     "ModelFolder",
+    "OutputPolicy",
     "Predictor",
     "PreparedImage",
     "Resample",
     "RowWorkers",
+    "ShortSide",
     "Size",
     "Strip",
     "Tta",

@@ -27,6 +27,8 @@ Side = Annotated[int, Field(ge=1, le=16384)]
 Resample = Literal["bilinear", "bicubic", "area"]
 Activation = Literal["none", "softmax", "sigmoid"]
 
+DEFAULT_IGNORE_INDEX, LARGEST_IGNORE_INDEX = 255, 65535
+
 MAX_MEAN, MAX_STD = 1.0, 4.0  # larger ones are on the 0..255 scale
 
 
@@ -144,6 +146,7 @@ class ClassInfo(StrictModel):
 class OutputPolicy(StrictModel):
     """Classes by channel of the logits; `ignore_index` is the label of void pixels.
 
+    It is 255 by default, and 65535 where 255 is the label of a class.
     `name` is the output with the logits, where a file has several; `activation` is what the network
     applies to its logits. With `reduce_zero_label` label maps count classes from 1, and 0 is void.
     """
@@ -151,7 +154,7 @@ class OutputPolicy(StrictModel):
     name: Annotated[str, Field(min_length=1)] | None = None
     activation: Activation = "none"
     reduce_zero_label: bool = False
-    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
+    ignore_index: Annotated[int, Field(ge=0, le=LARGEST_IGNORE_INDEX)] = DEFAULT_IGNORE_INDEX
     taxonomy: str | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(max_length=65534)] = ()
 
@@ -169,6 +172,18 @@ class OutputPolicy(StrictModel):
             raise ValueError(f"expected one of {sorted(TAXONOMIES)} as taxonomy, got {taxonomy!r}")
         classes = [{"name": name, "color": color} for name, color in TAXONOMIES[taxonomy]]
         return {**data, "classes": classes}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_ignore_index(cls, data: object) -> object:
+        """Fill in 65535 where the default is a class, whose pixels would be void."""
+        if not isinstance(data, dict) or "ignore_index" in data:
+            return data
+        classes = data.get("classes", ())
+        labels = len(classes) if isinstance(classes, list | tuple) else 0
+        if labels + bool(data.get("reduce_zero_label")) <= DEFAULT_IGNORE_INDEX:
+            return data
+        return {**data, "ignore_index": LARGEST_IGNORE_INDEX}
 
     @model_validator(mode="after")
     def _check_names(self) -> "OutputPolicy":
