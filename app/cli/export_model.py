@@ -35,10 +35,10 @@ def export_command(
     stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
     predictor = open_predictor(folder, "cpu", settings.threads)
     files = [] if images is None else list(images_by_stem(images).values())[:MAX_IMAGES]
+    scaling = folder.card.input.scaling
+    compared = [read_image(path, settings.max_pixels, scaling) for path in files]
     with console.status("exporting"):
-        exported = export_model(
-            predictor, stored, [read_image(path, settings.max_pixels) for path in files]
-        )
+        exported = export_model(predictor, stored, compared)
     with storage("the exported model"):
         replace_file(out, exported.data)
     agreement = exported.agreement

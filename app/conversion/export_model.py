@@ -82,16 +82,16 @@ def export_model(
     without the optional packages, and ModelError for a model or calibrator that can't be exported
     and for a file that differs from the service.
     """
-    onnx = import_packages()
+    package = import_packages()
     folder = predictor.folder
     require_exportable(folder)
-    backbone = load_backbone(onnx, folder)
+    backbone = load_backbone(package, folder)
     postprocessing = build_postprocessing(predictor, stored)
     images = [*trial_images(), *images]
     grid = predictor.backbone(predictor.first_window(images[0]).numpy()).shape[2:]
     try:
-        parts = export_parts(onnx, folder, backbone, postprocessing, images[0], grid)
-        model = join(onnx, parts)
+        parts = export_parts(package, folder, backbone, postprocessing, images[0], grid)
+        model = join(package, parts)
         agreement = compare(model.SerializeToString(), predictor, stored, images)
     except Exception as error:  # the exporter raises errors of many types
         method = "no calibrator" if stored is None else stored.manifest.method
@@ -144,7 +144,7 @@ def build_postprocessing(predictor: Predictor, stored: StoredCalibrator | None) 
 
 
 def export_parts(
-    onnx: Any,  # noqa: ANN401
+    package: Any,  # noqa: ANN401
     folder: ModelFolder,
     backbone: "onnx.ModelProto",
     postprocessing: Postprocessing,
@@ -162,7 +162,7 @@ def export_parts(
     inputs = {OUTPUT: output, PIXELS: pixels, IMAGE: example}
     axes = (1, 2) if postprocessing.output.channels_last else (2, 3)
     after = to_onnx(postprocessing, inputs, predicted, version, axes)
-    connect(onnx, backbone, postprocessing.output)
+    connect(package, backbone, postprocessing.output)
     return [before, backbone, after]
 
 

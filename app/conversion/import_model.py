@@ -74,7 +74,8 @@ def import_model(
         predictor = open_predictor(read_model_folder(folder), settings.device, settings.threads)
         try_model(predictor)
         if reference is not None and expected is not None:
-            image = read_image(reference.image, settings.max_pixels)
+            scaling = predictor.folder.card.input.scaling
+            image = read_image(reference.image, settings.max_pixels, scaling)
             agreement = compare(predictor, image, expected)
             require_agreement(agreement)
     imported = read_model_folder(settings.models_dir / name)

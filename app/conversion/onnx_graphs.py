@@ -36,12 +36,12 @@ def import_packages() -> Any:  # noqa: ANN401 - the package has no types
     return onnx
 
 
-def load_backbone(onnx: Any, folder: ModelFolder) -> "onnx.ModelProto":  # noqa: ANN401
+def load_backbone(package: Any, folder: ModelFolder) -> "onnx.ModelProto":  # noqa: ANN401
     """Load a model's own graph, in opset 18 at least; raises ModelError where that fails."""
     try:
-        model: onnx.ModelProto = onnx.load(folder.path)
+        model: onnx.ModelProto = package.load(folder.path)
         if opset(model) < OPSET:
-            model = onnx.version_converter.convert_version(model, OPSET)
+            model = package.version_converter.convert_version(model, OPSET)
     except Exception as error:  # the converter raises errors of many types
         raise ModelError(
             f"{folder.card.name}: expected a graph that can be converted to opset {OPSET}, "
@@ -110,28 +110,28 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def connect(onnx: Any, model: "onnx.ModelProto", output: LogitsOutput) -> None:  # noqa: ANN401
+def connect(package: Any, model: "onnx.ModelProto", output: LogitsOutput) -> None:  # noqa: ANN401
     """Name a graph's input INPUT and its output with the logits OUTPUT, in place."""
-    graph, make_node = model.graph, onnx.helper.make_node
+    graph, make_node = model.graph, package.helper.make_node
     weights = {entry.name for entry in graph.initializer}
     (value,) = (entry for entry in graph.input if entry.name not in weights)
     graph.node.insert(0, make_node("Identity", [INPUT], [value.name]))
     value.name = INPUT
     kept = next(entry for entry in graph.output if entry.name == output.name)
-    result = onnx.helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, None)
-    graph.node.append(make_node("Cast", [kept.name], [OUTPUT], to=onnx.TensorProto.FLOAT))
+    result = package.helper.make_tensor_value_info(OUTPUT, package.TensorProto.FLOAT, None)
+    graph.node.append(make_node("Cast", [kept.name], [OUTPUT], to=package.TensorProto.FLOAT))
     del graph.output[:]
     graph.output.append(result)
 
 
-def join(onnx: Any, parts: Sequence["onnx.ModelProto"]) -> "onnx.ModelProto":  # noqa: ANN401
+def join(package: Any, parts: Sequence["onnx.ModelProto"]) -> "onnx.ModelProto":  # noqa: ANN401
     """Join graphs whose values are named alike into one model, without the exporters' metadata."""
-    model = onnx.ModelProto()
+    model = package.ModelProto()
     model.producer_name = "segcal"
     model.graph.name = "segcal"
     domains: dict[str, int] = {}
     for index, part in enumerate(parts):
-        named = onnx.compose.add_prefix(
+        named = package.compose.add_prefix(
             part, f"part{index}/", rename_inputs=False, rename_outputs=False
         )
         model.ir_version = max(model.ir_version, named.ir_version)

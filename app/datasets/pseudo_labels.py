@@ -98,7 +98,7 @@ class LocalPredictor:
 
     def __call__(self, path: Path) -> Prediction:
         """Predict one file; raises InputError that names it."""
-        image = read_image(path, self._max_pixels)
+        image = read_image(path, self._max_pixels, self._predictor.folder.card.input.scaling)
         return predict_image(image, self._predictor, self._calibrator, workers=self._workers)
 
 

@@ -35,6 +35,7 @@ from app.datasets.logits import Contents, open_logits, require_images
 from app.datasets.parsing import parsing
 from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
+from app.imaging import tiff_bands
 from app.imaging.decode import FORMATS, check_size
 from app.inference.predictor import Predictor
 
@@ -270,6 +271,10 @@ def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
     except InputError:
         raise
     except UnidentifiedImageError as error:  # its message holds the path
+        size = tiff_bands.read_size(path)
+        if size is not None:
+            check_size(size[::-1], limits.image_pixels)
+            return size
         raise UndecodableError(
             f"{path.name}: expected an image, got {path.stat().st_size} bytes of another kind"
         ) from error

@@ -19,11 +19,14 @@ from pydantic import (
 )
 
 from app.errors import ModelError
+from app.imaging.tiff_bands import Scaling
 from app.inference.taxonomies import TAXONOMIES
 
 CARD = "card.toml"
 Triple = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=16384)]
+Level = Annotated[int, Field(ge=0, le=65535)]
+Band = Annotated[int, Field(ge=1, le=256)]
 Resample = Literal["bilinear", "bicubic", "area"]
 Activation = Literal["none", "softmax", "sigmoid"]
 
@@ -48,7 +51,9 @@ class InputPolicy(StrictModel):
     """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels.
 
     `channels` is the order in which the network gets the colours; mean and std stay RGB. `fit`
-    "letterbox" resizes to the largest size within `size` that keeps the aspect ratio.
+    "letterbox" resizes to the largest size within `size` that keeps the aspect ratio. `range` has
+    the 16-bit values of black and white, `bands` the numbers of a TIFF's bands for red, green and
+    blue, from 1.
     """
 
     mean: Triple = (0.0, 0.0, 0.0)
@@ -56,6 +61,8 @@ class InputPolicy(StrictModel):
     size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
     channels: Literal["rgb", "bgr"] = "rgb"
+    range: tuple[Level, Level] | None = None
+    bands: tuple[Band, Band, Band] | None = None
     resample: Resample = "bilinear"
     fit: Literal["stretch", "letterbox"] = "stretch"
     mode: Literal["whole", "slide"] = "whole"
@@ -73,6 +80,17 @@ class InputPolicy(StrictModel):
                 'expected "native", [H, W] or {short_side = N}, with sides in 1..16384, '
                 f"got {value!r}"
             ) from error
+
+    @property
+    def scaling(self) -> Scaling:
+        """Conversion of images with 16 bits or several bands."""
+        return Scaling(self.range, self.bands)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "InputPolicy":
+        if self.range is not None and self.range[0] == self.range[1]:
+            raise ValueError(f"expected different values in range, got {list(self.range)}")
+        return self
 
     @model_validator(mode="after")
     def _check_std(self) -> "InputPolicy":

@@ -19,8 +19,8 @@ from app.datasets.pseudo_labels import (
 from app.errors import ArgumentError
 from app.inference.model_card import OutputPolicy
 from tests.cli.test_main import Run, run
-from tests.factories.models import write_card, write_onnx_model
-from tests.factories.service import RED, THIRDS_MASK, publish_temperature, solid, thirds
+from tests.factories.models import write_card
+from tests.factories.service import THIRDS_MASK, publish_temperature, solid, thirds
 
 __all__ = ["run"]  # the fixture
 
@@ -163,17 +163,3 @@ def test_ignore_value_that_is_a_class_is_refused(tmp_path):
     output = OutputPolicy.model_validate({"classes": CLASSES, "ignore_index": 1})
     with pytest.raises(ArgumentError, match="expected an ignore_index that is no class, got 1"):
         write_pseudo_labels([], tmp_path, lambda _: None, AcceptanceRule(1), output, lambda: None)  # type: ignore[arg-type,return-value]
-
-
-def test_300_classes_and_their_ignore_value_fit_16_bits(run: Run, tmp_path, models_dir):
-    write_onnx_model(models_dir, "many", 300)
-    folder, out = tmp_path / "one", tmp_path / "out"
-    folder.mkdir()
-    Image.fromarray(solid(RED)).save(folder / "red.png")
-    options = ("--min-confidence", 0, "--out", out, "--model", "many")
-    assert run("pseudo-label", folder, *options).code == 0
-    labels = Image.open(out / "red.png")
-    assert labels.mode == "I;16"
-    assert (np.asarray(labels) == 0).all()
-    assert run("pseudo-label", folder, *options[2:], "--min-confidence", 1).code == 0
-    assert (read_mask(out / "red.png") == 65535).all()
