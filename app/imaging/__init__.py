@@ -10,15 +10,18 @@ from app.imaging.encode import (
     confidence_png,
     heatmap_png,
 )
+from app.imaging.tiff_bands import UNSCALED, Scaling
 
 __all__ = [
     "FORMATS",
     "OVERLAY_FRACTION",
+    "UNSCALED",
     "Confidence",
     "DecoderPool",
     "ImageArray",
     "Mask",
     "Palette",
+    "Scaling",
     "check_size",
     "confidence_png",
     "decode_image",

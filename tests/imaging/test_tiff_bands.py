@@ -14,7 +14,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from app.errors import TooLargeError, UndecodableError
 from app.imaging.decode import decode_image
 from app.imaging.decoder_pool import DecoderPool
-from app.imaging.tiff_bands import Scaling, level_table
+from app.imaging.tiff_bands import Scaling, level_table, read_size
 
 LIMIT = 1_000_000
 BANDS = np.random.default_rng(0).integers(0, 5000, (21, 34, 6)).astype(np.uint16)
@@ -76,6 +76,7 @@ def lzw(raw: bytes) -> bytes:
     buffer = io.BytesIO()
     image = Image.frombytes("L", (len(raw), 1), raw)
     image.save(buffer, "TIFF", compression="tiff_lzw")
+    buffer.seek(0)
     with TiffImageFile(buffer) as written:
         (start,), (count,) = written.tag_v2[273], written.tag_v2[279]
     return buffer.getvalue()[start : start + count]
@@ -161,6 +162,14 @@ def test_other_forms_are_refused(tags, reason):
     data = tiff(BANDS, **tags)
     with pytest.raises(UndecodableError, match=reason):
         decode_image(data, LIMIT, Scaling(None, (1, 2, 3)))
+
+
+def test_size_is_read_from_the_header(tmp_path):
+    for layout in ({}, {"order": ">"}):
+        (tmp_path / "bands.tif").write_bytes(tiff(BANDS, **layout))
+        assert read_size(tmp_path / "bands.tif") == (21, 34)
+    (tmp_path / "bands.tif").write_bytes(b"no TIFF")
+    assert read_size(tmp_path / "bands.tif") is None
 
 
 def test_size_is_checked_before_decoding():
