@@ -30,7 +30,7 @@ def test_file_predicts_as_the_service(make_client: MakeClient, models_dir, artif
     assert ArtifactStore(artifacts_dir).active_id("tiny") == version
 
 
-def test_without_admin_token_or_with_unknown_names(client):
+def test_export_needs_the_admin_token(client):
     assert_problem(client.get("/models/tiny/export"), 401, "token")
 
 

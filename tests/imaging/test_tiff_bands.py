@@ -165,8 +165,8 @@ def test_other_forms_are_refused(tags, reason):
 
 
 def test_size_is_read_from_the_header(tmp_path):
-    for layout in ({}, {"order": ">"}):
-        (tmp_path / "bands.tif").write_bytes(tiff(BANDS, **layout))
+    for order in ("<", ">"):
+        (tmp_path / "bands.tif").write_bytes(tiff(BANDS, order=order))
         assert read_size(tmp_path / "bands.tif") == (21, 34)
     (tmp_path / "bands.tif").write_bytes(b"no TIFF")
     assert read_size(tmp_path / "bands.tif") is None
