@@ -14,6 +14,7 @@ from app.api import (
     calibrate,
     calibrators,
     cvat,
+    export,
     huggingface,
     problem_details,
     results,
@@ -36,6 +37,7 @@ from app.api.middleware import (
 from app.api.open_inference import routes as open_inference
 from app.api.security import SecurityHeadersMiddleware
 from app.api.uploads import UploadBuffer
+from app.conversion.export_process import Exporter
 from app.errors import ModelError
 from app.imaging import DecoderPool
 from app.inference.model_card import read_card, read_model_folder
@@ -86,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uploads=UploadBuffer(settings.upload_buffer_bytes),
         jobs=Jobs(settings),
         decoders=DecoderPool(),
+        exporter=Exporter(settings),
     )
 
     collector = Collector(state)
@@ -137,7 +140,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(SecurityHeadersMiddleware)
     routers = (
-        segment, results, calibrators, calibrate, open_inference, huggingface, labelstudio, cvat,
+        segment, results, calibrators, calibrate, export, open_inference, huggingface, labelstudio,
+        cvat,
     )  # fmt: skip
     for routes in routers:
         app.include_router(routes.router)

@@ -15,6 +15,7 @@ from app.api import auth as tokens
 from app.api.diagrams import Diagrams
 from app.api.metrics import ServiceMetrics
 from app.api.uploads import UploadBuffer
+from app.conversion.export_process import Exporter
 from app.deadline import Deadline
 from app.errors import BusyError, UnavailableError
 from app.imaging import DecoderPool
@@ -140,6 +141,7 @@ class State:
     uploads: UploadBuffer
     jobs: Jobs
     decoders: DecoderPool
+    exporter: Exporter
 
 
 async def get_state(request: Request) -> State:

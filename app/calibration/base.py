@@ -191,6 +191,14 @@ class Calibrator(nn.Module, ABC):
         """
         return None
 
+    def shift_of_cells(self, logits: Tensor) -> tuple[Tensor, Tensor, int] | None:  # noqa: ARG002
+        """Compute `log_odds_shift` of whole images by torch, for exports; None without one.
+
+        Maps logits [N,K,h,w] to the shift [N,n,m] at every `stride`-th row and column, not yet
+        multiplied by the images' scores [N], and returns both with the stride.
+        """
+        return None
+
     def predict_errors(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
         """Predict which pixels are misclassified: logits [N,K,...] to bool [N,...].
 

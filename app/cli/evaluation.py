@@ -102,7 +102,7 @@ def image_thumbnails(model: EvaluatedModel, done: Comparison, index: int) -> Thu
     predictions = model.predict(pair)
     served = (predictions.calibrated or predictions.plain).prediction
     size = served.mask.shape[0], served.mask.shape[1]
-    image = read_image(pair.image, options.max_pixels)
+    image = read_image(pair.image, options.max_pixels, folder.card.input.scaling)
     labels = read_labels_for(
         pair,
         size,

@@ -32,6 +32,10 @@ add_lazily(
     "Evaluate a model or a running service on labelled images, and write a page about it.",
 )  # fmt: skip
 add_lazily(
+    app, "pseudo-label", "app.cli.pseudo_label:pseudo_label_command",
+    "Write label maps for training whose uncertain pixels have the ignore value.",
+)  # fmt: skip
+add_lazily(
     models, "list", "app.cli.models:list_command",
     "List the models, with the reason for each that cannot be loaded.",
 )  # fmt: skip
@@ -42,6 +46,10 @@ add_lazily(
 add_lazily(
     models, "quantize", "app.cli.models:quantize_command",
     "Quantise an ONNX model to int8, compare it with the original, and add it as a new model.",
+)  # fmt: skip
+add_lazily(
+    models, "export", "app.cli.export_model:export_command",
+    "Write one ONNX file that computes labels and confidence as the service does.",
 )  # fmt: skip
 add_lazily(
     calibrators, "list", "app.cli.calibrators:list_command",

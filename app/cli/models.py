@@ -126,7 +126,10 @@ def import_command(
         typer.Option("--reduce-zero-label", help="Label maps count from 1, and 0 is void."),
     ] = None,
     ignore_index: Annotated[
-        int | None, typer.Option(min=0, help="Of void; default: the taxonomy's, or 255.")
+        int | None,
+        typer.Option(
+            min=0, help="Void label; default: the taxonomy's, or 255, from 256 classes on 65535."
+        ),
     ] = None,
     reference: Annotated[
         tuple[Path, Path] | None,

@@ -1,6 +1,8 @@
 """Model files in: import and quantisation."""
 
 from app.conversion.classes import classes_with_colors
+from app.conversion.export_model import export_model
+from app.conversion.export_process import Exporter
 from app.conversion.framework_import import import_framework
 from app.conversion.import_model import (
     ImportedModel,
@@ -18,12 +20,14 @@ from app.conversion.sources import FRAMEWORKS, open_source
 
 __all__ = [
     "FRAMEWORKS",
+    "Exporter",
     "ImportedModel",
     "Options",
     "QuantizationReport",
     "Ranges",
     "Reference",
     "classes_with_colors",
+    "export_model",
     "fill_size",
     "import_framework",
     "import_model",

@@ -70,7 +70,8 @@ def import_model(
             shutil.copyfile(path, folder / path.name)
         predictor = open_imported(folder, {**card, "file": source.name}, settings)
         if reference is not None and expected is not None:
-            image = read_image(reference.image, settings.max_pixels)
+            scaling = predictor.folder.card.input.scaling
+            image = read_image(reference.image, settings.max_pixels, scaling)
             agreement = compare(predictor, image, expected)
             require_agreement(agreement)
     imported = read_model_folder(settings.models_dir / name)

@@ -73,7 +73,7 @@ def measure(
     equal = signed = absolute = pixels = 0.0
     for entry in images:
         path = entry.image if isinstance(entry, Pair) else entry
-        image = read_image(path, max_pixels)
+        image = read_image(path, max_pixels, original.folder.card.input.scaling)
         before, after = (predict_image(image, model, None) for model in (original, quantized))
         shift = after.confidence.astype(np.float64) - before.confidence
         equal += np.count_nonzero(before.mask == after.mask)

@@ -45,7 +45,8 @@ class Inputs:
         """Return the next input by its name, or None after the last."""
         if not self._left:
             return None
-        image = read_image(self._left.pop(0), self._max_pixels)
+        scaling = self._predictor.folder.card.input.scaling
+        image = read_image(self._left.pop(0), self._max_pixels, scaling)
         return {self._name: self._predictor.first_window(image).numpy()}
 
 

@@ -13,6 +13,7 @@ from app.datasets.images import (
     read_labels_for,
     read_mask,
 )
+from app.datasets.pseudo_labels import LocalPredictor, PseudoLabels, find_rule, write_pseudo_labels
 from app.datasets.uploads import (
     FIELDS,
     GROUP_INDEX,
@@ -32,11 +33,14 @@ __all__ = [
     "CachedLogits",
     "Collection",
     "Limits",
+    "LocalPredictor",
     "Pair",
+    "PseudoLabels",
     "check",
     "content_hash",
     "find_masks",
     "find_pairs",
+    "find_rule",
     "find_void_label",
     "has_images",
     "image_groups",
@@ -48,4 +52,5 @@ __all__ = [
     "read_mask",
     "unpack",
     "void_label",
+    "write_pseudo_labels",
 ]

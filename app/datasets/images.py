@@ -20,6 +20,7 @@ from app.calibration.dataset import IGNORE, LabelledImage
 from app.calibration.predictions import Prediction
 from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
+from app.imaging.tiff_bands import UNSCALED, Scaling
 from app.inference.predictor import Predictor
 from app.inference.preprocess import Geometry, Size
 from app.inference.sliding_window import Strip
@@ -108,7 +109,8 @@ class CachedLogits:
         self._geometries: list[Geometry] = []
         for index, pair in enumerate(pairs):
             progress("logits", index / len(pairs))
-            prepared = predictor.prepare_windows(read_image(pair.image, max_pixels))
+            image = read_image(pair.image, max_pixels, predictor.folder.card.input.scaling)
+            prepared = predictor.prepare_windows(image)
             labels = read_labels_for(
                 pair,
                 prepared.geometry.image,
@@ -162,10 +164,10 @@ def cache_logits(strips: Iterable[Strip], path: Path) -> Size:
     return size
 
 
-def read_image(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+def read_image(path: Path, max_pixels: int, scaling: Scaling = UNSCALED) -> NDArray[np.uint8]:
     """Decode an image file to uint8 RGB [H,W,3]; raises InputError that names the file."""
     try:
-        return decode_image(path.read_bytes(), max_pixels)
+        return decode_image(path.read_bytes(), max_pixels, scaling)
     except InputError as error:
         raise type(error)(f"{path.name}: {error}") from error
 

@@ -34,6 +34,7 @@ from app.datasets.logits import Contents, open_logits, require_images
 from app.datasets.parsing import parsing
 from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
+from app.imaging import tiff_bands
 from app.imaging.decode import FORMATS, check_size
 from app.inference.predictor import Predictor
 from app.schemas.service import IMAGE_ENDINGS
@@ -263,10 +264,7 @@ def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
     Raises TooLargeError above the limit and UndecodableError for other files.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            check_size(image.size, limits.image_pixels)
-            width, height = image.size
-            sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+        return _header_size(path, limits)
     except InputError:
         raise
     except UnidentifiedImageError as error:  # its message holds the path
@@ -275,7 +273,22 @@ def _upright_size(path: Path, limits: Limits) -> tuple[int, int]:
         ) from error
     except Exception as error:  # Pillow's decoders raise many types for hostile bytes
         raise UndecodableError(f"{path.name}: expected an image, got: {error}") from error
-    return (width, height) if sideways else (height, width)
+
+
+def _header_size(path: Path, limits: Limits) -> tuple[int, int]:
+    """Read the height and width of an image that Pillow opens, or of a TIFF of many bands."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            check_size(image.size, limits.image_pixels)
+            width, height = image.size
+            sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+            return (width, height) if sideways else (height, width)
+    except UnidentifiedImageError:
+        size = tiff_bands.read_size(path)
+        if size is None:
+            raise
+        check_size(size[::-1], limits.image_pixels)
+        return size
 
 
 def _with_names(folder: Path, work: Callable[[], T]) -> T:

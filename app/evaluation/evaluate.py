@@ -177,7 +177,8 @@ class LocalModel:
     @torch.inference_mode()
     def predict(self, pair: Pair, temperatures: Sequence[float] = ()) -> ImagePredictions:
         """Predict an image in all the ways asked for, from one run of the network."""
-        image = read_image(pair.image, self.max_pixels)
+        scaling = self.predictor.folder.card.input.scaling
+        image = read_image(pair.image, self.max_pixels, scaling)
         prepared = self.predictor.prepare_windows(image)
         logits, geometry = self.predictor.grid(prepared, self.tta)[0], prepared.geometry
         size = logits.shape[1], logits.shape[2]

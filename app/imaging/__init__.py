@@ -12,15 +12,18 @@ from app.imaging.encode import (
     heatmap_png,
 )
 from app.imaging.polygons import trace_polygons
+from app.imaging.tiff_bands import UNSCALED, Scaling
 
 __all__ = [
     "FORMATS",
     "OVERLAY_FRACTION",
+    "UNSCALED",
     "Confidence",
     "DecoderPool",
     "ImageArray",
     "Mask",
     "Palette",
+    "Scaling",
     "check_size",
     "confidence_png",
     "decode_brush",

@@ -17,6 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from app.errors import InputError, TooLargeError, UndecodableError
 from app.imaging.png import SIGNATURE, pieces
+from app.imaging.tiff_bands import UNSCALED, BandImage, Scaling, level_table, open_bands
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 # TIFF tags and their values.
@@ -58,39 +59,51 @@ class OpenedImage:
 
     image: Image.Image
     work: int
+    scaling: Scaling = UNSCALED
 
     def decode(self) -> ImageArray:
         """Decode to uint8 RGB [H,W,3] in the EXIF orientation."""
         image = self.image
-        levels = _grey_levels(image)
+        levels = self.scaling.levels or _grey_levels(image)
         ImageOps.exif_transpose(image, in_place=True)
         return _pixels(_to_rgb(image, levels))
 
 
-def decode_image(data: bytes, max_pixels: int) -> ImageArray:
+def decode_image(data: bytes, max_pixels: int, scaling: Scaling = UNSCALED) -> ImageArray:
     """Decode one still image to uint8 RGB [H,W,3] in its EXIF orientation.
 
-    Alpha is dropped, grey copied to three channels, 16-bit grey scaled by 1/257. Raises
-    UndecodableError for other bytes and TooLargeError for more than `max_pixels` or more work.
+    Alpha is dropped, grey copied to three channels, 16-bit grey scaled by 1/257, or as the scaling
+    says. Of 16-bit colour without a scaling the higher byte is used. Raises UndecodableError for
+    other bytes and TooLargeError for more than `max_pixels` or more work.
     """
-    with open_image(data, max_pixels) as opened:
+    with open_image(data, max_pixels, scaling) as opened:
         return opened.decode()
 
 
 @contextmanager
-def open_image(data: bytes, max_pixels: int) -> Iterator[OpenedImage]:
+def open_image(
+    data: bytes, max_pixels: int, scaling: Scaling = UNSCALED
+) -> Iterator[OpenedImage | BandImage]:
     """Open one still image, to be decoded in the block; raises as `decode_image` does."""
     if not data:
         raise UndecodableError("expected an image, got 0 bytes")
     try:
         scans, work = _header_work(data)
         _check_work(work, max_pixels)
+        bands = open_bands(data, scaling)
+        if bands is not None:
+            check_size(bands.size, max_pixels)
+            _check_work(bands.work, max_pixels)
+            yield bands
+            return
+        if scaling.levels is not None:
+            _check_depth(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_size(image.size, max_pixels)
             work += _pixel_work(image, scans)
             _check_work(work, max_pixels)
             _check_still(image)
-            yield OpenedImage(image, work)
+            yield OpenedImage(image, work, scaling)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -162,6 +175,14 @@ def _count_chunks(data: bytes) -> int:
         at += 12 + int.from_bytes(data[at : at + 4])
         chunks += 1
     return chunks
+
+
+def _check_depth(data: bytes) -> None:
+    """Raise UndecodableError for a PNG with 16-bit colour, of which Pillow keeps 8 bits."""
+    if data.startswith(SIGNATURE) and data[24:25] == b"\x10" and data[25:26] != b"\0":
+        raise UndecodableError(
+            "expected a TIFF for 16-bit colour, as the model's card has a range, got a PNG"
+        )
 
 
 def _check_work(work: int, max_pixels: int) -> None:
@@ -245,10 +266,8 @@ def _pixels(image: Image.Image) -> ImageArray:
 
 
 def _scaled_down(values: NDArray[np.generic], levels: tuple[int, int]) -> Image.Image:
-    """Convert 16-bit grey [H,W] to RGB; black to white becomes 0..255, rounded."""
-    black, top = levels[0], max(levels)
-    above_black = np.abs(np.arange(65536) - black)
-    eight = ((above_black * 255 + top // 2) // top).astype(np.uint8)
+    """Convert 16-bit grey [H,W] to RGB; black to white becomes 0..255 (see `level_table`)."""
+    eight = level_table(levels)
     scaled = np.empty(values.shape, np.uint8)
     for rows in pieces(*values.shape):  # an index takes 8 bytes per pixel
         scaled[rows] = eight[values[rows]]

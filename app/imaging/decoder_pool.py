@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from queue import Empty, LifoQueue
 from typing import BinaryIO, cast
 
@@ -19,6 +20,7 @@ import numpy as np
 from app.deadline import UNLIMITED, Deadline
 from app.errors import InputError, TooLargeError, UndecodableError
 from app.imaging.decode import ImageArray, open_image
+from app.imaging.tiff_bands import UNSCALED, Scaling
 
 # An image of less work is decoded in at most a second by the calling thread, without the
 # milliseconds that its pixels take through a pipe. The work is known before Pillow reads the file,
@@ -50,11 +52,11 @@ class _Child:
         """True where the process waits for a request."""
         return self._complete and self._process.poll() is None
 
-    def decode(self, data: bytes, max_pixels: int) -> ImageArray:
+    def decode(self, data: bytes, max_pixels: int, scaling: Scaling) -> ImageArray:
         """Decode one image; raises OSError, EOFError or ValueError where the process has ended."""
         self._complete = False
         requests, responses = self._pipes()
-        request = {"bytes": len(data), "max_pixels": max_pixels}
+        request = {"bytes": len(data), "max_pixels": max_pixels, **asdict(scaling)}
         requests.write(json.dumps(request).encode() + b"\n")
         requests.write(data)
         requests.flush()
@@ -97,24 +99,32 @@ class DecoderPool:
         self._limit_s = limit_s
         self._idle: LifoQueue[_Child] = LifoQueue()
 
-    def decode(self, data: bytes, max_pixels: int, deadline: Deadline = UNLIMITED) -> ImageArray:
+    def decode(
+        self,
+        data: bytes,
+        max_pixels: int,
+        deadline: Deadline = UNLIMITED,
+        scaling: Scaling = UNSCALED,
+    ) -> ImageArray:
         """Decode one image as `decode_image` does, within the time limit and the deadline.
 
         Raises TooLargeError after the time limit, and UnavailableError after the deadline.
         """
         if len(data) <= SMALL_TIFF_BYTES or not data.startswith(TIFF_STARTS):
-            with open_image(data, max_pixels) as opened:
+            with open_image(data, max_pixels, scaling) as opened:
                 if opened.work <= SMALL_WORK:
                     return opened.decode()
         with self._borrow() as child, deadline.stopping(child.kill):
-            return self._decode_in(child, data, max_pixels)
+            return self._decode_in(child, data, max_pixels, scaling)
 
     def close(self) -> None:
         """End all children."""
         while child := self._take_idle():
             child.close()
 
-    def _decode_in(self, child: _Child, data: bytes, max_pixels: int) -> ImageArray:
+    def _decode_in(
+        self, child: _Child, data: bytes, max_pixels: int, scaling: Scaling
+    ) -> ImageArray:
         expired = threading.Event()
 
         def end() -> None:
@@ -124,7 +134,7 @@ class DecoderPool:
         timer = threading.Timer(self._limit_s, end)
         timer.start()
         try:
-            return child.decode(data, max_pixels)
+            return child.decode(data, max_pixels, scaling)
         except (OSError, EOFError, ValueError) as error:
             if expired.is_set():
                 raise TooLargeError(

@@ -11,12 +11,13 @@ from app.inference.model_card import (
     ModelFolder,
     OutputPolicy,
     Resample,
+    ShortSide,
     default_name,
     model_files,
     read_card,
     read_model_folder,
 )
-from app.inference.outputs import MIN_PROBABILITY
+from app.inference.outputs import MIN_PROBABILITY, LogitsBackbone, LogitsOutput
 from app.inference.postprocess import (
     SERIAL,
     ClassStatistics,
@@ -46,12 +47,15 @@ __all__ = [
     "ClassStatistics",
     "Geometry",
     "InputPolicy",
+    "LogitsBackbone",
+    "LogitsOutput",
     "ModelFolder",
     "OutputPolicy",
     "Predictor",
     "PreparedImage",
     "Resample",
     "RowWorkers",
+    "ShortSide",
     "Size",
     "Strip",
     "Tta",

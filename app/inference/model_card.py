@@ -20,14 +20,19 @@ from pydantic import (
 )
 
 from app.errors import ModelError
+from app.imaging.tiff_bands import Scaling
 from app.inference.taxonomies import TAXONOMIES
 from app.inference.upstream import RemoteModel, fetch_metadata, identity
 
 CARD = "card.toml"
 Triple = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=16384)]
+Level = Annotated[int, Field(ge=0, le=65535)]
+Band = Annotated[int, Field(ge=1, le=256)]
 Resample = Literal["bilinear", "bicubic", "area"]
 Activation = Literal["none", "softmax", "sigmoid"]
+
+DEFAULT_IGNORE_INDEX, LARGEST_IGNORE_INDEX = 255, 65535
 
 MAX_MEAN, MAX_STD = 1.0, 4.0  # larger ones are on the 0..255 scale
 
@@ -48,7 +53,9 @@ class InputPolicy(StrictModel):
     """Preprocessing of images; mean and std are RGB on the 0..1 scale, sizes in pixels.
 
     `channels` is the order in which the network gets the colours; mean and std stay RGB. `fit`
-    "letterbox" resizes to the largest size within `size` that keeps the aspect ratio.
+    "letterbox" resizes to the largest size within `size` that keeps the aspect ratio. `range` has
+    the 16-bit values of black and white, `bands` the numbers of a TIFF's bands for red, green and
+    blue, from 1.
     """
 
     mean: Triple = (0.0, 0.0, 0.0)
@@ -56,6 +63,8 @@ class InputPolicy(StrictModel):
     size: Literal["native"] | tuple[Side, Side] | ShortSide = "native"
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 32
     channels: Literal["rgb", "bgr"] = "rgb"
+    range: tuple[Level, Level] | None = None
+    bands: tuple[Band, Band, Band] | None = None
     resample: Resample = "bilinear"
     fit: Literal["stretch", "letterbox"] = "stretch"
     mode: Literal["whole", "slide"] = "whole"
@@ -73,6 +82,17 @@ class InputPolicy(StrictModel):
                 'expected "native", [H, W] or {short_side = N}, with sides in 1..16384, '
                 f"got {value!r}"
             ) from error
+
+    @property
+    def scaling(self) -> Scaling:
+        """Conversion of images with 16 bits or several bands."""
+        return Scaling(self.range, self.bands)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> "InputPolicy":
+        if self.range is not None and self.range[0] == self.range[1]:
+            raise ValueError(f"expected different values in range, got {list(self.range)}")
+        return self
 
     @model_validator(mode="after")
     def _check_std(self) -> "InputPolicy":
@@ -146,6 +166,7 @@ class ClassInfo(StrictModel):
 class OutputPolicy(StrictModel):
     """Classes by channel of the logits; `ignore_index` is the label of void pixels.
 
+    It is 255 by default, and 65535 where 255 is the label of a class.
     `name` is the output with the logits, where a file has several; `activation` is what the network
     applies to its logits. With `reduce_zero_label` label maps count classes from 1, and 0 is void.
     A taxonomy defines the classes, and both values of labels unless they are given.
@@ -154,7 +175,7 @@ class OutputPolicy(StrictModel):
     name: Annotated[str, Field(min_length=1)] | None = None
     activation: Activation = "none"
     reduce_zero_label: bool = False
-    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255
+    ignore_index: Annotated[int, Field(ge=0, le=LARGEST_IGNORE_INDEX)] = DEFAULT_IGNORE_INDEX
     taxonomy: str | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(max_length=65534)] = ()
 
@@ -174,6 +195,18 @@ class OutputPolicy(StrictModel):
         classes = [{"name": name, "color": color} for name, color in known.classes.items()]
         labels = {key: getattr(known, key) for key in ("ignore_index", "reduce_zero_label")}
         return {**labels, **data, "classes": classes}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_ignore_index(cls, data: object) -> object:
+        """Fill in 65535 where the default is a class, whose pixels would be void."""
+        if not isinstance(data, dict) or "ignore_index" in data:
+            return data
+        classes = data.get("classes", ())
+        labels = len(classes) if isinstance(classes, list | tuple) else 0
+        if labels + bool(data.get("reduce_zero_label")) <= DEFAULT_IGNORE_INDEX:
+            return data
+        return {**data, "ignore_index": LARGEST_IGNORE_INDEX}
 
     @model_validator(mode="after")
     def _check_names(self) -> "OutputPolicy":

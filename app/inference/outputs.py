@@ -63,7 +63,7 @@ class LogitsBackbone:
     """
 
     def __init__(self, network: Network, output: LogitsOutput) -> None:
-        self._network, self._output = network, output
+        self._network, self.output = network, output
         self.device = network.device
 
     def __call__(self, images: Array, deadline: Deadline = UNLIMITED) -> Array:
@@ -71,12 +71,12 @@ class LogitsBackbone:
         batch = self._network.input_shape[0] or len(images)
         parts = [
             self._network(
-                repeat_last(images[start : start + batch], batch), self._output.name, deadline
+                repeat_last(images[start : start + batch], batch), self.output.name, deadline
             )
             for start in range(0, len(images), batch)
         ]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return self._output.to_logits(whole[: len(images)])
+        return self.output.to_logits(whole[: len(images)])
 
 
 def repeat_last(images: Array, count: int) -> Array:

@@ -12,17 +12,20 @@ from app.serving.pipeline import StageTimer, predict_image, predict_logits
 from app.serving.result_cache import Result, ResultCache
 from app.serving.segmenter import (
     ACTIVE,
+    MIN_IN_DISTRIBUTION,
     NO_CALIBRATOR,
     Segmentation,
     Segmenter,
     SegmentOptions,
     abstained_fraction,
+    certified_level,
     class_table,
     find_calibrator,
 )
 
 __all__ = [
     "ACTIVE",
+    "MIN_IN_DISTRIBUTION",
     "NO_CALIBRATOR",
     "DriftMonitor",
     "DriftPolicy",
@@ -34,6 +37,7 @@ __all__ = [
     "Segmenter",
     "StageTimer",
     "abstained_fraction",
+    "certified_level",
     "check_models",
     "class_table",
     "find_calibrator",

@@ -124,7 +124,7 @@ class Segmenter:
         level = certified_level(options, stored)
         threshold = options.min_confidence if level is None else level.threshold
         calibrator = stored.calibrator if stored else None
-        image = self._decode(upload, timer, deadline)
+        image = self._decode(upload, predictor, timer, deadline)
         if self._memory is not None:
             self._memory.check(predictor, (image.shape[0], image.shape[1]), options.tta)
         prediction = predict_image(
@@ -140,13 +140,18 @@ class Segmenter:
         return Segmentation(predictor, stored, prediction, threshold, statistics, stale, guarantee)
 
     def _decode(
-        self, upload: bytes | ImageArray, timer: StageTimer, deadline: Deadline
+        self,
+        upload: bytes | ImageArray,
+        predictor: Predictor,
+        timer: StageTimer,
+        deadline: Deadline,
     ) -> ImageArray:
         if not isinstance(upload, bytes):
             check_size((upload.shape[1], upload.shape[0]), self._max_pixels)
             return upload
+        scaling = predictor.folder.card.input.scaling
         with timer.stage("decode"):
-            return self._decoders.decode(upload, self._max_pixels, deadline)
+            return self._decoders.decode(upload, self._max_pixels, deadline, scaling)
 
     def _observe_drift(
         self,

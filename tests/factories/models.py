@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 GAIN = 4.0
 INPUT_KEYS = (
     "mean", "std", "size", "multiple_of", "channels", "resample", "fit",
-    "mode", "crop", "window_stride", "blend",
+    "mode", "crop", "window_stride", "blend", "range", "bands",
 )  # fmt: skip
 OUTPUT_KEYS = (
     "output_name", "activation", "reduce_zero_label", "ignore_index", "taxonomy", "classes",

@@ -107,12 +107,24 @@ class Contextual(Calibrator):
     def _own_and_shift(self, logs: Tensor) -> tuple[Tensor, Tensor]:
         """Compute own log-odds and their shift, [N,1,...] each, from log-probabilities."""
         stride = stride_of(logs)
-        features = self.features(subsampled(logs, stride))
-        scores = self.score(image_statistics(features, self.num_classes))
-        shift = self.detector.on_image(features)[:, None]
-        shift = shift * scores.view(-1, *[1] * (logs.ndim - 1))
+        shift, scores = self._shift_and_scores(subsampled(logs, stride))
+        shift = shift[:, None] * scores.view(-1, *[1] * (logs.ndim - 1))
         own = top_log_odds(logs).clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)  # as in training
         return own, interpolated(shift, tuple(logs.shape[2:]), stride)
+
+    def _shift_and_scores(self, logs: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the detector's shift [N,...] and the images' scores [N] of subsampled maps."""
+        features = self.features(logs)
+        scores: Tensor = self.score(image_statistics(features, self.num_classes))
+        return self.detector.on_image(features), scores
+
+    def shift_of_cells(self, logits: Tensor) -> tuple[Tensor, Tensor, int] | None:
+        """Compute the shift by torch; None for an untrained detector, except in an export."""
+        if not torch.compiler.is_exporting() and not self.detector.trained:
+            return None
+        stride = stride_of(logits)
+        cells = finite_logits(subsampled(logits, stride)) * self.beta
+        return *self._shift_and_scores(cells.log_softmax(dim=1)), stride
 
     def scale(self) -> float | None:
         """Return the inverse temperature."""

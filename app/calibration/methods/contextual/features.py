@@ -86,11 +86,19 @@ def box_mean(planes: Tensor, radius: int) -> Tensor:
 
 def stride_of(planes: Tensor) -> int:
     """Return the stride at which maps [N,C,h,w] are subsampled, 1 for tables [N,C,m]."""
-    return min(max(planes.shape[3] // MIN_COLUMNS, 1), MAX_STRIDE) if planes.ndim == 4 else 1
+    if planes.ndim != 4:
+        return 1
+    # These accept the symbolic sizes of an export, too.
+    at_least_one = torch.sym_max(planes.shape[3] // MIN_COLUMNS, 1)  # type: ignore[no-untyped-call]
+    stride: int = torch.sym_min(at_least_one, MAX_STRIDE)  # type: ignore[no-untyped-call]
+    return stride
 
 
 def subsampled(planes: Tensor, stride: int) -> Tensor:
     """Keep every `stride`-th row and column of maps [...,h,w]."""
+    if torch.compiler.is_exporting():  # slices have no symbolic step
+        rows, columns = (torch.arange((side - 1) // stride + 1) for side in planes.shape[-2:])
+        return planes[..., stride * rows, :][..., stride * columns]
     return planes if stride == 1 else planes[..., ::stride, ::stride]
 
 
