@@ -12,7 +12,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test lint format docs bench paper clean
+.PHONY: install serve test processors lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -21,6 +21,11 @@ serve: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# int8 models on an emulated processor without VNNI; `make test` skips this where qemu is missing.
+processors: $(VENV)/.dev
+	@command -v qemu-x86_64 qemu-x86_64-static >/dev/null || { echo "expected qemu-x86_64: apt install qemu-user" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/processors
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
