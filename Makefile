@@ -24,10 +24,10 @@ test: $(VENV)/.dev
 
 # int8 models on an emulated processor without VNNI; `make test` skips this where qemu is missing.
 processors: $(VENV)/.dev
-	@command -v qemu-x86_64 qemu-x86_64-static >/dev/null || { echo "expected qemu-x86_64: apt install qemu-user" >&2; exit 1; }
+	@which qemu-x86_64 qemu-x86_64-static >/dev/null 2>&1 || { echo "expected qemu-x86_64: apt install qemu-user" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/processors
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev $(VENV)/.platforms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -78,6 +78,11 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Each dependency has a wheel on each platform; asks the package index.
+$(VENV)/.platforms: pyproject.toml constraints.txt tests/platforms.py | $(VENV)/.dev
+	$(BIN)/python -m tests.platforms
 	@touch $@
 
 # BentoML needs other versions of packages than the service, so it has its own environment.

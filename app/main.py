@@ -26,8 +26,8 @@ from app.api.security import SecurityHeadersMiddleware
 from app.api.uploads import UploadBuffer
 from app.errors import ModelError, SettingsError
 from app.imaging import DecoderPool
-from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
+from app.inference.cuda import nvidia_device_present
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
 from app.inference.threads import ActiveRequests, RowWorkers

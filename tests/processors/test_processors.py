@@ -39,10 +39,16 @@ def compute(model: Path, inputs: Logits, folder: Path, *emulator: str) -> Logits
     """Compute a network's output in a process of its own, on an emulated processor if given."""
     np.save(folder / "inputs.npy", inputs)
     outputs = folder / "outputs.npy"
-    command = [*emulator, sys.executable, SCRIPT, model, folder / "inputs.npy", outputs]
+    files = map(str, (SCRIPT, model, folder / "inputs.npy", outputs))
+    command = [*emulator, sys.executable, *files]
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     ended = subprocess.run(
-        command, env=os.environ | one_thread, capture_output=True, text=True, timeout=600
+        command,
+        env=os.environ | one_thread,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
     result: Logits = np.load(outputs)
