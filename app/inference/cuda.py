@@ -1,4 +1,4 @@
-"""Whether CUDA can be used, and the reason where it can't."""
+"""Find out why CUDA can't be used, at the start and when an image is built."""
 
 import platform
 import sys
