@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 
 # int8 models on an emulated processor without VNNI; `make test` skips this where qemu is missing.
 processors: $(VENV)/.dev
-	@which qemu-x86_64 qemu-x86_64-static >/dev/null 2>&1 || { echo "expected qemu-x86_64: apt install qemu-user" >&2; exit 1; }
+	@{ command -v qemu-x86_64 || command -v qemu-x86_64-static; } >/dev/null || { echo "expected qemu-x86_64: apt install qemu-user" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/processors
 
 lint: $(VENV)/.dev $(VENV)/.platforms
