@@ -13,6 +13,7 @@ RUN /opt/segcal/bin/pip install --constraint constraints.txt ${TORCH_INDEX:+--in
 RUN /opt/segcal/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies']))" > /tmp/requirements.txt \
  && /opt/segcal/bin/pip install --constraint constraints.txt --requirement /tmp/requirements.txt
 COPY app app
+RUN case ",$EXTRAS," in *,gpu,*) /opt/segcal/bin/python -c "from app.inference.cuda import main; main()" ;; esac
 RUN /opt/segcal/bin/pip install --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 # Compiles the kernels for the building processor; another processor type compiles them at start.
 WORKDIR /

@@ -12,7 +12,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test clients importers lint format docs bench paper clean
+.PHONY: install serve test clients importers processors lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -25,6 +25,7 @@ test: $(VENV)/.dev
 # Imports from other frameworks, with their packages in an environment of its own.
 importers: .venv-importers/.done
 	.venv-importers/bin/python -m pytest tests/conversion
+
 # Tests with other people's clients, which have an environment of their own.
 # Label Studio and the browser tests need other packages than the others.
 CLIENTS = SERVICE_PYTHON=$(CURDIR)/$(BIN)/python $(1)/bin/python -m pytest -W default --confcutdir tests/clients
@@ -33,7 +34,12 @@ clients: $(VENV)/.dev .venv-clients/.done .venv-clients-label-studio/.done .venv
 	$(call CLIENTS,.venv-clients-label-studio) tests/clients/test_label_studio.py
 	.venv-clients-page/bin/python -m pytest tests/clients/page
 
-lint: $(VENV)/.dev
+# int8 models on an emulated processor without VNNI; `make test` skips this where qemu is missing.
+processors: $(VENV)/.dev
+	@{ command -v qemu-x86_64 || command -v qemu-x86_64-static; } >/dev/null || { echo "expected qemu-x86_64: apt install qemu-user" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/processors
+
+lint: $(VENV)/.dev $(VENV)/.platforms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -102,6 +108,11 @@ $(VENV)/.dev: $(VENV)/.run
 	$(PYTHON) -m venv .venv-clients-page
 	.venv-clients-page/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
 	.venv-clients-page/bin/python -m $(INSTALL) --constraint constraints.txt --requirement tests/clients/page/requirements.txt --editable '.[dev]'
+	@touch $@
+
+# Each dependency has a wheel on each platform; asks the package index.
+$(VENV)/.platforms: pyproject.toml constraints.txt tests/platforms.py | $(VENV)/.dev
+	$(BIN)/python -m tests.platforms
 	@touch $@
 
 # BentoML needs other versions of packages than the service, so it has its own environment.

@@ -26,6 +26,8 @@ def available_cores() -> int:
 
     Libraries' own defaults ignore the quota and start one thread per core of the host.
     """
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

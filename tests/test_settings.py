@@ -1,5 +1,6 @@
 """Settings are read from the environment; the error for an invalid one names its variable."""
 
+import os
 import traceback
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def test_defaults_serve_the_bundled_model_to_everyone():
     assert settings.api_tokens == ()
     assert settings.threads == available_cores() >= 1
     assert settings.device == "auto"
+
+
+def test_cores_are_those_of_the_machine_where_the_system_has_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert available_cores() == os.cpu_count()
 
 
 @pytest.mark.parametrize(

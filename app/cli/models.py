@@ -292,7 +292,7 @@ def int8_card(folder: ModelFolder, ranges: Ranges, images: int) -> dict[str, obj
     values = tomllib.loads((folder.path.parent / CARD).read_text("utf-8"))
     title, source = folder.card.title or folder.card.name, folder.card.source
     origin = (
-        f"int8 (static, QDQ, per channel; {ranges} over {images} images) of "
+        f"int8 (static, QDQ, per channel, 7-bit weights; {ranges} over {images} images) of "
         f"{folder.card.name} {folder.sha256[:12]}"
     )
     new = {"file": "model.onnx", "title": f"{title}, int8", "metrics": {}}

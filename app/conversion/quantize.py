@@ -3,6 +3,11 @@
 Ranges of activations are computed from images after the model's own preprocessing. The last
 convolution and the nodes behind it stay in float: logits of eight bits would limit confidence to
 eight bits.
+
+Weights have seven bits, -64 to 64. Processors without VNNI (before Cascade Lake and Zen 4) add
+products of unsigned activations and signed weights in pairs of 16 bits, which saturate: with eight
+bits 2 * 255 * 127 > 32767, with seven 2 * 255 * 64 < 32767. The logits are then the same on both
+kinds of processor (`make processors`).
 """
 
 import tempfile
@@ -75,6 +80,7 @@ def quantize_model(
                 per_channel=True,
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
+                reduce_range=True,  # seven bits
                 calibrate_method=range_methods(tools)[ranges],
                 nodes_to_exclude=find_last_nodes(network.graph),
                 extra_options={"CalibStridedMinMax": 1},  # one image's activations at a time

@@ -1,8 +1,9 @@
 """Model cards, backbones, preprocessing, logits of an image, and postprocessing."""
 
-from app.inference.backbone import first_line, nvidia_device_present, open_backbone
+from app.inference.backbone import first_line, open_backbone
 from app.inference.batching import MAX_BATCH_SIZE
 from app.inference.checkpoints import describe_checkpoint, read_state_dict
+from app.inference.cuda import nvidia_device_present
 from app.inference.model_card import (
     CARD,
     Activation,

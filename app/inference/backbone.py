@@ -16,6 +16,7 @@ from torch import Tensor
 from app.deadline import UNLIMITED, Deadline
 from app.errors import ArgumentError, ModelError
 from app.inference.checkpoints import describe_checkpoint
+from app.inference.cuda import describe_missing_cuda, nvidia_device_present
 from app.inference.threads import ActiveRequests
 
 Array = NDArray[np.float32]
@@ -99,9 +100,7 @@ class OnnxBackbone:
         # ONNX Runtime falls back to the CPU without an error.
         has_cuda = self._session.get_providers()[0] == "CUDAExecutionProvider"
         if device == "cuda" and not has_cuda:
-            raise ModelError(
-                f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
-            )
+            raise ModelError(f"{path.name}: {describe_missing_cuda(ort.cuda_version)}")
         self.device = "cuda" if has_cuda else "cpu"
         self._active_requests, self._threads = active_requests, threads
         self._sessions = {threads: self._session}
@@ -160,6 +159,8 @@ def open_session(path: Path, device: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     wants_cuda = device == "cuda" or (device == "auto" and nvidia_device_present())
+    if wants_cuda:
+        ort.preload_dlls()  # of pip's packages, which the system's loader does not find
     providers = ["CUDAExecutionProvider"] if wants_cuda else []
     return ort.InferenceSession(path, options, providers=[*providers, "CPUExecutionProvider"])
 
@@ -185,9 +186,7 @@ class TorchBackbone:
         del threads, active_requests
         cuda = torch.cuda.is_available()
         if device == "cuda" and not cuda:
-            raise ModelError(
-                f"{path.name}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
-            )
+            raise ModelError(f"{path.name}: {describe_missing_cuda(torch.version.cuda)}")
         self.device = "cuda" if cuda and device != "cpu" else "cpu"
         self.input_shape = DYNAMIC
         if path.suffix == ".pt2":
@@ -254,8 +253,3 @@ def first_line(error: Exception) -> str:
     """Return an error's first line, at most 300 characters, or its repr if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else repr(error)
-
-
-def nvidia_device_present() -> bool:
-    """Return whether there is a device: ONNX Runtime lists CUDA on machines without one too."""
-    return Path("/dev/nvidiactl").exists() or torch.cuda.is_available()

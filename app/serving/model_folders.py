@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from app.errors import SettingsError
-from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
+from app.inference.cuda import nvidia_device_present
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
 from app.settings import Settings
 

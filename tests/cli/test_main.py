@@ -406,3 +406,14 @@ def test_two_models_need_a_name(run: Run, models_dir):
 
     assert "--model: expected one of ['tiny', 'wide'], got None" in run("calibrators", "list").err
     assert run("calibrators", "list", "--model", "wide").code == 0
+
+
+def test_windows_is_rejected_with_a_sentence():
+    code = "import os, sys; os.name = sys.platform = 'nt'; import app.cli.main"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: expected Linux or macOS, ")
+    assert "got nt" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -375,7 +375,8 @@ def test_int8_model_is_added_with_its_report(run, deep, image_folders, models_di
     assert int8.sha256 != original.sha256
     assert (int8.card.input, int8.card.output) == (original.card.input, original.card.output)
     assert int8.card.title == "Deep, int8"
-    assert f"here; int8 (static, QDQ, per channel; {ranges} over 4 images)" in int8.card.source
+    origin = f"here; int8 (static, QDQ, per channel, 7-bit weights; {ranges} over 4 images)"
+    assert origin in int8.card.source
     assert original.sha256[:12] in int8.card.source
     report = json.loads((models_dir / "deep-int8" / "quantization.json").read_text())
     assert report["model_sha256"] == int8.sha256
@@ -411,6 +412,14 @@ def test_int8_file_has_int8_weights_float_logits_and_no_metadata(
     graph = onnx.load(path).graph
     kinds = [weight.data_type for weight in graph.initializer if len(weight.dims) == 4]
     assert sorted(kinds) == sorted([TensorProto.INT8, TensorProto.INT8, TensorProto.FLOAT])
+    largest = [
+        np.abs(numpy_helper.to_array(weight).astype(int)).max()
+        for weight in graph.initializer
+        if weight.data_type == TensorProto.INT8 and len(weight.dims) == 4
+    ]
+    # Two products of a pair must fit into 16 bits, without VNNI they saturate.
+    assert max(largest) == 64
+    assert 2 * 255 * 64 < 2**15 < 2 * 255 * 127
     scales = {len(w.dims) and w.dims[0] for w in graph.initializer if w.name.endswith("_scale")}
     assert 16 in scales  # one for each output channel
     (last,) = (node for node in graph.node if node.name == "last")

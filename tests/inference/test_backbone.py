@@ -5,17 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import safetensors.torch
 import torch
 
 from app.errors import ArgumentError, ModelError
-from app.inference.backbone import (
-    OnnxBackbone,
-    first_line,
-    nvidia_device_present,
-    open_backbone,
-)
+from app.inference.backbone import OnnxBackbone, first_line, open_backbone
+from app.inference.cuda import describe_missing_cuda, nvidia_device_present
 from app.inference.threads import ActiveRequests
 from tests.factories.models import TorchNetwork, expected_logits, onnx_network
 from tests.inference.conftest import KINDS
@@ -74,9 +71,8 @@ def test_device_is_the_cpu_without_cuda(tiny_folders, kind, device):
 def test_cuda_without_a_device_is_rejected(tiny_folders, kind):
     with pytest.raises(ModelError) as raised:
         open_backbone(model_file(tiny_folders, kind), "cuda", 1)
-    assert str(raised.value) == (
-        f"model.{kind}: expected a CUDA device, as SEGCAL_DEVICE says, got none"
-    )
+    built_for = ort.cuda_version if kind == "onnx" else torch.version.cuda
+    assert str(raised.value) == f"model.{kind}: {describe_missing_cuda(built_for)}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
