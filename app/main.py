@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from app.api import calibrate, calibrators, problem_details, results, segment, s
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
+from app.api.gauges import ServiceGauges
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
@@ -30,10 +32,11 @@ from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
 from app.inference.model_card import ModelFolder, default_name, read_model_folder
 from app.inference.predictor import Predictor, open_predictor
-from app.inference.threads import ActiveRequests, RowWorkers
+from app.inference.threads import RowWorkers
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.memory import MemoryBudget
+from app.serving.reload import LoadReport, load_folders
 from app.serving.result_cache import ResultCache
 from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
@@ -46,6 +49,7 @@ GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one run
 EXPOSED_HEADERS = [
     "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
 ]  # fmt: skip
+RELOAD_ATTEMPTS = 3  # to measure memory, of which the smallest counts: requests run meanwhile
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
 
@@ -74,12 +78,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uploads=UploadBuffer(settings.upload_buffer_bytes),
         jobs=Jobs(settings),
         decoders=DecoderPool(),
+        load_models=load_models,
     )
+
+    state.metrics.registry.register(ServiceGauges(state))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The server answers, /readyz with 503, while the models load in a thread.
-        loading = asyncio.create_task(asyncio.to_thread(load_models, state))
+        loading = asyncio.create_task(asyncio.to_thread(start_models, state))
         await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
         yield
@@ -129,65 +136,89 @@ def run(settings: Settings, host: str, port: int) -> None:
     server.serve(create_app(settings), host, port)
 
 
-def load_models(state: State) -> None:
-    """Load and warm up every model, then mark the service ready."""
+def start_models(state: State) -> None:
+    """Load the models at the start; a failure is the reason for which the service is not ready."""
     try:
-        predictors, refused = open_models(state.settings, state.admission.active_requests)
+        load_models(state)
     except Exception as error:
         log.exception("loading models failed")
         state.readiness.reason = f"loading models failed ({type(error).__name__}), see the log"
-        return
-    state.readiness.refused.update(refused)
-    if not predictors:
-        state.readiness.reason = f"no model can be served: {refused}"
-        log.error(state.readiness.reason)
-        return
-    segmenter = Segmenter(
-        predictors,
-        state.settings.default_model,
-        state.artifacts,
-        state.settings.max_pixels,
-        RowWorkers(state.settings.threads, state.admission.active_requests),
-        state.drift,
-        state.decoders,
-        measure_memory(state.settings, predictors),
-    )
-    try:
-        segmenter.warm_up()
-    except Exception:  # a request that fails in the same way reports it
-        log.exception("warming up failed")
-    state.readiness.segmenter = segmenter
 
 
-def measure_memory(settings: Settings, predictors: dict[str, Predictor]) -> MemoryBudget:
-    """Measure the models' memory; results and uploads have a part of the budget of their own."""
+def load_models(state: State) -> LoadReport:
+    """Load and warm up new and changed models, then serve them; at the start these are all.
+
+    Running requests keep the models that they began with. One call runs at a time.
+    """
+    with state.readiness.loading:
+        served = state.readiness.segmenter
+        predictors, report = open_models(state, {} if served is None else served.predictors)
+        state.readiness.refused = dict(report.refused)
+        if not predictors:
+            state.readiness.reason = f"no model can be served: {report.refused}"
+            log.error(state.readiness.reason)
+            return report
+        segmenter = Segmenter(
+            predictors,
+            state.settings.default_model,
+            state.artifacts,
+            state.settings.max_pixels,
+            RowWorkers(state.settings.threads, state.admission.active_requests),
+            state.drift,
+            state.decoders,
+            measure_memory(state.settings, predictors, report, served),
+        )
+        try:
+            segmenter.warm_up()
+        except Exception:  # a request that fails in the same way reports it
+            log.exception("warming up failed")
+        state.readiness.segmenter = segmenter
+        return report
+
+
+def measure_memory(
+    settings: Settings,
+    predictors: dict[str, Predictor],
+    report: LoadReport,
+    served: Segmenter | None,
+) -> MemoryBudget:
+    """Measure the models that were loaded; results and uploads have a part of the budget."""
     own = settings.result_bytes + settings.upload_buffer_bytes
-    return MemoryBudget.measured(
-        predictors, settings.memory_bytes - own, max_concurrent_requests(settings)
+    known = {} if served is None or served.memory is None else served.memory.per_pixel
+    budget = MemoryBudget.measured(
+        {name: predictors[name] for name in report.loaded},
+        settings.memory_bytes - own,
+        max_concurrent_requests(settings),
+        attempts=1 if served is None else RELOAD_ATTEMPTS,
     )
+    kept = {name: each for name, each in known.items() if name in predictors}
+    return replace(budget, per_pixel={**kept, **budget.per_pixel})
 
 
 def open_models(
-    settings: Settings, active_requests: ActiveRequests
-) -> tuple[dict[str, Predictor], dict[str, str]]:
-    """Load all model folders; return predictors, and reasons for the rejected models, by name."""
-    predictors: dict[str, Predictor] = {}
-    refused: dict[str, str] = {}
-    for path in model_folders(settings.models_dir):
-        try:
-            folder = read_model_folder(path)
-            predictor = open_predictor(folder, settings.device, settings.threads, active_requests)
-            predictors[path.name] = predictor
-            for warning in predictor.warnings:
-                log.warning("model %s: %s", path.name, warning)
-        except ModelError as error:
-            log.warning("refused model %s: %s", path.name, error)
-            # Clients read it in /models, so that paths are given below the folder of models.
-            refused[path.name] = str(error).replace(f"{settings.models_dir}/", "")
+    state: State, current: Mapping[str, Predictor]
+) -> tuple[dict[str, Predictor], LoadReport]:
+    """Load the model folders that `current` does not hold; return predictors and the report."""
+    settings = state.settings
+
+    def open_folder(folder: ModelFolder) -> Predictor:
+        predictor = open_predictor(
+            folder, settings.device, settings.threads, state.admission.active_requests
+        )
+        for warning in predictor.warnings:
+            log.warning("model %s: %s", folder.card.name, warning)
+        return predictor
+
+    paths = model_folders(settings.models_dir)
+    predictors, report = load_folders(paths, current, open_folder, settings.default_model)
+    for name, reason in report.refused.items():
+        log.warning("refused model %s: %s", name, reason)
+        # Clients read it in /models, so that paths are given below the folder of models.
+        report.refused[name] = reason.replace(f"{settings.models_dir}/", "")
     # Threads of concurrent torch calls wait for each other by spinning; ONNX Runtime has its own.
     in_torch = any(p.folder.path.suffix != ".onnx" for p in predictors.values())
     torch.set_num_threads(settings.threads if in_torch else 1)
-    return predictors, refused
+    return predictors, report
 
 
 def max_concurrent_requests(settings: Settings) -> int:

@@ -20,6 +20,11 @@ class UploadBuffer:
         self._receiving: set[anyio.CancelScope] = set()
         self._reason = ""
 
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of the bodies that are being received or waiting."""
+        return self._max_bytes - self._left
+
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytearray]:
         """Receive a whole body; its bytes count until the block ends.

@@ -3,6 +3,7 @@
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.memory import MemoryBudget
 from app.serving.pipeline import StageTimer, predict_image, predict_logits
+from app.serving.reload import LoadReport, load_folders
 from app.serving.result_cache import Result, ResultCache
 from app.serving.segmenter import (
     ACTIVE,
@@ -20,6 +21,7 @@ __all__ = [
     "NO_CALIBRATOR",
     "DriftMonitor",
     "DriftPolicy",
+    "LoadReport",
     "MemoryBudget",
     "Result",
     "ResultCache",
@@ -30,6 +32,7 @@ __all__ = [
     "abstained_fraction",
     "class_table",
     "find_calibrator",
+    "load_folders",
     "predict_image",
     "predict_logits",
 ]
