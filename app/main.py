@@ -24,7 +24,9 @@ from app.api.middleware import (
     HeadMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.request_log import REQUEST_ID, RequestLogMiddleware, configure_logging
 from app.api.security import SecurityHeadersMiddleware
+from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
 from app.errors import ModelError, SettingsError
 from app.imaging import DecoderPool
@@ -47,7 +49,8 @@ log = logging.getLogger(__name__)
 WORKERS = 2  # concurrent requests, each on half of the threads
 GPU_WORKERS = MAX_BATCH_SIZE + 2  # a full batch is queued while another one runs
 EXPOSED_HEADERS = [
-    "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
+    "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Request-Id",
+    "X-Result-Id",
 ]  # fmt: skip
 RELOAD_ATTEMPTS = 3  # to measure memory, of which the smallest counts: requests run meanwhile
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
@@ -94,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await asyncio.to_thread(state.jobs.stop)
         await loading
         state.decoders.close()
+        await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPI(
         title="segcal",
@@ -106,6 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=problem_details.ANSWERS,
     )
     app.state.segcal = state
+    tracing = install_tracing(app, settings.traces)
     app.add_middleware(
         BodySizeMiddleware,
         max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
@@ -120,10 +125,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", REQUEST_ID, "traceparent", "tracestate"],
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(RequestLogMiddleware, trace_source=tracing.source)
     for routes in (segment, results, calibrators, calibrate):
         app.include_router(routes.router)
     system.install(app)
@@ -133,6 +139,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def run(settings: Settings, host: str, port: int) -> None:
     """Build the application and serve it until a signal."""
+    configure_logging(settings.log_format)
     server.serve(create_app(settings), host, port)
 
 

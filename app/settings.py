@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     drift_window: int = Field(64, ge=8, le=65536)
     drift_patience: int = Field(32, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_format: Literal["text", "json"] = "text"
+    traces: Literal["none", "otlp"] = "none"
 
     @field_validator("api_tokens", mode="before")
     @classmethod

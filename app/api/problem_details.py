@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
 from app.api.metrics import ServiceMetrics
+from app.api.request_log import request_id_header
 from app.api.schemas import Problem
 from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
@@ -185,7 +186,11 @@ async def on_crash(request: Request, error: Exception) -> JSONResponse:
     """Respond with 500 to an unexpected exception; its traceback is logged only."""
     count_rejection(request, HTTPStatus.INTERNAL_SERVER_ERROR, error)
     log.error("crashed on %s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "expected a response, got an internal error; see the log for details")
+    return problem(
+        500,
+        "expected a response, got an internal error; see the log for details",
+        headers=request_id_header(),
+    )
 
 
 def install(app: FastAPI) -> None:

@@ -102,6 +102,8 @@ def build_server(
         http=LimitedProtocol,
         ws="none",
         log_level=log_level,
+        log_config=None,
+        access_log=False,  # RequestLogMiddleware logs each response
         timeout_graceful_shutdown=CLOSE_S,
         timeout_keep_alive=state.settings.idle_timeout_s,  # type: ignore[arg-type]  # any number
         server_header=False,

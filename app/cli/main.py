@@ -1,6 +1,5 @@
 """`segcal`: serve, segment, calibrate, evaluate, and manage models and calibrators."""
 
-import logging
 import sys
 from typing import Annotated
 
@@ -40,7 +39,6 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
 ) -> None:
     """Serve all models over HTTP."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     run(load_settings(), host, port)
 
 

@@ -131,7 +131,7 @@ def test_changed_network_is_served_without_the_calibrator_of_the_earlier_one(
 def test_running_request_keeps_its_model(make_server, models_dir: Path):
     shutil.rmtree(models_dir / "tiny")
     write_endless_model(models_dir, "tiny")
-    url = make_server(admin_token=TOKEN, request_timeout_s=20)
+    url = make_server(admin_token=TOKEN, request_timeout_s=12)
     with (
         httpx2.Client(base_url=url, timeout=60) as client,
         ThreadPoolExecutor(1) as pool,
@@ -145,7 +145,7 @@ def test_running_request_keeps_its_model(make_server, models_dir: Path):
         assert reload(client)["loaded"] == ["tiny"]
         assert post(client, WHITE).status_code == 200
         assert not running.done()
-        assert_problem(running.result(), 503, "20 s")
+        assert_problem(running.result(), 503, "12 s")
 
 
 def test_hangup_reloads(tmp_path: Path):
