@@ -22,13 +22,14 @@ from app.api.middleware import (
     BodySizeMiddleware,
     DrainBodyMiddleware,
     HeadMiddleware,
+    ProblemMiddleware,
     UploadTimeoutMiddleware,
 )
 from app.api.request_log import REQUEST_ID, RequestLogMiddleware, configure_logging
 from app.api.security import SecurityHeadersMiddleware
 from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
-from app.errors import ModelError, SettingsError
+from app.errors import SettingsError
 from app.imaging import DecoderPool
 from app.inference.backbone import nvidia_device_present
 from app.inference.batching import MAX_BATCH_SIZE
@@ -125,9 +126,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", REQUEST_ID, "traceparent", "tracestate"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                REQUEST_ID,
+                "traceparent",
+                "tracestate",
+            ],
             expose_headers=EXPOSED_HEADERS,
         )
+    app.add_middleware(ProblemMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(RequestLogMiddleware, trace_source=tracing.source)
     for routes in (segment, results, calibrators, calibrate):

@@ -69,7 +69,7 @@ def test_dashboard_shows_every_metric():
         ["check", "rules", "alerts.yml"],
         ["test", "rules", "alerts_test.yml"],
     ],
-    ids=lambda arguments: " ".join(arguments),
+    ids=" ".join,
 )
 def test_promtool_accepts(arguments):
     done = subprocess.run(

@@ -64,7 +64,9 @@ class ServiceGauges(Collector):
         """Yield the memory of kept results and of uploads, and the limit of the service."""
         state = self._state
         yield from (
-            _gauge("segcal_memory_limit_bytes", "SEGCAL_MEMORY_BYTES.", state.settings.memory_bytes),
+            _gauge(
+                "segcal_memory_limit_bytes", "SEGCAL_MEMORY_BYTES.", state.settings.memory_bytes
+            ),
             _gauge("segcal_results_bytes", "Memory of kept results.", state.results.nbytes),
             _gauge("segcal_uploads_bytes", "Memory of image uploads.", state.uploads.nbytes),
         )

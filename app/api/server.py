@@ -123,7 +123,7 @@ def limit_malloc_arenas() -> None:
 
 
 def reload_on_hangup(state: State) -> None:
-    """Load new and changed models, in a thread, on each SIGHUP, where the system has this signal."""
+    """Load new and changed models in a thread, on each SIGHUP, where the system has it."""
 
     def load() -> None:
         try:

@@ -80,3 +80,5 @@ async def parsed_form(
         yield form
     finally:
         await form.close()
+        for file in getattr(parser, "_files_to_close_on_error", ()):  # of parts without an end
+            file.close()

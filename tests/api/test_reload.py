@@ -37,7 +37,8 @@ def client(make_client: MakeClient) -> TestClient:
 def reload(client: TestClient | httpx2.Client) -> dict[str, object]:
     answer = client.post("/models/reload", headers=ADMIN)
     assert answer.status_code == 200, answer.text
-    return answer.json()
+    report: dict[str, object] = answer.json()
+    return report
 
 
 def test_nothing_changed(client: TestClient):
@@ -97,7 +98,9 @@ def test_last_model_is_not_removed(make_client: MakeClient, models_dir: Path):
     client = make_client(admin_token=TOKEN)
     shutil.rmtree(models_dir / "tiny")
 
-    assert reload(client)["refused"] == {"tiny": "expected the folder of at least one model, got none"}
+    assert reload(client)["refused"] == {
+        "tiny": "expected the folder of at least one model, got none"
+    }
     assert_serves(client)
 
 

@@ -126,9 +126,7 @@ def test_line_of_a_response_has_its_fields(client: TestClient, json_lines):
     }  # fmt: skip
 
 
-def test_lines_of_worker_threads_have_the_request_id(
-    client: TestClient, json_lines, monkeypatch
-):
+def test_lines_of_worker_threads_have_the_request_id(client: TestClient, json_lines, monkeypatch):
     def warn(*_args: object) -> float:
         logging.getLogger("app.test").warning("from a thread")
         return 0.0

@@ -1,7 +1,8 @@
 """`python -m tests.fuzz.campaign`: send thousands of hostile requests to a real server.
 
 Prints the findings as JSON: inputs, statuses, the slowest request and memory. The request of each
-fault is written to the corpus, whose files `make test` repeats. Exits with 1 where there is a fault.
+fault is written to the corpus and its seed to the seeds, which `make test` repeats. Exits with 1
+where there is a fault.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.fuzz.targets import ADMIN, ADMIN_TOKEN, SHARES, TARGETS, Request
 
 LOG = logging.getLogger(__name__)
 CORPUS = Path(__file__).parent / "corpus"
+SEEDS = Path(__file__).parent / "seeds.json"
 CLIENTS = 2
 WARM_UP = 500  # inputs of each target before the memory is measured
 SETTLE_S = 10.0
@@ -93,12 +95,12 @@ class Campaign:
     """Runs the targets against one server."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._port = port
+        self.port = port
         self._damage = Damage(folder / "artifacts" / DAMAGED)
         self._cancelling = ThreadPoolExecutor(8)
         self.findings = {name: Findings() for name in (*TARGETS, "damage")}
 
-    def run(self, target: str, seeds: range) -> None:
+    def run(self, target: str, seeds: Iterable[int]) -> None:
         """Send the requests of a target for each seed, from several clients at once."""
         if target == "damage":  # one client: each seed damages the same files
             for seed in seeds:
@@ -116,7 +118,7 @@ class Campaign:
         if answer.status == 202:
             job = json.loads(answer.body)["id"]
             request = Request("DELETE", f"/calibrate/{job}", ADMIN)
-            self._cancelling.submit(send, self._port, request)
+            self._cancelling.submit(send, self.port, request)
 
     def _send_damaged(self, seed: int) -> None:
         self._damage.apply(seed)
@@ -125,13 +127,27 @@ class Campaign:
         self._damage.restore()
 
     def _judge(self, target: str, seed: int, request: Request | bytes) -> Answer:
-        answer = send(self._port, request)
+        answer = send(self.port, request)
         fault = fault_of(request, answer)
         self.findings[target].record(seed, answer, fault)
         if fault is not None:
             data = request if isinstance(request, bytes) else request.encode()
             (CORPUS / f"{target}-{seed}.http").write_bytes(data)
         return answer
+
+
+def read_seeds() -> dict[str, list[int]]:
+    """Read the seeds to repeat, by target."""
+    seeds: dict[str, list[int]] = json.loads(SEEDS.read_text("utf-8"))
+    return seeds
+
+
+def keep_seeds(findings: dict[str, Findings]) -> None:
+    """Add the seeds of faults to those that are repeated."""
+    seeds = read_seeds()
+    for name, each in findings.items():
+        seeds[name] = sorted({*seeds.get(name, ()), *each.faults})
+    SEEDS.write_text(json.dumps(seeds) + "\n", "utf-8")
 
 
 def report(findings: dict[str, Findings], memory: dict[str, int]) -> dict[str, object]:
@@ -144,7 +160,7 @@ def report(findings: dict[str, Findings], memory: dict[str, int]) -> dict[str, o
         "targets": {
             name: {
                 "inputs": each.inputs,
-                "statuses": {str(status): each.statuses[status] for status in sorted(each.statuses)},
+                "statuses": {str(key): count for key, count in sorted(each.statuses.items())},
                 "slowest_s": round(each.slowest_s, 3),
                 "slowest_seed": each.slowest_seed,
                 "faults": {str(seed): fault for seed, fault in each.faults.items()},
@@ -182,7 +198,8 @@ def main() -> None:
         log = (folder / "server.log").read_text("utf-8", "replace")
         memory["tracebacks"] = log.count("Traceback (most recent call last)")
     text = json.dumps(report(campaign.findings, memory), indent=2)
-    print(text)
+    sys.stdout.write(text + "\n")
+    keep_seeds(campaign.findings)
     if given.out:
         given.out.write_text(text + "\n")
     sys.exit(bool(any(each.faults for each in campaign.findings.values())))

@@ -28,7 +28,7 @@ def requests_on(version: str) -> Iterator[Request]:
 
 
 class Damage:
-    """Mutates one file of a model's artifacts, and restores all of them; `folder` is the model's."""
+    """Mutates one file in the artifacts of a model, and restores all of them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

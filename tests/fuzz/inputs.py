@@ -8,7 +8,7 @@ from tests.factories.validation_data import archive, as_table, npy, npz, overcon
 
 RAMP = np.linspace(0, 255, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
 GREY = Image.fromarray(RAMP[..., 0])
-DEEP = Image.fromarray((RAMP[..., 0].astype(np.uint16) * 257))
+DEEP = Image.fromarray(RAMP[..., 0].astype(np.uint16) * 257)
 PALETTE = Image.fromarray(RAMP).quantize(16)
 ALPHA = Image.fromarray(RAMP).convert("RGBA")
 IMAGES: dict[str, bytes] = {  # by kind; each is accepted by POST /segment

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 
@@ -51,17 +52,18 @@ class Findings:
                 self.faults[seed] = fault
 
 
-def send(port: int, request: Request | bytes) -> Answer:
-    """Send a request on a connection of its own and read the answer."""
+def send(port: int, request: Request | bytes, wait_s: float | None = None) -> Answer:
+    """Send a request on a connection of its own and read the answer.
+
+    `wait_s` is the time for each read, by default 60 s, and 0.2 s for mutated bytes.
+    """
     data = request if isinstance(request, bytes) else request.encode()
     method = "GET" if isinstance(request, bytes) else request.method
     started = time.perf_counter()
-    wait_s = INCOMPLETE_S if isinstance(request, bytes) else TIMEOUT_S
+    wait_s = wait_s or (INCOMPLETE_S if isinstance(request, bytes) else TIMEOUT_S)
     with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as connection:
-        try:
+        with suppress(OSError):  # rejected before the end; the answer can be read all the same
             connection.sendall(data)
-        except OSError:  # rejected before the end; the answer can be read all the same
-            pass
         response = HTTPResponse(connection, method=method)
         try:
             response.begin()

@@ -1,4 +1,4 @@
-"""Fuzz targets: each makes one hostile request from a seed; the same seed makes the same request."""
+"""Fuzz targets: each makes a hostile request from a seed, the same one each time."""
 
 import json
 import random
@@ -60,7 +60,9 @@ def form_body(files: Mapping[str, bytes], fields: Mapping[str, str]) -> bytes:
     """Encode a multipart body of files and text fields."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n".encode() + data + b"\r\n"
+        "Content-Type: application/octet-stream\r\n\r\n".encode()
+        + data
+        + b"\r\n"
         for name, data in files.items()
     ]
     parts += [

@@ -53,7 +53,9 @@ def test_mutated_label_map_is_accepted_or_rejected(tmp_path, ending, kind):
     whole = encoded(Image.fromarray(np.ones((8, 12), np.uint8)), kind)
     for seed in range(EXAMPLES):
         maps = {f"{name}.{ending}": mutated(whole, seed) for name in "ab"}
-        read_upload(tmp_path / str(seed), {"images": archive(UPLOADED_IMAGES), "labels": archive(maps)})
+        read_upload(
+            tmp_path / str(seed), {"images": archive(UPLOADED_IMAGES), "labels": archive(maps)}
+        )
 
 
 def npy_of_header(text: bytes, size: int | None = None) -> bytes:
