@@ -33,6 +33,10 @@ CLIENTS = 2
 WARM_UP = 500  # inputs of each target before the memory is measured
 SETTLE_S = 10.0
 START_S = 240
+CHECKS = (
+    "not_a_server_error,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance,status_code_conformance"
+)
 SETTINGS = {
     "ADMIN_TOKEN": ADMIN_TOKEN,
     "THREADS": "1",
@@ -52,10 +56,11 @@ def write_service(folder: Path) -> None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[int, int]]:
+def serving(folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
     """Serve a folder in a process of its own; yield the process id and the port."""
     variables = {
-        "MODELS_DIR": str(folder / "models"), "ARTIFACTS_DIR": str(folder / "artifacts"), **SETTINGS
+        "MODELS_DIR": str(folder / "models"), "ARTIFACTS_DIR": str(folder / "artifacts"),
+        **SETTINGS, **settings,
     }  # fmt: skip
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
@@ -136,6 +141,21 @@ class Campaign:
         return answer
 
 
+def run_schemathesis(command: str, port: int, examples: int) -> bool:
+    """Run schemathesis, stateful too, on the OpenAPI document; return whether it found no fault."""
+    done = subprocess.run(
+        [
+            command, "run", f"http://127.0.0.1:{port}/openapi.json", "--no-color",
+            "--header", f"Authorization: Bearer {ADMIN_TOKEN}", "--checks", CHECKS,
+            "--max-examples", str(examples), "--seed", "1", "--suppress-health-check", "all",
+            # No fit runs, so that the events of a job would not end.
+            "--exclude-path", "/calibrate/{job}/events", "--request-timeout", "60",
+        ],
+        check=False,
+    )  # fmt: skip
+    return done.returncode == 0
+
+
 def read_seeds() -> dict[str, list[int]]:
     """Read the seeds to repeat, by target."""
     seeds: dict[str, list[int]] = json.loads(SEEDS.read_text("utf-8"))
@@ -177,6 +197,8 @@ def main() -> None:
     parser.add_argument("--damage", type=int, default=1_000, help="damaged files, 12 requests each")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--targets", nargs="*", choices=[*TARGETS, "damage"])
+    parser.add_argument("--schemathesis", help="its command, run besides the targets")
+    parser.add_argument("--examples", type=int, default=300, help="of each operation, for it")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -193,6 +215,9 @@ def main() -> None:
             for target in given.targets or campaign.findings:
                 count = given.damage if target == "damage" else given.inputs * SHARES[target]
                 campaign.run(target, range(given.first_seed, given.first_seed + count))
+            conforms = given.schemathesis is None or run_schemathesis(
+                given.schemathesis, port, given.examples
+            )
             time.sleep(SETTLE_S)
             memory["after"] = resident_kib(pid)
         log = (folder / "server.log").read_text("utf-8", "replace")
@@ -202,7 +227,7 @@ def main() -> None:
     keep_seeds(campaign.findings)
     if given.out:
         given.out.write_text(text + "\n")
-    sys.exit(bool(any(each.faults for each in campaign.findings.values())))
+    sys.exit(not conforms or any(each.faults for each in campaign.findings.values()))
 
 
 if __name__ == "__main__":
