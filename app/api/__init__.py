@@ -3,28 +3,38 @@
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
+from app.api.gauges import ServiceGauges
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
     DrainBodyMiddleware,
     HeadMiddleware,
+    ProblemMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.request_log import REQUEST_ID, RequestLogMiddleware, configure_logging
 from app.api.security import SecurityHeadersMiddleware
+from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
 
 __all__ = [
+    "REQUEST_ID",
     "Admission",
     "BodySizeMiddleware",
     "Diagrams",
     "DrainBodyMiddleware",
     "HeadMiddleware",
     "MetricsMiddleware",
+    "ProblemMiddleware",
     "Readiness",
+    "RequestLogMiddleware",
     "SecurityHeadersMiddleware",
+    "ServiceGauges",
     "ServiceMetrics",
     "State",
     "UploadBuffer",
     "UploadTimeoutMiddleware",
     "admin_token",
+    "configure_logging",
+    "install_tracing",
 ]

@@ -58,7 +58,7 @@ def parse_traceparent(value: str) -> Trace | None:
 
 
 class RequestLogMiddleware:
-    """Gives each request an id and its trace, and logs one line for each response."""
+    """Sets the id and the trace of each request, and logs one line for each response."""
 
     def __init__(self, app: ASGIApp, trace_source: TraceSource = parse_traceparent) -> None:
         self._app, self._trace_source = app, trace_source

@@ -1,7 +1,7 @@
 """Background fits: queue, records on disk, and the process of each fit."""
 
 from app.jobs.queue import Jobs
-from app.jobs.store import UPLOAD, WAITING, FitRequest, Job, JobStatus
+from app.jobs.store import UPLOAD, WAITING, FitRequest, Job, JobStatus, State
 
 __all__ = [
     "UPLOAD",
@@ -10,4 +10,5 @@ __all__ = [
     "Job",
     "JobStatus",
     "Jobs",
+    "State",
 ]
