@@ -6,13 +6,14 @@ PORT ?= 8000
 # Package index with a CPU build of torch, where pip's default is a CUDA build (see docs/run.md).
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
+FUZZ ?=
 BENCH ?= --docs docs/benchmarks.md
 RUNS ?= runs
 INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test clients importers processors lint format docs bench paper clean
+.PHONY: install serve test clients importers processors fuzz lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -53,6 +54,10 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m docs.generate_api
 	$(BIN)/python -m docs.generate_command_line
 
+# FUZZ holds the options of the campaign: `make fuzz FUZZ="--inputs 100 --damage 10"`.
+fuzz: $(VENV)/.dev .venv-fuzz/.done
+	$(BIN)/python -m tests.fuzz.campaign --schemathesis .venv-fuzz/bin/st $(FUZZ)
+
 # BENCH holds the options of the comparison: `make bench BENCH="--shapes street --rounds 1 --seconds 1"`.
 bench: .venv-bench/.done
 	.venv-bench/bin/python -m benchmarks.serving compare $(BENCH)
@@ -79,7 +84,7 @@ SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
 SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
-	rm -rf $(VENV) .venv-importers .venv-clients* .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-importers .venv-clients* .venv-fuzz .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'
@@ -113,6 +118,11 @@ $(VENV)/.dev: $(VENV)/.run
 # Each dependency has a wheel on each platform; asks the package index.
 $(VENV)/.platforms: pyproject.toml constraints.txt tests/platforms.py | $(VENV)/.dev
 	$(BIN)/python -m tests.platforms
+	@touch $@
+
+.venv-fuzz/.done: tests/fuzz/requirements.txt
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m $(INSTALL) --requirement tests/fuzz/requirements.txt
 	@touch $@
 
 # BentoML needs other versions of packages than the service, so it has its own environment.

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import torch
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -25,6 +24,7 @@ from app.api import (
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
+from app.api.gauges import ServiceGauges
 from app.api.labelstudio import routes as labelstudio
 from app.api.labelstudio.collector import Collector
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
@@ -32,34 +32,31 @@ from app.api.middleware import (
     BodySizeMiddleware,
     DrainBodyMiddleware,
     HeadMiddleware,
+    ProblemMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.model_loading import load_models, retry_remote_models, start_models
 from app.api.open_inference import routes as open_inference
+from app.api.request_log import REQUEST_ID, RequestLogMiddleware, configure_logging
 from app.api.security import SecurityHeadersMiddleware
+from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
 from app.conversion.export_process import Exporter
-from app.errors import ModelError
 from app.imaging import DecoderPool
-from app.inference.model_card import read_card, read_model_folder
-from app.inference.predictor import Predictor, open_predictor
-from app.inference.threads import ActiveRequests, RowWorkers
 from app.jobs.queue import Jobs
 from app.open_inference import HEADER_LENGTH
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
-from app.serving.memory import MemoryBudget
-from app.serving.model_folders import check_models, max_concurrent_requests, model_folders
+from app.serving.model_folders import check_models, max_concurrent_requests
 from app.serving.result_cache import ResultCache
-from app.serving.segmenter import Segmenter
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 
 log = logging.getLogger(__name__)
 
 EXPOSED_HEADERS = [
-    "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Result-Id",
-    HEADER_LENGTH,
+    "Location", "Retry-After", "Server-Timing", "X-Calibrator", "X-Model", "X-Request-Id",
+    "X-Result-Id", HEADER_LENGTH,
 ]  # fmt: skip
-RETRY_S = 5.0  # between two attempts to load a remote model
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
 
@@ -89,14 +86,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs=Jobs(settings),
         decoders=DecoderPool(),
         exporter=Exporter(settings),
+        load_models=load_models,
     )
+    state.metrics.registry.register(ServiceGauges(state))
 
     collector = Collector(state)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # The server answers, /readyz with 503, while the models load in a thread.
-        loading = asyncio.create_task(asyncio.to_thread(load_models, state))
+        loading = asyncio.create_task(asyncio.to_thread(start_models, state))
         retrying = asyncio.create_task(retry_remote_models(state, loading))
         await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
@@ -108,6 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await loading
         retrying.cancel()
         state.decoders.close()
+        await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPI(
         title="segcal",
@@ -121,6 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.segcal = state
     app.state.labelstudio = collector
+    tracing = install_tracing(app, settings.traces)
     app.add_middleware(
         BodySizeMiddleware,
         max_bytes=settings.max_upload_bytes + FORM_OVERHEAD,
@@ -135,10 +136,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", HEADER_LENGTH],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "traceparent",
+                "tracestate",
+                HEADER_LENGTH,
+                REQUEST_ID,
+            ],
             expose_headers=EXPOSED_HEADERS,
         )
+    app.add_middleware(ProblemMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(RequestLogMiddleware, trace_source=tracing.source)
     routers = (
         segment, results, calibrators, calibrate, export, open_inference, huggingface, labelstudio,
         cvat,
@@ -152,84 +162,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def run(settings: Settings, host: str, port: int) -> None:
     """Build the application and serve it until a signal."""
+    configure_logging(settings.log_format)
     server.serve(create_app(settings), host, port)
-
-
-def load_models(state: State) -> None:
-    """Load and warm up every model, then mark the service ready."""
-    try:
-        predictors, refused = open_models(state.settings, state.admission.active_requests)
-    except Exception as error:
-        log.exception("loading models failed")
-        state.readiness.reason = f"loading models failed ({type(error).__name__}), see the log"
-        return
-    state.readiness.refused = refused
-    if not predictors:
-        state.readiness.reason = f"no model can be served: {refused}"
-        log.error(state.readiness.reason)
-        return
-    segmenter = Segmenter(
-        predictors,
-        state.settings.default_model,
-        state.artifacts,
-        state.settings.max_pixels,
-        RowWorkers(state.settings.threads, state.admission.active_requests),
-        state.drift,
-        state.decoders,
-        measure_memory(state.settings, predictors),
-    )
-    try:
-        segmenter.warm_up()
-    except Exception:  # a request that fails in the same way reports it
-        log.exception("warming up failed")
-    state.readiness.segmenter = segmenter
-
-
-async def retry_remote_models(state: State, loading: asyncio.Task[None]) -> None:
-    """Load the models again while the inference server of a remote one does not serve it."""
-    await loading
-    while await asyncio.to_thread(remote_is_refused, state):
-        await asyncio.sleep(RETRY_S)
-        await asyncio.to_thread(load_models, state)
-
-
-def remote_is_refused(state: State) -> bool:
-    """Return whether a refused model is a remote one, whose server may start later."""
-    for name in state.readiness.refused:
-        try:
-            if read_card(state.settings.models_dir / name).remote is not None:
-                return True
-        except ModelError:
-            continue
-    return False
-
-
-def measure_memory(settings: Settings, predictors: dict[str, Predictor]) -> MemoryBudget:
-    """Measure the models' memory; results and uploads have a part of the budget of their own."""
-    own = settings.result_bytes + settings.upload_buffer_bytes
-    return MemoryBudget.measured(
-        predictors, settings.memory_bytes - own, max_concurrent_requests(settings)
-    )
-
-
-def open_models(
-    settings: Settings, active_requests: ActiveRequests
-) -> tuple[dict[str, Predictor], dict[str, str]]:
-    """Load all model folders; return predictors, and reasons for the rejected models, by name."""
-    predictors: dict[str, Predictor] = {}
-    refused: dict[str, str] = {}
-    for path in model_folders(settings.models_dir):
-        try:
-            folder = read_model_folder(path)
-            predictor = open_predictor(folder, settings.device, settings.threads, active_requests)
-            predictors[path.name] = predictor
-            for warning in predictor.warnings:
-                log.warning("model %s: %s", path.name, warning)
-        except ModelError as error:
-            log.warning("refused model %s: %s", path.name, error)
-            # Clients read it in /models, so that paths are given below the folder of models.
-            refused[path.name] = str(error).replace(f"{settings.models_dir}/", "")
-    # Threads of concurrent torch calls wait for each other by spinning; ONNX Runtime has its own.
-    in_torch = any(p.folder.path.suffix in (".pt", ".pt2") for p in predictors.values())
-    torch.set_num_threads(settings.threads if in_torch else 1)
-    return predictors, refused

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     labelstudio_min_confidence: float = Field(0.9, ge=0, le=1)
     labelstudio_refit_images: int = Field(50, ge=2)
     labelstudio_bytes: int = Field(4096 * MEBI, ge=1)
+    log_format: Literal["text", "json"] = "text"
+    traces: Literal["none", "otlp"] = "none"
 
     @field_validator("api_tokens", mode="before")
     @classmethod

@@ -3,18 +3,24 @@
 from app.api.auth import admin_token
 from app.api.dependencies import Admission, Readiness, State
 from app.api.diagrams import Diagrams
+from app.api.gauges import ServiceGauges
 from app.api.labelstudio.collector import Collector
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
 from app.api.middleware import (
     BodySizeMiddleware,
     DrainBodyMiddleware,
     HeadMiddleware,
+    ProblemMiddleware,
     UploadTimeoutMiddleware,
 )
+from app.api.model_loading import load_models, retry_remote_models, start_models
+from app.api.request_log import REQUEST_ID, RequestLogMiddleware, configure_logging
 from app.api.security import SecurityHeadersMiddleware
+from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
 
 __all__ = [
+    "REQUEST_ID",
     "Admission",
     "BodySizeMiddleware",
     "Collector",
@@ -22,11 +28,19 @@ __all__ = [
     "DrainBodyMiddleware",
     "HeadMiddleware",
     "MetricsMiddleware",
+    "ProblemMiddleware",
     "Readiness",
+    "RequestLogMiddleware",
     "SecurityHeadersMiddleware",
+    "ServiceGauges",
     "ServiceMetrics",
     "State",
     "UploadBuffer",
     "UploadTimeoutMiddleware",
     "admin_token",
+    "configure_logging",
+    "install_tracing",
+    "load_models",
+    "retry_remote_models",
+    "start_models",
 ]

@@ -1,11 +1,13 @@
 """State shared by the routes, as typed FastAPI dependencies."""
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -22,6 +24,7 @@ from app.imaging import DecoderPool
 from app.inference.threads import ActiveRequests
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor
+from app.serving.reload import LoadReport
 from app.serving.result_cache import ResultCache
 from app.serving.segmenter import Segmenter
 from app.settings import Settings
@@ -45,11 +48,12 @@ class Admission:
     """Runs up to `workers` requests at once, queues up to `queue_limit`, rejects the rest.
 
     The work of a request, with its wait for a thread, ends after `timeout_s`. `active_requests`
-    counts the running and the queued ones.
+    counts the running and the queued ones, `running` those that have a thread.
     """
 
     def __init__(self, workers: int, queue_limit: int, timeout_s: float) -> None:
         self.active_requests = ActiveRequests()
+        self.running = ActiveRequests()
         self._timeout_s = timeout_s
         self._deadlines: set[Deadline] = set()
         self._threads = ThreadPoolExecutor(workers, "requests")
@@ -81,7 +85,8 @@ class Admission:
         def guarded() -> T:
             try:
                 deadline.check()
-                return work(deadline)
+                with self.running.enter():
+                    return work(deadline)
             except StopIteration as error:  # a future rejects it and would never complete
                 raise RuntimeError("expected an answer, got a stop of iteration") from error
 
@@ -93,7 +98,9 @@ class Admission:
         self._deadlines.add(deadline)
         try:
             with self.active_requests.enter():
-                return await loop.run_in_executor(self._threads, guarded)
+                # In the request's context, which holds the id that its log lines have.
+                work_in_context = partial(contextvars.copy_context().run, guarded)
+                return await loop.run_in_executor(self._threads, work_in_context)
         except asyncio.CancelledError:
             deadline.check()  # at shutdown, 503 where the work could not be stopped
             raise
@@ -115,6 +122,7 @@ class Readiness:
     reason: str = "models are loading"
     refused: dict[str, str] = field(default_factory=dict)
     draining: threading.Event = field(default_factory=threading.Event)
+    loading: threading.Lock = field(default_factory=threading.Lock)  # held while models load
 
     def require(self) -> Segmenter:
         """Return the segmenter; raises UnavailableError while loading and draining."""
@@ -142,6 +150,7 @@ class State:
     jobs: Jobs
     decoders: DecoderPool
     exporter: Exporter
+    load_models: Callable[["State"], LoadReport]
 
 
 async def get_state(request: Request) -> State:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -12,7 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.serving.drift_monitor import DriftMonitor
 
 STANDARD_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
-CONFIDENCE_BUCKETS = tuple(step / 20 for step in range(1, 21))
+UNIT_BUCKETS = tuple(step / 20 for step in range(1, 21))  # of 0..1
+ABSTENTION_BUCKETS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+STAGE_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60,
+)  # fmt: skip
 
 
 class ServiceMetrics:
@@ -30,22 +34,48 @@ class ServiceMetrics:
         )  # fmt: skip
         self.stages = Histogram(
             "segcal_stage_seconds", "Time of one stage of a segmentation.",
-            ("stage",), registry=self.registry,
+            ("stage",), buckets=STAGE_BUCKETS, registry=self.registry,
         )  # fmt: skip
         self.confidence = Histogram(
             "segcal_image_mean_confidence", "Mean confidence of an image, by model.",
-            ("model",), buckets=CONFIDENCE_BUCKETS, registry=self.registry,
+            ("model",), buckets=UNIT_BUCKETS, registry=self.registry,
         )  # fmt: skip
-
+        self.in_distribution = Histogram(
+            "segcal_image_in_distribution",
+            "In-distribution score of an image, by model; only of calibrators that compute one.",
+            ("model",), buckets=UNIT_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.abstained = Histogram(
+            "segcal_image_abstained_fraction",
+            "Fraction of abstained pixels of an image, by model; only with a threshold.",
+            ("model",), buckets=ABSTENTION_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.rejected = Counter(
+            "segcal_rejected_requests", "Rejected and failed requests, by status and error.",
+            ("status", "error"), registry=self.registry,
+        )  # fmt: skip
         self.registry.register(DriftGauges(drift))
+        ProcessCollector(registry=self.registry)
 
     def count_segmentation(
-        self, model: str, mean_confidence: float, milliseconds: Mapping[str, float]
+        self,
+        model: str,
+        mean_confidence: float,
+        milliseconds: Mapping[str, float],
+        in_distribution: float | None = None,
+        abstained_fraction: float | None = None,
     ) -> None:
-        """Record one segmentation: mean confidence, and the time of each stage in ms."""
+        """Record one segmentation: mean confidence, and the time of each stage in ms.
+
+        The in-distribution score and the abstained fraction, in 0..1, are None where there is none.
+        """
         self.confidence.labels(model).observe(mean_confidence)
         for stage, spent in milliseconds.items():
             self.stages.labels(stage).observe(spent / 1000)
+        if in_distribution is not None:
+            self.in_distribution.labels(model).observe(in_distribution)
+        if abstained_fraction is not None:
+            self.abstained.labels(model).observe(abstained_fraction)
 
 
 class DriftGauges(Collector):

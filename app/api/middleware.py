@@ -40,6 +40,42 @@ class HeadMiddleware:
             scope["route"] = get.get("route")  # read by MetricsMiddleware
 
 
+class ProblemMiddleware:
+    """Replaces the plain text of error responses of libraries by a problem (RFC 9457).
+
+    They are those of a malformed or unsatisfiable `Range` and of a rejected CORS preflight.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wrap `send` to hold the start of such a response until its text is known."""
+        replaced: Message | None = None
+
+        async def rewritten(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start":
+                headers = dict(message.get("headers", ()))
+                plain = headers.get(b"content-type", b"").startswith(b"text/plain")
+                if plain and message["status"] >= FIRST_ERROR:
+                    replaced = message
+                    return
+            if replaced is None:
+                await send(message)
+            elif not message.get("more_body", False):
+                text = message.get("body", b"").decode("utf-8", "replace")[:200]
+                kept = {
+                    name.decode(): value.decode("latin-1")
+                    for name, value in replaced["headers"]
+                    if name not in (b"content-type", b"content-length")
+                }
+                detail = f"expected a well-formed request, got one that is not: {text}"
+                await problem(replaced["status"], detail, headers=kept)(scope, receive, send)
+
+        await self._app(scope, receive, rewritten)
+
+
 class DrainBodyMiddleware:
     """Drains the request body, at most `DRAIN_BYTES` or `DRAIN_S`, before an error response.
 

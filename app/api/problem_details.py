@@ -12,6 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
+from app.api.metrics import ServiceMetrics
+from app.api.request_log import request_id_header
 from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
     ActiveCalibratorError,
@@ -116,10 +118,17 @@ def status_of(error: SegcalError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-async def on_segcal_error(_request: Request, error: Exception) -> JSONResponse:
+def count_rejection(request: Request, status: int, error: Exception) -> None:
+    """Count a rejected request by status and class of the error."""
+    metrics: ServiceMetrics = request.app.state.segcal.metrics
+    metrics.rejected.labels(status, type(error).__name__).inc()
+
+
+async def on_segcal_error(request: Request, error: Exception) -> JSONResponse:
     """Respond to a SegcalError with the status of its class."""
     assert isinstance(error, SegcalError)  # noqa: S101 - registered for this class only
     status = status_of(error)
+    count_rejection(request, status, error)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("failed: %s", error)
     errors: list[object] | None = None
@@ -136,7 +145,9 @@ async def on_invalid_request(request: Request, error: Exception) -> JSONResponse
         for item in error.errors()
     ]
     first = error.errors()[0]
-    if first["loc"][0] == "path":
+    in_path = first["loc"][0] == "path"
+    count_rejection(request, 404 if in_path else 422, error)
+    if in_path:
         return problem(404, f"expected a path of this service, got {request.url.path[:80]}")
     where = ".".join(str(part) for part in first["loc"][:2])
     detail = f"{where}: {sentence(first['msg'])}"
@@ -153,6 +164,7 @@ def sentence(message: str) -> str:
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Respond to errors of the framework: unknown paths, methods, malformed forms."""
     assert isinstance(error, HTTPException)  # noqa: S101
+    count_rejection(request, error.status_code, error)
     detail = str(error.detail)
     if error.status_code == HTTPStatus.BAD_REQUEST:  # the detail is a message of the form parser
         detail = f"expected a well-formed request, got one that is not: {detail}"
@@ -188,14 +200,20 @@ async def on_system_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)  # noqa: S101
     if not is_full(error):
         return await on_crash(request, error)
+    count_rejection(request, HTTPStatus.INSUFFICIENT_STORAGE, error)
     log.error("no space left on %s %s", request.method, request.url.path, exc_info=error)
     return problem(507, "expected room for temporary files, got: no space left")
 
 
 async def on_crash(request: Request, error: Exception) -> JSONResponse:
     """Respond with 500 to an unexpected exception; its traceback is logged only."""
+    count_rejection(request, HTTPStatus.INTERNAL_SERVER_ERROR, error)
     log.error("crashed on %s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "expected a response, got an internal error; see the log for details")
+    return problem(
+        500,
+        "expected a response, got an internal error; see the log for details",
+        headers=request_id_header(),
+    )
 
 
 def install(app: FastAPI) -> None:

@@ -146,7 +146,10 @@ def respond_to_upload(
         else:
             body = encode_image(result, query.output or "mask", decode)
     timer.stages["total"] = (time.perf_counter() - started) * 1000
-    state.metrics.count_segmentation(model.card.name, done.mean_confidence, timer.stages)
+    state.metrics.count_segmentation(
+        model.card.name, done.mean_confidence, timer.stages, done.prediction.in_distribution,
+        None if done.threshold is None else abstained_fraction(done),
+    )  # fmt: skip
     headers = {
         "X-Model": model.card.name,
         "X-Calibrator": NO_CALIBRATOR if done.calibrator is None else done.calibrator.manifest.id,

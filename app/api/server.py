@@ -140,6 +140,8 @@ def build_server(
         http=LimitedProtocol,
         ws="none",
         log_level=log_level,
+        log_config=None,
+        access_log=False,  # RequestLogMiddleware logs each response
         timeout_graceful_shutdown=CLOSE_S,
         timeout_keep_alive=state.settings.idle_timeout_s,  # type: ignore[arg-type]  # any number
         server_header=False,
@@ -158,9 +160,24 @@ def limit_malloc_arenas() -> None:
         mallopt(M_ARENA_MAX, 2)
 
 
+def reload_on_hangup(state: State) -> None:
+    """Load new and changed models in a thread, on each SIGHUP, where the system has it."""
+
+    def load() -> None:
+        try:
+            report = state.load_models(state)
+            log.info("loaded models: %s", report)
+        except Exception:
+            log.exception("loading models failed; the earlier ones are served")
+
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=load, daemon=True).start())
+
+
 def serve(app: FastAPI, host: str, port: int) -> None:
     """Serve an application until a signal; ends the process where work could not be stopped."""
     limit_malloc_arenas()
+    reload_on_hangup(app.state.segcal)
     server = build_server(app, host, port)
     server.run()
     if server.lost or server.force_exit:

@@ -3,6 +3,7 @@
 All files of the pages are served by this process, so that they work without internet access.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Response
@@ -11,11 +12,11 @@ from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.api.dependencies import MetricsCheck, SegmenterDep, StateDep
+from app.api.dependencies import AdminCheck, MetricsCheck, SegmenterDep, StateDep
 from app.api.security import CSP, PAGE_POLICY, docs_policy
 from app.errors import ActiveCalibratorError
 from app.inference.predictor import Predictor
-from app.schemas.service import ClassInfo, Health, ModelInfo, ModelList
+from app.schemas.service import ClassInfo, Health, ModelInfo, ModelList, ModelReload
 from app.serving.segmenter import ACTIVE, Segmenter
 
 ASSETS = "/docs/assets"
@@ -55,6 +56,17 @@ def models(segmenter: SegmenterDep, state: StateDep) -> ModelList:
 def model(model: str, segmenter: SegmenterDep) -> ModelInfo:
     """Return one model."""
     return describe(segmenter, segmenter.predictor(model))
+
+
+@router.post("/models/reload", tags=["models"], dependencies=[AdminCheck])
+def reload_models(state: StateDep) -> ModelReload:
+    """Load new and changed model folders without a restart; running requests keep their models.
+
+    A model that is refused keeps its earlier state, if it had one.
+    """
+    report = state.load_models(state)
+    served = state.readiness.segmenter
+    return ModelReload(**asdict(report), served=[] if served is None else list(served.predictors))
 
 
 def active_state(segmenter: Segmenter, predictor: Predictor) -> tuple[str | None, str | None]:

@@ -20,6 +20,11 @@ class UploadBuffer:
         self._receiving: set[anyio.CancelScope] = set()
         self._reason = ""
 
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of the bodies that are being received or waiting."""
+        return self._max_bytes - self._left
+
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytearray]:
         """Receive a whole body; its bytes count until the block ends.
@@ -87,3 +92,5 @@ async def parsed_form(
         yield form
     finally:
         await form.close()
+        for file in getattr(parser, "_files_to_close_on_error", ()):  # of parts without an end
+            file.close()

@@ -1,6 +1,5 @@
 """`segcal serve`: serve all models over HTTP."""
 
-import logging
 from typing import Annotated
 
 import typer
@@ -16,7 +15,4 @@ def serve_command(
     settings = load_settings()
     from app.main import run
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # It logs every request to a remote model's server, with the address.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     run(settings, host, port)

@@ -23,6 +23,11 @@ class ActiveRequests:
         self._lock = threading.Lock()
 
     @property
+    def count(self) -> int:
+        """The number of active requests."""
+        return self._count
+
+    @property
     def several(self) -> bool:
         """True where more than one request is active."""
         return self._count > 1

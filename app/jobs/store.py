@@ -222,5 +222,5 @@ def read_request(folder: Path) -> FitRequest:
         return FitRequest.model_validate_json((folder / REQUEST).read_bytes())
     except ValidationError as error:
         raise ConflictError(
-            "expected an upload to this release, got one to an earlier release: upload it again"
+            "expected an upload to this release, got one to another release: upload it again"
         ) from error

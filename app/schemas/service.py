@@ -223,6 +223,20 @@ class ModelList(BaseModel):
     refused: dict[str, str]
 
 
+class ModelReload(BaseModel):
+    """Names of models by what a reload did, and the reason for each rejected folder.
+
+    `loaded` are new or changed. `served` are all models that are served now: an earlier state of a
+    refused one too, where there was one.
+    """
+
+    loaded: list[str]
+    unchanged: list[str]
+    removed: list[str]
+    refused: dict[str, str]
+    served: list[str]
+
+
 class Problem(BaseModel):
     """Problem details of an error response (RFC 9457)."""
 

@@ -9,6 +9,7 @@ from app.serving.model_folders import (
     model_folders,
 )
 from app.serving.pipeline import StageTimer, predict_image, predict_logits
+from app.serving.reload import LoadReport, load_folders
 from app.serving.result_cache import Result, ResultCache
 from app.serving.segmenter import (
     ACTIVE,
@@ -29,6 +30,7 @@ __all__ = [
     "NO_CALIBRATOR",
     "DriftMonitor",
     "DriftPolicy",
+    "LoadReport",
     "MemoryBudget",
     "Result",
     "ResultCache",
@@ -42,6 +44,7 @@ __all__ = [
     "class_table",
     "find_calibrator",
     "find_model",
+    "load_folders",
     "max_concurrent_requests",
     "model_folders",
     "predict_image",

@@ -66,10 +66,16 @@ class MemoryBudget:
 
     @classmethod
     def measured(
-        cls, predictors: Mapping[str, Predictor], max_bytes: int, requests: int
+        cls, predictors: Mapping[str, Predictor], max_bytes: int, requests: int, attempts: int = 1
     ) -> "MemoryBudget":
-        """Measure all models; `requests` at once share `max_bytes`, without what is in use."""
-        per_pixel = {name: bytes_per_pixel(each) for name, each in predictors.items()}
+        """Measure all models; `requests` at once share `max_bytes`, without what is in use.
+
+        The smallest of the measured values of several attempts counts.
+        """
+        per_pixel = {
+            name: min(bytes_per_pixel(each) for _ in range(attempts))
+            for name, each in predictors.items()
+        }
         return cls(max(max_bytes - resident_bytes(), 0) / requests, per_pixel)
 
     def check(self, predictor: Predictor, size: Size, tta: Tta) -> None:

@@ -40,6 +40,11 @@ class ResultCache:
         self._bytes = 0
         self._lock = threading.Lock()
 
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of the stored results."""
+        return self._bytes
+
     def put(self, result: Result) -> str:
         """Store a result and return its id; a result above the whole budget is not stored."""
         result_id = secrets.token_hex(12)

@@ -104,7 +104,7 @@ class Segmenter:
         self._max_pixels = max_pixels
         self._workers = workers or RowWorkers(1)
         self._decoders = decoders or DecoderPool()
-        self._memory = memory
+        self.memory = memory
 
     def segment(
         self,
@@ -125,8 +125,8 @@ class Segmenter:
         threshold = options.min_confidence if level is None else level.threshold
         calibrator = stored.calibrator if stored else None
         image = self._decode(upload, predictor, timer, deadline)
-        if self._memory is not None:
-            self._memory.check(predictor, (image.shape[0], image.shape[1]), options.tta)
+        if self.memory is not None:
+            self.memory.check(predictor, (image.shape[0], image.shape[1]), options.tta)
         prediction = predict_image(
             image, predictor, calibrator, options.tta,
             workers=self._workers, timer=timer, deadline=deadline,

@@ -70,6 +70,7 @@ class History:
 
         An incomplete line, left by a crash, stays on a line of its own.
         """
+        _move_folder_aside(self._path)
         line = json.dumps({"at": at, "calibrator": calibrator, "by": by, "reason": reason})
         # Unbuffered: closing a buffered file would repeat a failed write.
         with self._path.open("a+b", buffering=0) as file:
@@ -105,6 +106,12 @@ class History:
                 yield str(json.loads(line)["calibrator"])
             except (ValueError, TypeError, KeyError, RecursionError):  # incomplete or damaged
                 continue
+
+
+def _move_folder_aside(path: Path) -> None:
+    """Rename a folder in the place of a file: it is damage that no file can replace."""
+    if path.is_dir():
+        path.rename(path.with_name(f"{path.name}.damaged-{secrets.token_hex(4)}"))
 
 
 def _line_after(file: IO[bytes], text: str) -> bytes:
@@ -305,9 +312,7 @@ class ArtifactStore:
             # History first: no version may become active without an entry.
             length = history.append(timestamp(), version, by, reason)
             try:
-                if (folder / POINTER).is_dir():  # damage, which can't be replaced by a file
-                    aside = f"{POINTER}.damaged-{secrets.token_hex(4)}"
-                    (folder / POINTER).rename(folder / aside)
+                _move_folder_aside(folder / POINTER)
                 replace_file(folder / POINTER, f"{version}\n".encode("ascii"))
             except BaseException:
                 history.withdraw(length)

@@ -120,6 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder.name}: expected a manifest with the checksum {expected}, got {got}"
         )
+    _check_format(data, folder.name)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -128,14 +129,31 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder.name}: expected a manifest, got an error at "
             f"{'.'.join(map(str, first['loc'])) or 'its start'}: {first['msg']}"
         ) from error
-    if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
-        raise ArtifactError(
-            f"{folder.name}: expected {FORMAT} version {FORMAT_VERSION}, "
-            f"got {manifest.format} version {manifest.format_version}"
-        )
     if manifest.id != folder.name:
         raise ArtifactError(f"{folder.name}: expected its folder's name as id, got {manifest.id}")
     return manifest
+
+
+def _check_format(data: bytes, version: str) -> None:
+    """Raise ArtifactError for a manifest of another format, whose other fields may differ.
+
+    One that can't be read is left to the validation of the fields.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(document, dict):
+        return
+    found = document.get("format", FORMAT), document.get("format_version", FORMAT_VERSION)
+    if found == (FORMAT, FORMAT_VERSION):
+        return
+    later = found[0] == FORMAT and isinstance(found[1], int) and found[1] > FORMAT_VERSION
+    hint = ", of a later release: upgrade the service, or use another calibrator" if later else ""
+    raise ArtifactError(
+        f"{version}: expected {FORMAT} version {FORMAT_VERSION}, "
+        f"got {str(found[0])[:40]} version {str(found[1])[:40]}{hint}"
+    )
 
 
 def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
@@ -189,7 +207,9 @@ def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
     try:
         calibrator = build(manifest.method, manifest.num_classes)
     except ArgumentError as error:
-        raise ArtifactError(f"{folder.name}: {error}") from error
+        raise ArtifactError(
+            f"{folder.name}: {error}; a method of a later release needs that release"
+        ) from error
     if set(state) != set(calibrator.state_dict()):
         raise ConflictError(
             f"expected the parameters that the method {manifest.method} has now, got those of "

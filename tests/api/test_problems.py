@@ -365,3 +365,19 @@ def test_docs_page_is_served(client):
 
     assert response.status_code == 200
     assert "text/html" in response.headers["content-type"]
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.css", "/docs/assets/swagger-ui.css"])
+@pytest.mark.parametrize(("value", "status"), [("Bearer", 400), ("bytes=99999999-", 416)])
+def test_wrong_range_of_a_file_is_a_problem(client: TestClient, path, value, status):
+    assert client.get(path).status_code == 200
+    answer = client.get(path, headers={"Range": value})
+    assert_problem(answer, status, "got one that is not")
+    assert answer.headers.get_list("content-type") == ["application/problem+json"]
+    assert ("content-range" in answer.headers) == (status == 416)
+
+
+def test_rejected_preflight_is_a_problem(make_client: MakeClient):
+    client = make_client(cors_origins="https://example.org")
+    headers = {"Origin": "https://other.org", "Access-Control-Request-Method": "POST"}
+    assert_problem(client.options("/segment", headers=headers), 400, "origin")

@@ -1,5 +1,6 @@
 """The commands of `segcal`: output, files, exit codes and error messages."""
 
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable

@@ -1,7 +1,9 @@
 """Fixtures of the fault tests: the folder of a service, and a runner of tasks that are killed."""
 
+import logging
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from tests.factories.service import publish_temperature
 from tests.faults.steps import End, Task, as_line
 
+log = logging.getLogger(__name__)
 RunTask = Callable[[Task], End]
 
 
@@ -31,13 +34,17 @@ def run_task() -> Iterator[RunTask]:
         assert tasks
         assert ends
 
+        counted: Counter[str] = Counter()
+
         def run(task: Task) -> End:
             tasks.write(as_line(task))
             tasks.flush()
             end = ends.readline().strip()
             assert end in ("killed", "finished", "disk full"), f"the task failed: {task}"
+            counted[end] += 1
             return end  # type: ignore[return-value]
 
         yield run
         tasks.close()
     assert process.returncode == 0
+    log.info("tasks by their end: %s", dict(counted))

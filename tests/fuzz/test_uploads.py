@@ -13,38 +13,13 @@ from PIL import EpsImagePlugin, Image
 
 from app.datasets.uploads import Limits, check, unpack
 from app.errors import ArgumentError, InputError
-from tests.factories.service import encoded, solid
-from tests.factories.validation_data import (
-    VOID,
-    archive,
-    as_table,
-    npy,
-    npz,
-    overconfident,
-    tensors,
-)
+from tests.factories.service import encoded
+from tests.factories.validation_data import VOID, archive, npy, npz
+from tests.fuzz.inputs import FIELDS, LABEL_MAP, LABELS, LOGITS, UPLOADED_IMAGES
 from tests.fuzz.mutations import mutated
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 LIMITS = Limits(unpacked_bytes=1_000_000, image_bytes=100_000, image_pixels=10_000)
-LOGITS, LABELS = overconfident(images=4, height=2, width=3)
-ROWS, ROW_LABELS, INDEX = as_table(LOGITS, LABELS)
-IMAGES = {f"{name}.png": encoded(solid((255, 0, 0))) for name in "ab"}
-LABEL_MAP = encoded(Image.fromarray(np.ones((8, 12), np.uint8)))
-LABEL_MAPS = {f"{name}.png": LABEL_MAP for name in "ab"}
-FIELDS: dict[str, tuple[str, dict[str, bytes]]] = {  # by kind: the mutated field, and all fields
-    "npy": ("logits", {"logits": npy(LOGITS), "labels": npy(LABELS)}),
-    "npy labels": ("labels", {"logits": npy(LOGITS), "labels": npy(LABELS)}),
-    "npz": ("logits", {"logits": npz(logits=LOGITS, labels=LABELS)}),
-    "npz deflated": ("logits", {"logits": npz(compressed=True, logits=LOGITS, labels=LABELS)}),
-    "safetensors": ("logits", {"logits": tensors(logits=LOGITS, labels=LABELS)}),
-    "table": (
-        "image_index",
-        {"logits": npy(ROWS), "labels": npy(ROW_LABELS), "image_index": npy(INDEX)},
-    ),
-    "zip of images": ("images", {"images": archive(IMAGES), "labels": archive(LABEL_MAPS)}),
-    "zip of label maps": ("labels", {"images": archive(IMAGES), "labels": archive(LABEL_MAPS)}),
-}
 
 
 def read_upload(folder: Path, files: dict[str, bytes]) -> type[Exception] | None:
@@ -78,7 +53,9 @@ def test_mutated_label_map_is_accepted_or_rejected(tmp_path, ending, kind):
     whole = encoded(Image.fromarray(np.ones((8, 12), np.uint8)), kind)
     for seed in range(EXAMPLES):
         maps = {f"{name}.{ending}": mutated(whole, seed) for name in "ab"}
-        read_upload(tmp_path / str(seed), {"images": archive(IMAGES), "labels": archive(maps)})
+        read_upload(
+            tmp_path / str(seed), {"images": archive(UPLOADED_IMAGES), "labels": archive(maps)}
+        )
 
 
 def npy_of_header(text: bytes, size: int | None = None) -> bytes:
@@ -115,7 +92,7 @@ def test_encapsulated_postscript_reaches_no_ghostscript(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     postscript = encoded(Image.fromarray(np.ones((8, 12), np.uint8)), "EPS")
     maps = {"a.png": LABEL_MAP, "b.png": postscript}
-    files = {"images": archive(IMAGES), "labels": archive(maps)}
+    files = {"images": archive(UPLOADED_IMAGES), "labels": archive(maps)}
 
     assert read_upload(tmp_path / "upload", files) is ArgumentError
     assert not called.exists()

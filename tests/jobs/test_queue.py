@@ -240,7 +240,7 @@ def test_a_job_of_an_earlier_release_is_not_retried(make_jobs, request_for):
     path = jobs.files.folder(job.id) / "request.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weather": True}))
 
-    with pytest.raises(ConflictError, match="earlier release: upload it again"):
+    with pytest.raises(ConflictError, match="another release: upload it again"):
         jobs.retry(job.id)
     assert state_of(jobs, job) == "interrupted"
 
