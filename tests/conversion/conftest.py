@@ -19,8 +19,8 @@ def settings(tmp_path, monkeypatch):
 def randomize():
     """Return a function that draws the weights of a network, so that its logits are of order 1."""
 
-    def draw(network: torch.nn.Module) -> torch.nn.Module:
-        generator = torch.Generator().manual_seed(3)
+    def draw(network: torch.nn.Module, seed: int = 3) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(seed)
         for weights in network.parameters():
             fan = max(weights[0].numel(), 1) if weights.ndim > 1 else 1
             if weights.ndim > 1:
