@@ -177,7 +177,8 @@ def check(path, settings):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda function: function.__name__)
 def test_family_is_imported_with_the_labels_of_its_framework(family, settings, tmp_path, randomize):
     network, processor = family()
-    folder = check(save(tmp_path / "saved", randomize(network), processor), settings)
+    gain = 6 if family is mobilevit else 1  # its many narrow layers shrink what varies
+    folder = check(save(tmp_path / "saved", randomize(network, gain=gain), processor), settings)
     policy = folder.card.input
     if family is segformer:
         assert (policy.size, folder.card.output.reduce_zero_label) == ((64, 96), True)
