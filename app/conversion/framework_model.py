@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ def export_network(model: FrameworkModel, path: Path) -> float:
                 output_names=list(model.outputs),
                 dynamic_shapes=None if model.size else (shapes,),
                 opset_version=OPSET,
+                custom_translation_table=missing_translations(),
                 dynamo=True,
                 verbose=False,
             )
@@ -80,6 +82,18 @@ def export_network(model: FrameworkModel, path: Path) -> float:
     onnx.save(remove_metadata(onnx.load(path)), path)
     sizes = (first,) if model.size else (first, SECOND_SIZE)
     return max(difference(network, path, size) for size in sizes)
+
+
+def missing_translations() -> dict[Any, Callable[..., Any]]:
+    """Return ONNX forms of operators that the exporter has none for, by torch's operator."""
+    operators = import_extra("train", "onnxscript").opset18
+    integer, boolean = 6, 9  # ONNX's types int32 and bool
+
+    def is_all_true(values: Any) -> Any:  # noqa: ANN401 - a symbolic value, of OneFormer's masks
+        smallest = operators.ReduceMin(operators.Cast(values, to=integer), keepdims=0)
+        return operators.Cast(smallest, to=boolean)
+
+    return {torch.ops.aten._is_all_true.default: is_all_true}  # noqa: SLF001 - the operator's name
 
 
 def cause_of(error: BaseException) -> Exception:

@@ -19,12 +19,12 @@ def settings(tmp_path, monkeypatch):
 def randomize():
     """Return a function that draws the weights of a network, so that its logits are of order 1."""
 
-    def draw(network: torch.nn.Module) -> torch.nn.Module:
-        generator = torch.Generator().manual_seed(3)
+    def draw(network: torch.nn.Module, seed: int = 3, gain: float = 1) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(seed)
         for weights in network.parameters():
             fan = max(weights[0].numel(), 1) if weights.ndim > 1 else 1
             if weights.ndim > 1:
-                weights.data = torch.randn(weights.shape, generator=generator) * fan**-0.5
+                weights.data = torch.randn(weights.shape, generator=generator) * gain * fan**-0.5
             else:
                 weights.data += 0.2 * torch.randn(weights.shape, generator=generator)
         return network.eval()
