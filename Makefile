@@ -21,7 +21,7 @@ serve: $(VENV)/.run
 	$(BIN)/segcal serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 # Imports from other frameworks, with their packages in an environment of its own.
 importers: .venv-importers/.done
