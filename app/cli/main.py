@@ -41,7 +41,7 @@ add_lazily(
 )  # fmt: skip
 add_lazily(
     models, "import", "app.cli.models:import_command",
-    "Import a model file if it loads and matches its card.",
+    "Import a model file, or a network of a framework, if it loads and matches its card.",
 )  # fmt: skip
 add_lazily(
     models, "quantize", "app.cli.models:quantize_command",

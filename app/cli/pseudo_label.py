@@ -1,31 +1,16 @@
 """`segcal pseudo-label`: predicted label maps for training, void where uncertain."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from app.cli.options import ModelOption
-from app.datasets.images import images_by_stem
-from app.datasets.pseudo_labels import (
-    LocalPredictor,
-    PseudoLabels,
-    find_rule,
-    write_pseudo_labels,
-)
-from app.errors import ArgumentError
-from app.inference.predictor import open_predictor
-from app.inference.threads import RowWorkers
-from app.serving.model_folders import find_model
-from app.serving.segmenter import ACTIVE, find_calibrator
-from app.settings import load_settings
-from app.storage.artifacts import ArtifactStore
+from app.cli.options import CalibratorOption, ModelOption
 
-console = Console(stderr=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.datasets.pseudo_labels import PseudoLabels
 
 
 def pseudo_label_command(
@@ -48,9 +33,24 @@ def pseudo_label_command(
         int, typer.Option(min=0, max=64, help="Pixels beside a label change to leave out.")
     ] = 0,
     model: ModelOption = None,
-    calibrator: Annotated[str, typer.Option(help="A version's id, active or none.")] = ACTIVE,
+    calibrator: CalibratorOption = "active",
 ) -> None:
     """Write label maps for training whose uncertain pixels have the ignore value."""
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from app.datasets.images import images_by_stem
+    from app.datasets.pseudo_labels import LocalPredictor, find_rule, write_pseudo_labels
+    from app.errors import ArgumentError
+    from app.inference.predictor import open_predictor
+    from app.inference.threads import RowWorkers
+    from app.serving.model_folders import find_model
+    from app.serving.segmenter import find_calibrator
+    from app.settings import load_settings
+    from app.storage.artifacts import ArtifactStore
+
+    console = Console(stderr=True)
     settings = load_settings()
     folder = find_model(settings, model)
     stored = find_calibrator(ArtifactStore(settings.artifacts_dir), folder, calibrator)
@@ -76,13 +76,16 @@ def pseudo_label_command(
         result = write_pseudo_labels(
             files, out, predict, rule, output, lambda: progress.advance(task)
         )
-    report(result, len(files), out)
+    report(result, len(files), out, console)
     if result.failed:
         raise typer.Exit(1)
 
 
-def report(result: PseudoLabels, images: int, out: Path) -> None:
+def report(result: "PseudoLabels", images: int, out: Path, console: "Console") -> None:
     """Print the acceptance by class, and the images without pseudo-labels with the reason."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("class", "threshold", "predicted pixels", "accepted", title="acceptance by class")
     for each in result.classes:
         table.add_row(

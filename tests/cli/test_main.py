@@ -89,7 +89,7 @@ def test_calibrators_are_listed_and_the_active_one_is_marked(run: Run, models_di
     assert "other" in rows[second]
     assert "calibrators of tiny" in lines[0]
     # The test sets of two models differ, and ECE is comparable within one only.
-    assert [rows[name].split()[-3] for name in (first, second)] == ["1", "2"]
+    assert {rows[name].split()[-3] for name in (first, second)} == {"1", "2"}
     assert lines[-1].strip() == "ECE: image-wise, 10 bins; comparable within one test set"
 
 

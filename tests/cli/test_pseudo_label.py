@@ -72,7 +72,7 @@ def test_masks_are_read_as_label_maps(run: Run, images, tmp_path):
 def test_max_error_is_refused_without_certificate(run: Run, images, tmp_path):
     result = run("pseudo-label", images, "--max-error", 0.05, "--out", tmp_path / "out")
     assert result.code == 2
-    assert "expected a calibrator with a threshold certified for max_error=0.05" in result.err
+    assert "expected a calibrator with a threshold certified for --max-error 0.05" in result.err
     assert "--min-confidence sets one without a certificate" in result.err
     assert not (tmp_path / "out").exists()
 

@@ -37,6 +37,7 @@ def test_a_missing_network_is_named(tmp_path):
         open_network(tmp_path / "absent.pt")
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch's exporter
 def test_a_pyramid_on_convnext_is_served_with_the_logits_of_torch(tmp_path):
     torch.manual_seed(0)
     network = Architecture("convnext-pyramid", 3, widths=(8, 8, 8, 8)).build().eval()
