@@ -17,6 +17,7 @@ CLIENT_VARIABLES = {"SEGCAL_TOKEN"}  # read by the command line
 # Set by Kubernetes in all containers beside a Service named "segcal".
 SERVICE_LINK = re.compile(r"SEGCAL_(SERVICE_(HOST|PORT\w*)|PORT(_[0-9]+_\w+)?)")
 HOST = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):/+")
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
@@ -99,6 +100,14 @@ class Settings(BaseSettings):
     labelstudio_bytes: int = Field(4096 * MEBI, ge=1)
     log_format: Literal["text", "json"] = "text"
     traces: Literal["none", "otlp"] = "none"
+
+    @field_validator("models_dir", "artifacts_dir", mode="before")
+    @classmethod
+    def _require_folder(cls, value: object) -> object:
+        """Raise ValueError for a URL, of which a path would make a folder named by its scheme."""
+        if isinstance(value, str) and SCHEME.match(value):
+            raise ValueError("expected a folder")
+        return value
 
     @field_validator("api_tokens", mode="before")
     @classmethod
