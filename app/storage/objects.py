@@ -196,6 +196,10 @@ class Objects:
                 self._obstore.put(self._store, path, data, mode=mode, use_multipart=False)
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
                 return False
+            except FileNotFoundError as error:
+                raise SettingsError(
+                    "SEGCAL_ARTIFACTS_DIR: expected a bucket that exists, got none of this name"
+                ) from error
             except exceptions.NotSupportedError as error:
                 raise SettingsError(
                     "SEGCAL_ARTIFACTS_DIR: expected a store with conditional puts, got one without"
@@ -208,7 +212,7 @@ class Objects:
         exceptions = obstore_module("obstore.exceptions")
         try:
             yield
-        except exceptions.BaseError as error:
+        except (exceptions.BaseError, FileNotFoundError) as error:
             log.info("the object store failed: %s", first_line(error))
             raise UnavailableError(
                 f"expected the object store to answer, got {type(error).__name__}"

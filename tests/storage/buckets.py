@@ -1,4 +1,4 @@
-"""Backends that the contract is tested over: a folder, and buckets in memory and of S3."""
+"""Stores that the contract is tested over: in memory, and moto's server of S3."""
 
 import os
 import signal
@@ -7,15 +7,9 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from app.storage.backend import Backend
-from app.storage.folder_backend import FolderBackend
-from app.storage.object_backend import ObjectBackend
-from app.storage.objects import Objects
 
 # One thread: moto checks the condition of a put and writes in two steps, so that two threads
 # could both win, and its objects are in the memory of one process.
@@ -90,13 +84,3 @@ def open_moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[MotoServer]:
         yield server
     finally:
         server.stop()
-
-
-def folder_backend(root: Path) -> Backend:
-    """Return a backend in a folder."""
-    return FolderBackend(root)
-
-
-def memory_backend() -> Backend:
-    """Return a backend in a bucket in memory."""
-    return ObjectBackend(Objects(memory_store()))
