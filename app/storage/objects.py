@@ -7,7 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ LAG_S = 1.0  # age up to which a reading is used again
 RETRY_S = 5.0  # after a failure, readings are used again for as long before the next attempt
 TIMEOUT_S = 2  # of one request; one that fails is sent once more
 CONNECT_TIMEOUT_S = 1
+RACERS = 8  # concurrent puts of the probe
 ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
 
 
@@ -164,25 +166,30 @@ class Objects:
         """Raise SettingsError where the store ignores the conditions of a put or a read."""
         path = f".probe-{secrets.token_hex(8)}"
         try:
-            created = self.create(path, b"1")
-            kept = not self.create(path, b"2")
-            found = self.read(path)
-            unchanged = found is not None and self.read(path, found) is found
-            replaced = found is not None and self.replace(path, b"3", found.version)
-            refused = found is not None and not self.replace(path, b"4", found.version)
+            ignored = self._find_ignored(path)
         finally:
             self.delete(path)
-        checks = {
-            "If-None-Match: * of a put": created and kept,
-            "If-Match of a put": replaced and refused,
-            "If-None-Match of a read": unchanged,
-        }
-        ignored = [condition for condition, honoured in checks.items() if not honoured]
         if ignored:
             raise SettingsError(
-                "SEGCAL_ARTIFACTS_DIR: expected a store with conditional puts and reads, got one "
-                f"that ignores {' and '.join(ignored)}"
+                "SEGCAL_ARTIFACTS_DIR: expected a store that honours conditional puts and reads, "
+                f"concurrent ones too, got one that ignores {' and '.join(ignored)}"
             )
+
+    def _find_ignored(self, path: str) -> list[str]:
+        """List the conditions that the store ignores for an object that does not exist yet."""
+        ignored = []
+        if count_winners(lambda data: self.create(path, data)) != 1 or self.create(path, b"late"):
+            ignored.append("If-None-Match: * of a put")
+        found = self.read(path)
+        if found is None or "e_tag" not in found.version:
+            return [*ignored, "the request for an ETag"]
+        if self.read(path, found) is not found:
+            ignored.append("If-None-Match of a read")
+        version = found.version
+        winners = count_winners(lambda data: self.replace(path, data, version))
+        if winners != 1 or self.replace(path, b"late", version):
+            ignored.append("If-Match of a put")
+        return ignored
 
     def _is_recent(self, reading: Reading) -> bool:
         now = time.monotonic()
@@ -217,6 +224,21 @@ class Objects:
             raise UnavailableError(
                 f"expected the object store to answer, got {type(error).__name__}"
             ) from error
+
+
+def count_winners(put: Callable[[bytes], bool]) -> int:
+    """Send `RACERS` conditional puts at once; return how many succeeded.
+
+    Some servers check the condition and write in two steps, so that several succeed.
+    """
+    start = threading.Barrier(RACERS)
+
+    def race(number: int) -> bool:
+        start.wait()
+        return put(f"racer {number}".encode())
+
+    with ThreadPoolExecutor(RACERS) as threads:
+        return sum(threads.map(race, range(RACERS)))
 
 
 def obstore_module(name: str) -> ModuleType:
