@@ -190,4 +190,5 @@ def load_settings(**overrides: object) -> Settings:
         name = PREFIX + str(first["loc"][0]).upper()
         # Tokens must not be logged, so the chained error, which contains them, is dropped.
         got = "a secret" if name.endswith(("TOKEN", "TOKENS")) else repr(first["input"])
-        raise SettingsError(f"{name}: {first['msg']}, got {got}") from None
+        message = first["msg"].removeprefix("Value error, ")  # of the validators above
+        raise SettingsError(f"{name}: {message}, got {got}") from None

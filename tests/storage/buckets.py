@@ -33,9 +33,9 @@ def memory_store() -> Any:
 class MotoServer:
     """moto's S3 server in a process, with one bucket."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", MOTO, "0"], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", MOTO, str(port)], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         self.endpoint = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
