@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +19,7 @@ CLIENT_VARIABLES = {"SEGCAL_TOKEN"}  # read by the command line
 SERVICE_LINK = re.compile(r"SEGCAL_(SERVICE_(HOST|PORT\w*)|PORT(_[0-9]+_\w+)?)")
 HOST = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/+")
-BUCKET = re.compile(r"(s3|gs|az)://[^/?#\s]+(/[^?#\s]*)?")
+BUCKET = re.compile(r"(s3|gs|az)://[^/?#@\s]+(/[^?#\s]*)?")
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
@@ -50,12 +51,19 @@ def available_memory() -> int:
 
 
 def default_state_dir(known: dict[str, object]) -> Path:
-    """Return the folder of artefacts; where they are in a bucket, one of the user's state."""
+    """Return the folder of artefacts; where they are in a bucket, one of the user's state.
+
+    For a user without a home, as in some containers, it is in the system's folder of temporary
+    files.
+    """
     folder = known.get("artifacts_dir")
     if isinstance(folder, Path):
         return folder
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "segcal"
+    try:
+        state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    except RuntimeError:
+        state = Path(tempfile.gettempdir())
+    return state / "segcal"
 
 
 class Settings(BaseSettings):

@@ -82,7 +82,7 @@ def test_variable_sets_its_setting(monkeypatch, name, value, expected):
         ("RESULT_TTL_S", "-1"), ("RESULT_TTL_S", "nan"), ("RESULT_TTL_S", "10m"),
         ("CORS_ORIGINS", "a.example"), ("CORS_ORIGINS", "https://a.example/path"),
         ("CORS_ORIGINS", ","), ("RETRY_BYTES", "-1"),
-        ("ARTIFACTS_DIR", "ftp://x/y"), ("ARTIFACTS_DIR", "s3://"),
+        ("ARTIFACTS_DIR", "ftp://x/y"), ("ARTIFACTS_DIR", "s3://"), ("ARTIFACTS_DIR", "s3://key@b"),
         ("ARTIFACTS_DIR", "file:///srv"), ("MODELS_DIR", "s3://x"), ("STATE_DIR", "s3://x"),
         ("RESULT_BYTES", "-1"), ("THREADS", "0"), ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
     ],

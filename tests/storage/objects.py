@@ -1,5 +1,6 @@
 """Contract over a store of obstore, with what holds for buckets alone."""
 
+import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -65,16 +66,35 @@ class ObjectContract(ArtifactStoreContract):
 
         assert self.objects.names("") == []
 
-    def test_activation_is_seen_elsewhere_within_the_lag(self, open_store: OpenStore, monkeypatch):
-        monkeypatch.setattr(settings, "LAG_S", 0.2)
-        writer, reader = open_store(), open_store()
-        first, second = publish(writer), publish(writer)
-        writer.activate("tiny", first, "better", by="a test")
-        assert reader.active_id("tiny") == first
-        writer.activate("tiny", second, "better", by="a test")
-        time.sleep(0.25)
+    def test_no_reading_is_older_than_the_lag(self, open_store: OpenStore, monkeypatch):
+        monkeypatch.setattr(settings, "LAG_S", 0.3)
+        writer = open_store()
+        versions = [publish(writer) for _ in range(10)]
+        replaced_at: dict[str | None, float] = {}
+        readings: list[tuple[float, str | None]] = []
+        done = threading.Event()
 
-        assert reader.active_id("tiny") == second
+        def poll() -> None:
+            reader = open_store()
+            while not done.wait(0.01):
+                began = time.monotonic()
+                readings.append((began, reader.active_id("tiny")))
+
+        readers = [threading.Thread(target=poll) for _ in range(3)]
+        for reader in readers:
+            reader.start()
+        for before, version in zip([None, *versions], versions, strict=False):
+            writer.activate("tiny", version, "in turn", by="a test")
+            replaced_at[before] = time.monotonic()
+            time.sleep(0.15)
+        time.sleep(0.3)
+        done.set()
+        for reader in readers:
+            reader.join()
+
+        ages = [began - replaced_at.get(version, began) for began, version in readings]
+        assert max(ages) <= 0.3
+        assert {version for _, version in readings} >= set(versions[-3:])
 
     def test_readings_within_the_lag_send_no_request(self, open_store: OpenStore, monkeypatch):
         store = open_store()
@@ -115,6 +135,21 @@ class ObjectContract(ArtifactStoreContract):
             with pytest.raises(UnavailableError):
                 publish(ArtifactStore(backend))
             assert open_store().scan("tiny") == ([], {})
+
+    def test_deletion_that_dies_at_any_put_is_completed_at_the_next_start(self, open_store, store):
+        writer = open_store()
+        active = publish(writer)
+        writer.activate("tiny", active, "first", by="a test")
+        for puts in range(3):  # the mark, the history, the pointer
+            version = publish(writer)
+            backend = ObjectBackend(FailingObjects(store, puts, late=False))
+            backend._checked = True
+            with pytest.raises(UnavailableError):
+                ArtifactStore(backend).delete("tiny", version)
+            open_store().recover()
+            listed = {each.id for each in open_store().versions("tiny")}
+            assert (version in listed) == (puts == 0)
+            assert open_store().active_id("tiny") == active == self.history(open_store)[-1]
 
     def test_second_fit_is_refused_while_the_lease_is_held(self, open_store: OpenStore):
         with (
