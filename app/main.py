@@ -42,6 +42,7 @@ from app.api.security import SecurityHeadersMiddleware
 from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
 from app.conversion.export_process import Exporter
+from app.errors import UnavailableError
 from app.imaging import DecoderPool
 from app.jobs.queue import Jobs
 from app.open_inference import HEADER_LENGTH
@@ -69,10 +70,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     check_models(settings)
     drift = DriftMonitor(DriftPolicy(settings.drift_window, settings.drift_patience))
-    artifacts = ArtifactStore(settings.artifacts_dir)
+    artifacts = open_artifacts(settings)
     state = State(
         settings=settings,
-        admin_token=admin_token(settings.admin_token, settings.artifacts_dir),
+        admin_token=admin_token(settings.admin_token, settings.state_dir),
         readiness=Readiness(),
         admission=Admission(
             max_concurrent_requests(settings), settings.queue_limit, settings.request_timeout_s
@@ -158,6 +159,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     system.install(app)
     problem_details.install(app)
     return app
+
+
+def open_artifacts(settings: Settings) -> ArtifactStore:
+    """Open the versions; raises SettingsError for a bucket whose store ignores conditions.
+
+    Where the store can't be reached now, it is checked before the first change.
+    """
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    try:
+        artifacts.check()
+    except UnavailableError as error:
+        log.warning("the object store can't be checked yet: %s", error)
+    return artifacts
 
 
 def run(settings: Settings, host: str, port: int) -> None:

@@ -21,6 +21,7 @@ from app.inference.model_card import ModelFolder
 from app.schemas.calibrator import Manifest
 from app.schemas.fit import AUTO_METHOD, Activate, FitOptions
 from app.storage.artifacts import ArtifactStore
+from app.storage.backend import Lease
 from app.storage.manifest import StoredCalibrator, new_id, timestamp
 
 PUBLISHING = "publishing"  # progress stage from which a fit can no longer be cancelled
@@ -53,8 +54,23 @@ def calibrate(
     """Fit on a validation set, publish the version, and activate it where the gate allows.
 
     `by` is who or what started the fit, for the store's history. Raises ArgumentError for a set
-    that does not fit the method or the active version, and StorageError.
+    that does not fit the method or the active version, ConflictError while the model is fitted on
+    another machine, and StorageError.
     """
+    with store.lease(folder.card.name, by) as lease:
+        return _calibrate(folder, data, store, options, progress, by, lease)
+
+
+def _calibrate(
+    folder: ModelFolder,
+    data: ValidationSet,
+    store: ArtifactStore,
+    options: FitOptions,
+    progress: Callable[[str, float], None],
+    by: str,
+    lease: Lease,
+) -> PublishedCalibrator:
+    """Fit, publish and activate as `calibrate`, with the lease of the model's fit."""
     active = comparable_version(store, folder)
     if active is not None:
         first = data[0]
@@ -71,7 +87,7 @@ def calibrate(
     progress(PUBLISHING, 1.0)
     hashes = data.image_hashes if isinstance(data, WithImageHashes) else None
     manifest = build_manifest(folder, outcome, options)
-    return publish_version(store, manifest, outcome, decision, by, hashes)
+    return publish_version(store, manifest, outcome, decision, by, hashes, lease)
 
 
 def comparable_version(store: ArtifactStore, folder: ModelFolder) -> StoredCalibrator | None:
@@ -171,17 +187,21 @@ def publish_version(
     decision: Decision,
     by: str,
     image_hashes: Sequence[str] | None = None,
+    lease: Lease | None = None,
 ) -> PublishedCalibrator:
     """Publish a fit as a new version, and switch the active version to it if so decided.
 
-    `image_hashes` are as for `build_report`. Raises StorageError.
+    `image_hashes` are as for `build_report`. Raises StorageError, and ConflictError where the fit
+    has lost its lease.
     """
     document = build_report(
         outcome, decision.activate, decision.reason, manifest.options, image_hashes
     )
-    manifest = store.publish(manifest, outcome.chosen.calibrator, document, outcome.reference)
+    manifest = store.publish(
+        manifest, outcome.chosen.calibrator, document, outcome.reference, lease
+    )
     if decision.activate:
-        store.activate(manifest.model, manifest.id, decision.reason, by)
+        store.activate(manifest.model, manifest.id, decision.reason, by, lease)
     return PublishedCalibrator(manifest, document, decision.activate)
 
 

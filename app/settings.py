@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,8 @@ CLIENT_VARIABLES = {"SEGCAL_TOKEN"}  # read by the command line
 # Set by Kubernetes in all containers beside a Service named "segcal".
 SERVICE_LINK = re.compile(r"SEGCAL_(SERVICE_(HOST|PORT\w*)|PORT(_[0-9]+_\w+)?)")
 HOST = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/+")
+BUCKET = re.compile(r"(s3|gs|az)://[^/?#@\s]+(/[^?#\s]*)?")
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
@@ -47,6 +50,22 @@ def available_memory() -> int:
         return total
 
 
+def default_state_dir(known: dict[str, object]) -> Path:
+    """Return the folder of artefacts; where they are in a bucket, one of the user's state.
+
+    For a user without a home, as in some containers, it is in the system's folder of temporary
+    files.
+    """
+    folder = known.get("artifacts_dir")
+    if isinstance(folder, Path):
+        return folder
+    try:
+        state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+    except RuntimeError:
+        state = Path(tempfile.gettempdir())
+    return state / "segcal"
+
+
 class Settings(BaseSettings):
     """Settings; the variable of a field is its name in capitals with the prefix."""
 
@@ -55,7 +74,8 @@ class Settings(BaseSettings):
     )
 
     models_dir: Path = Path("models")
-    artifacts_dir: Path = Path("calibration_artifacts")
+    artifacts_dir: Path | str = Path("calibration_artifacts")  # text for the URL of a bucket
+    state_dir: Path = Field(default_factory=default_state_dir)
     default_model: str | None = None
     admin_token: str | None = Field(None, min_length=8)
     api_tokens: Annotated[tuple[str, ...], NoDecode] = ()
@@ -99,6 +119,24 @@ class Settings(BaseSettings):
     labelstudio_bytes: int = Field(4096 * MEBI, ge=1)
     log_format: Literal["text", "json"] = "text"
     traces: Literal["none", "otlp"] = "none"
+
+    @field_validator("models_dir", "state_dir", mode="before")
+    @classmethod
+    def _require_folder(cls, value: object) -> object:
+        """Raise ValueError for a URL, of which a path would make a folder named by its scheme."""
+        if isinstance(value, str) and SCHEME.match(value):
+            raise ValueError("expected a folder")
+        return value
+
+    @field_validator("artifacts_dir", mode="before")
+    @classmethod
+    def _parse_location(cls, value: object) -> object:
+        """Turn a folder's name into a path; raises ValueError for a URL that is no bucket's."""
+        if not isinstance(value, str) or BUCKET.fullmatch(value):
+            return value
+        if SCHEME.match(value):
+            raise ValueError("expected a folder, or a bucket's URL that begins with s3, gs or az")
+        return Path(value)
 
     @field_validator("api_tokens", mode="before")
     @classmethod
@@ -160,4 +198,5 @@ def load_settings(**overrides: object) -> Settings:
         name = PREFIX + str(first["loc"][0]).upper()
         # Tokens must not be logged, so the chained error, which contains them, is dropped.
         got = "a secret" if name.endswith(("TOKEN", "TOKENS")) else repr(first["input"])
-        raise SettingsError(f"{name}: {first['msg']}, got {got}") from None
+        message = first["msg"].removeprefix("Value error, ")  # of the validators above
+        raise SettingsError(f"{name}: {message}, got {got}") from None

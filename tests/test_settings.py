@@ -35,6 +35,9 @@ def test_cores_are_those_of_the_machine_where_the_system_has_no_affinity(monkeyp
     [
         ("MODELS_DIR", "/srv/models", Path("/srv/models")),
         ("ARTIFACTS_DIR", "/srv/calibrators", Path("/srv/calibrators")),
+        ("ARTIFACTS_DIR", "s3://bucket/a/prefix", "s3://bucket/a/prefix"),
+        ("ARTIFACTS_DIR", "az://container", "az://container"),
+        ("STATE_DIR", "/var/lib/segcal", Path("/var/lib/segcal")),
         ("DEFAULT_MODEL", "street", "street"),
         ("API_TOKENS", "alpha", ("alpha",)),
         ("API_TOKENS", " alpha ,,beta, ", ("alpha", "beta")),
@@ -79,6 +82,8 @@ def test_variable_sets_its_setting(monkeypatch, name, value, expected):
         ("RESULT_TTL_S", "-1"), ("RESULT_TTL_S", "nan"), ("RESULT_TTL_S", "10m"),
         ("CORS_ORIGINS", "a.example"), ("CORS_ORIGINS", "https://a.example/path"),
         ("CORS_ORIGINS", ","), ("RETRY_BYTES", "-1"),
+        ("ARTIFACTS_DIR", "ftp://x/y"), ("ARTIFACTS_DIR", "s3://"), ("ARTIFACTS_DIR", "s3://key@b"),
+        ("ARTIFACTS_DIR", "file:///srv"), ("MODELS_DIR", "s3://x"), ("STATE_DIR", "s3://x"),
         ("RESULT_BYTES", "-1"), ("THREADS", "0"), ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
     ],
 )  # fmt: skip
@@ -131,6 +136,13 @@ def test_fit_takes_half_the_threads(monkeypatch, threads, expected):
     monkeypatch.setenv("SEGCAL_THREADS", threads)
 
     assert load_settings().fit_threads == expected
+
+
+def test_state_is_kept_beside_artefacts_in_a_folder_and_else_in_the_user_s_state(monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+
+    assert load_settings(artifacts_dir=Path("/srv/a")).state_dir == Path("/srv/a")
+    assert load_settings(artifacts_dir="s3://bucket").state_dir == Path("/state/segcal")
 
 
 def test_settings_are_frozen():

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from app import __version__
 from app.api.dependencies import State
-from app.errors import ActiveCalibratorError
+from app.errors import ActiveCalibratorError, UnavailableError
 from app.schemas.fit import State as JobState
 from app.serving.segmenter import ACTIVE, Segmenter
 
@@ -106,6 +106,8 @@ def _models(segmenter: Segmenter) -> Iterable[Metric]:
             stored = segmenter.calibrator(predictor, ACTIVE)
         except ActiveCalibratorError:
             damaged.add_metric((name,), 1)
+            continue
+        except UnavailableError:  # of an object store that was down since the start
             continue
         damaged.add_metric((name,), 0)
         if stored is not None:

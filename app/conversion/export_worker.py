@@ -37,7 +37,7 @@ class ExportRequest:
 def run(request: ExportRequest) -> None:
     """Export one model to a file; raises the errors of `export_model` and `find_calibrator`."""
     folder = read_model_folder(Path(request.folder))
-    stored = find_calibrator(ArtifactStore(Path(request.artifacts_dir)), folder, request.calibrator)
+    stored = find_calibrator(ArtifactStore(request.artifacts_dir), folder, request.calibrator)
     exported = export_model(open_predictor(folder, "cpu", request.threads), stored)
     Path(request.target).write_bytes(exported.data)
 

@@ -37,7 +37,7 @@ class Jobs:
     """Calibration jobs of a service; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        self.files = JobFiles(settings.artifacts_dir / ".jobs")
+        self.files = JobFiles(settings.state_dir / ".jobs")
         self._settings = settings
         self._queue: deque[str] = deque()
         self._running: str | None = None

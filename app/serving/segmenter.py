@@ -10,7 +10,12 @@ import numpy as np
 
 from app.calibration.predictions import Prediction
 from app.deadline import UNLIMITED, Deadline
-from app.errors import ActiveCalibratorError, ConflictError, NotFoundError
+from app.errors import (
+    ActiveCalibratorError,
+    ConflictError,
+    NotFoundError,
+    UnavailableError,
+)
 from app.imaging.decode import ImageArray, check_size
 from app.imaging.decoder_pool import DecoderPool
 from app.inference.model_card import ModelFolder, default_name
@@ -177,7 +182,7 @@ class Segmenter:
         for predictor in self.predictors.values():
             try:
                 stored = self.calibrator(predictor, ACTIVE)
-            except ActiveCalibratorError:  # one model's damage must not stop the others
+            except (ActiveCalibratorError, UnavailableError):  # must not stop the other models
                 stored = None
             warm_up(predictor.folder.num_classes, stored.calibrator if stored else None)
 

@@ -1,6 +1,7 @@
 """Files, manifests and versioned calibrators."""
 
 from app.storage.artifacts import ArtifactStore
+from app.storage.backend import Lease
 from app.storage.files import (
     is_full,
     locked,
@@ -14,6 +15,7 @@ from app.storage.manifest import StoredCalibrator, new_id, timestamp
 
 __all__ = [
     "ArtifactStore",
+    "Lease",
     "StoredCalibrator",
     "is_full",
     "locked",

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -18,13 +18,26 @@ from pydantic import ValidationError
 from app.calibration.base import Calibrator
 from app.calibration.drift import CONFIDENCE_BINS, Reference
 from app.calibration.registry import build
-from app.errors import ArgumentError, ArtifactError, ConflictError, NotFoundError
+from app.errors import ArgumentError, ArtifactError, ConflictError
 from app.schemas.calibrator import FORMAT, FORMAT_VERSION, Manifest
-from app.storage.files import sync_folder, write_synced
 
 MANIFEST, CALIBRATOR, REPORT = "manifest.json", "calibrator.safetensors", "report.json"
 REFERENCE = "reference.safetensors"  # optional: histograms that drift is measured against
 DIGEST_DIGITS = 12  # of the manifest's SHA-256 in an id
+
+
+class VersionFiles(Protocol):
+    """The stored files of one version."""
+
+    @property
+    def id(self) -> str:
+        """Return the version's id."""
+
+    def read(self, name: str) -> bytes:
+        """Read a file unverified; raises ArtifactError, NotFoundError without the version."""
+
+    def has(self, name: str) -> bool:
+        """Return whether the version has a file."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class StoredCalibrator:
 
 
 def new_id(method: str) -> str:
-    """Return the id of a new version without its last part, which `write_version` appends.
+    """Return the id of a new version without its last part, which `encode_version` appends.
 
     Ids sort by time and need no escaping in a URL's query.
     """
@@ -49,17 +62,15 @@ def timestamp() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def write_version(
-    folder: Path,
+def encode_version(
     manifest: Manifest,
     calibrator: Calibrator,
     report: dict[str, object],
     reference: Reference | None,
-) -> Manifest:
-    """Write a version's files into an empty folder; return its manifest with checksums and id.
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Return a version's manifest with checksums and id, and its files, the manifest last.
 
-    The manifest is written last. Raises ArgumentError for parameters that are not finite: they
-    could not be read back.
+    Raises ArgumentError for parameters that are not finite: they could not be read back.
     """
     broken = [
         name for name, tensor in calibrator.state_dict().items() if not tensor.isfinite().all()
@@ -70,67 +81,63 @@ def write_version(
     contents = {CALIBRATOR: safetensors.torch.save(tensors), REPORT: _json(report)}
     if reference is not None:
         contents[REFERENCE] = safetensors.torch.save({"images": reference.images.contiguous()})
-    for name, data in contents.items():
-        write_synced(folder / name, data)
     files = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": files})
     digest = _digest(_json(manifest.model_dump()), manifest.id)
     manifest = manifest.model_copy(update={"id": f"{manifest.id}-{digest}"})
-    write_synced(folder / MANIFEST, _json(manifest.model_dump()))
-    sync_folder(folder)
-    return manifest
+    return manifest, {**contents, MANIFEST: _json(manifest.model_dump())}
 
 
-def read_version(folder: Path) -> StoredCalibrator:
+def read_version(files: VersionFiles) -> StoredCalibrator:
     """Read and verify all files of a version.
 
     Raises ArtifactError for damaged files, ConflictError for parameters of an earlier release and
     NotFoundError where the version was deleted meanwhile.
     """
-    manifest = check_version(folder)
+    manifest = check_version(files)
     return StoredCalibrator(
-        manifest, _read_calibrator(folder, manifest), _read_reference(folder, manifest)
+        manifest, _read_calibrator(files, manifest), _read_reference(files, manifest)
     )
 
 
-def check_version(folder: Path) -> Manifest:
+def check_version(files: VersionFiles) -> Manifest:
     """Verify the checksums of all files and the report's JSON; return the manifest.
 
     Raises ArtifactError, NotFoundError.
     """
-    manifest = read_manifest(folder)
-    for name in file_names(folder, manifest):
-        read_file(folder, manifest, name)
-    read_report(folder, manifest)
+    manifest = read_manifest(files)
+    for name in file_names(files, manifest):
+        read_file(files, manifest, name)
+    read_report(files, manifest)
     return manifest
 
 
-def file_names(folder: Path, manifest: Manifest) -> list[str]:
+def file_names(files: VersionFiles, manifest: Manifest) -> list[str]:
     """List the names of a version's files besides the manifest."""
     if _has_checksums(manifest.id):
         return list(manifest.files)
-    return [CALIBRATOR, REPORT, *([REFERENCE] if (folder / REFERENCE).exists() else [])]
+    return [CALIBRATOR, REPORT, *([REFERENCE] if files.has(REFERENCE) else [])]
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(files: VersionFiles) -> Manifest:
     """Read and validate a version's manifest; raises ArtifactError, NotFoundError."""
-    data = read_bytes(folder, MANIFEST)
-    expected = folder.name.rpartition("-")[2]
-    if _has_checksums(folder.name) and (got := _digest(data, folder.name)) != expected:
+    data = files.read(MANIFEST)
+    expected = files.id.rpartition("-")[2]
+    if _has_checksums(files.id) and (got := _digest(data, files.id)) != expected:
         raise ArtifactError(
-            f"{folder.name}: expected a manifest with the checksum {expected}, got {got}"
+            f"{files.id}: expected a manifest with the checksum {expected}, got {got}"
         )
-    _check_format(data, folder.name)
+    _check_format(data, files.id)
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtifactError(
-            f"{folder.name}: expected a manifest, got an error at "
+            f"{files.id}: expected a manifest, got an error at "
             f"{'.'.join(map(str, first['loc'])) or 'its start'}: {first['msg']}"
         ) from error
-    if manifest.id != folder.name:
-        raise ArtifactError(f"{folder.name}: expected its folder's name as id, got {manifest.id}")
+    if manifest.id != files.id:
+        raise ArtifactError(f"{files.id}: expected its own id, got {manifest.id}")
     return manifest
 
 
@@ -156,39 +163,28 @@ def _check_format(data: bytes, version: str) -> None:
     )
 
 
-def read_file(folder: Path, manifest: Manifest, name: str) -> bytes:
+def read_file(files: VersionFiles, manifest: Manifest, name: str) -> bytes:
     """Read and verify one file of a version; raises ArtifactError, NotFoundError."""
-    data = read_bytes(folder, name)
+    data = files.read(name)
     if not _has_checksums(manifest.id):
         return data
     got = hashlib.sha256(data).hexdigest()
     if got != manifest.files.get(name):
         raise ArtifactError(
-            f"{folder.name}: expected {name} with the checksum of its manifest, got {got[:12]}"
+            f"{files.id}: expected {name} with the checksum of its manifest, got {got[:12]}"
         )
     return data
 
 
-def read_bytes(folder: Path, name: str) -> bytes:
-    """Read a file unverified; raises ArtifactError, NotFoundError, whose messages hold no path."""
-    try:
-        with (folder / name).open("rb") as file:
-            return file.read()
-    except OSError as error:
-        if not folder.is_dir():  # deleted since it was found
-            raise NotFoundError(f"expected the id of a calibrator, got {folder.name!r}") from error
-        raise ArtifactError(f"{folder.name}: expected {name}, got: {error.strerror}") from error
-
-
-def read_report(folder: Path, manifest: Manifest) -> dict[str, object]:
+def read_report(files: VersionFiles, manifest: Manifest) -> dict[str, object]:
     """Read and verify a version's report; raises ArtifactError, NotFoundError."""
-    data = read_file(folder, manifest, REPORT)
+    data = read_file(files, manifest, REPORT)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{folder.name}: expected a report in JSON, got other data") from error
+        raise ArtifactError(f"{files.id}: expected a report in JSON, got other data") from error
     if not isinstance(document, dict):
-        raise ArtifactError(f"{folder.name}: expected a report, got {type(document).__name__}")
+        raise ArtifactError(f"{files.id}: expected a report, got {type(document).__name__}")
     return document
 
 
@@ -202,51 +198,49 @@ def _digest(data: bytes, version: str) -> str:
     return hashlib.sha256(data.replace(line, b"", 1)).hexdigest()[:DIGEST_DIGITS]
 
 
-def _read_calibrator(folder: Path, manifest: Manifest) -> Calibrator:
-    state = _read_tensors(folder, manifest, CALIBRATOR)
+def _read_calibrator(files: VersionFiles, manifest: Manifest) -> Calibrator:
+    state = _read_tensors(files, manifest, CALIBRATOR)
     try:
         calibrator = build(manifest.method, manifest.num_classes)
     except ArgumentError as error:
         raise ArtifactError(
-            f"{folder.name}: {error}; a method of a later release needs that release"
+            f"{files.id}: {error}; a method of a later release needs that release"
         ) from error
     if set(state) != set(calibrator.state_dict()):
         raise ConflictError(
             f"expected the parameters that the method {manifest.method} has now, got those of "
-            f"an earlier form of it in {folder.name}: fit it again"
+            f"an earlier form of it in {files.id}: fit it again"
         )
     try:
         calibrator.load_state_dict(state)
     except RuntimeError as error:
-        raise ArtifactError(
-            f"{folder.name}: expected a calibrator's state, got: {error}"
-        ) from error
+        raise ArtifactError(f"{files.id}: expected a calibrator's state, got: {error}") from error
     if not all(torch.isfinite(value).all() for value in state.values()):
-        raise ArtifactError(f"{folder.name}: expected finite parameters, got NaN or infinity")
+        raise ArtifactError(f"{files.id}: expected finite parameters, got NaN or infinity")
     return calibrator.eval()
 
 
-def _read_reference(folder: Path, manifest: Manifest) -> Reference | None:
+def _read_reference(files: VersionFiles, manifest: Manifest) -> Reference | None:
     """Read the histograms that drift is measured against; None where a version has none."""
-    if REFERENCE not in file_names(folder, manifest):
+    if REFERENCE not in file_names(files, manifest):
         return None
-    images = _read_tensors(folder, manifest, REFERENCE).get("images")
+    images = _read_tensors(files, manifest, REFERENCE).get("images")
     bins = CONFIDENCE_BINS + manifest.num_classes
     if images is None:
-        raise ArtifactError(f"{folder.name}: expected a reference with images, got none")
+        raise ArtifactError(f"{files.id}: expected a reference with images, got none")
     if images.ndim != 2 or images.shape[1] != bins or not torch.isfinite(images).all():
         raise ArtifactError(
-            f"{folder.name}: expected finite histograms [n,{bins}], got {list(images.shape)}"
+            f"{files.id}: expected finite histograms [n,{bins}], got {list(images.shape)}"
         )
     return Reference(images)
 
 
-def _read_tensors(folder: Path, manifest: Manifest, name: str) -> dict[str, torch.Tensor]:
-    data = read_file(folder, manifest, name)
+def _read_tensors(files: VersionFiles, manifest: Manifest, name: str) -> dict[str, torch.Tensor]:
+    data = read_file(files, manifest, name)
     try:
         return safetensors.torch.load(data)
     except Exception as error:  # of an earlier release; damage makes it raise many types
-        raise ArtifactError(f"{folder.name}: expected tensors in {name}, got: {error}") from error
+        raise ArtifactError(f"{files.id}: expected tensors in {name}, got: {error}") from error
 
 
 def _json(value: object) -> bytes:

@@ -171,7 +171,7 @@ def wait_until_ready(client: TestClient | httpx2.Client) -> None:
 
 
 def publish_temperature(
-    artifacts_dir: Path,
+    artifacts_dir: Path | str,
     model_folder: Path,
     temperature: float,
     *,
@@ -190,7 +190,7 @@ def publish_temperature(
 
 
 def publish_calibrator(
-    artifacts_dir: Path,
+    artifacts_dir: Path | str,
     model_folder: Path,
     calibrator: Calibrator,
     *,

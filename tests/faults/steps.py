@@ -107,7 +107,7 @@ def fit(folder: Path) -> None:
     settings = settings_of(folder)
     newest = Jobs(settings).files.ids()[0]
     with Path(os.devnull).open("w") as output:
-        run_fit(settings.artifacts_dir / ".jobs" / newest, settings, Progress(output, 0.0))
+        run_fit(settings.state_dir / ".jobs" / newest, settings, Progress(output, 0.0))
 
 
 ACTIONS: dict[str, Callable[[Path], object]] = {

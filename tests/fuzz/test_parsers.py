@@ -18,7 +18,9 @@ from app.errors import ArgumentError, ModelError, SettingsError, UnauthorizedErr
 from app.inference.model_card import read_model_folder
 from app.schemas.service import CalibrateForm, SegmentQuery
 from app.settings import load_settings
-from app.storage.artifacts import ID_PATTERN, ArtifactStore, History
+from app.storage.artifacts import ArtifactStore
+from app.storage.backend import ID_PATTERN
+from app.storage.folder_backend import History
 
 RANGES = st.sampled_from(
     [JSON, PNG, NPZ, "*/*", "image/*", "text/html", "q=0", ";q=", ";q=nan", ";q=1e400", ",", ""]

@@ -11,6 +11,7 @@ import torch
 from app.calibration.drift import Reference
 from app.errors import ActiveCalibratorError, ArtifactError, NotFoundError
 from app.storage.artifacts import ArtifactStore
+from app.storage.folder_backend import FolderVersion
 from app.storage.manifest import (
     StoredCalibrator,
     read_file,
@@ -196,12 +197,13 @@ def test_damage_stays_with_its_model(store, tmp_path):
 
 
 def test_version_deleted_while_it_is_read_is_not_found(store, version):
-    described = read_manifest(version)
+    files = FolderVersion(version)
+    described = read_manifest(files)
     store.delete("tiny", version.name)
     for read in (
-        lambda: read_version(version),
-        lambda: read_file(version, described, "calibrator.safetensors"),
-        lambda: read_report(version, described),
+        lambda: read_version(files),
+        lambda: read_file(files, described, "calibrator.safetensors"),
+        lambda: read_report(files, described),
         lambda: store.archive("tiny", version.name),
     ):
         with pytest.raises(NotFoundError, match=version.name):

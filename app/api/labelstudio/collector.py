@@ -44,7 +44,7 @@ class Collector:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._root = state.settings.artifacts_dir / FOLDER
+        self._root = state.settings.state_dir / FOLDER
         self.connection = Connection(state.settings)
         self.downloads = asyncio.Semaphore(DOWNLOADS)
         self._wake = threading.Event()
