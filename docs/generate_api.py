@@ -196,12 +196,14 @@ def body_lines(content: Schema, schemas: Schema) -> Iterator[str]:
 
 def field_table(schema: Schema) -> Iterator[str]:
     """Render the properties of an object as a table."""
-    required = schema.get("required", ())
-    yield "| field | type | default |"
-    yield "|---|---|---|"
-    for name, entry in schema["properties"].items():
+    required, fields = schema.get("required", ()), schema["properties"]
+    described = any("description" in entry for entry in fields.values())
+    yield "| field | type | default |" + " description |" * described
+    yield "|---|---|---|" + "---|" * described
+    for name, entry in fields.items():
         default = "required" if name in required else default_of(entry)
-        yield f"| `{name}` | {type_of(entry)} | {default} |"
+        about = f" {entry.get('description', '')} |" * described
+        yield f"| `{name}` | {type_of(entry)} | {default} |{about}"
     yield ""
 
 

@@ -35,6 +35,13 @@ POLL_S = 0.25  # the job may run in another server process, which shares only it
 CANCEL_S = 10.0  # time within which DELETE waits for the job to stop
 
 
+FILES = {
+    "logits": "Logits [N,K,h,w] or [M,K] as .npz, .npy or .safetensors.",
+    "labels": "Labels of the logits, or label maps as a zip archive.",
+    "image_index": "The image of each row of a table [M,K].",
+    "group_index": "The group of each image; groups are never split.",
+    "images": "Images as a zip archive.",
+}
 REQUEST_BODY = {
     "requestBody": {
         "required": True,
@@ -42,7 +49,7 @@ REQUEST_BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": dict.fromkeys(FIELDS, BINARY)
+                    "properties": {n: {**BINARY, "description": FILES[n]} for n in FIELDS}
                     | CalibrateForm.model_json_schema()["properties"],
                 }
             }

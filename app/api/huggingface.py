@@ -58,7 +58,7 @@ class HuggingFaceOptions(InferenceOptions):
     threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Omit classes whose mean confidence is below this."
     )
-    subtask: Literal["semantic"] = "semantic"
+    subtask: Annotated[Literal["semantic"], Field(description="The only one.")] = "semantic"
 
 
 class JsonBody(BaseModel):

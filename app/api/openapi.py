@@ -49,6 +49,16 @@ HEADERS = {
     "X-Request-Id": "Id of the request, that of the request's own header where it has one.",
     "X-Result-Id": "Id for `/results/{result_id}`, which are kept for a limited time.",
 }
+# Of parameters that routes declare without a description.
+PARAMETERS = {
+    "calibrator": "Id of a calibrator version; in a query also `active` or `none`.",
+    "image": "Kind of the image.",
+    "job": "Id of a calibration job.",
+    "model": "Name of a model; in a query by default that of `POST /segment`.",
+    "name": "Name of a model.",
+    "result_id": "Id of a response, from `X-Result-Id` or `id`.",
+    "version": "Id of a calibrator version, or `uncalibrated`.",
+}
 ERROR_HEADERS = {401: "WWW-Authenticate", 405: "Allow", 429: "Retry-After", 503: "Retry-After"}
 
 Answers = dict[int | str, dict[str, Any]]
@@ -99,7 +109,7 @@ RANGES: Answers = {
 
 
 def install(app: FastAPI) -> None:
-    """Complete the document that FastAPI builds: the schema Problem, and 401 with each token."""
+    """Complete FastAPI's document: the schema Problem, descriptions, 401 with each token."""
     build: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -108,6 +118,9 @@ def install(app: FastAPI) -> None:
             document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
             for operations in document["paths"].values():
                 for operation in operations.values():
+                    for parameter in operation.get("parameters", ()):
+                        description = PARAMETERS.get(parameter["name"], "")
+                        parameter.setdefault("description", description)
                     if operation.get("security"):
                         operation["responses"]["401"] = error_answer(401)
         return app.openapi_schema or {}

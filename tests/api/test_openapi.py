@@ -98,3 +98,12 @@ def test_responses_have_the_media_types_and_headers_that_are_declared(
         assert kind in success(operation)["content"], path
         declared = set(success(operation)["headers"]) - {"X-Guarantee"}  # only with max_error
         assert [name for name in declared if name not in response.headers] == [], path
+
+
+def test_every_parameter_and_form_field_is_described(document):
+    for path, method, operation in operations(document):
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"], (method, path, parameter["name"])
+    content = document["paths"]["/calibrate"]["post"]["requestBody"]["content"]
+    fields = content["multipart/form-data"]["schema"]["properties"]
+    assert [name for name, field in fields.items() if not field.get("description")] == []

@@ -52,12 +52,22 @@ IMAGES: list[Sample] = [(model, image) for name, model in MODELS.items() for ima
 
 @dataclass(frozen=True)
 class Services:
-    """Addresses of a running service, ids of its classes by model and name, and a folder."""
+    """Ports of a running service, ids of its classes by model and name, and a folder."""
 
-    http: str
-    grpc: str
+    port: int
+    grpc_port: int
     classes: dict[str, dict[str, int]]
     folder: Path
+
+    @property
+    def http(self) -> str:
+        """Host and port over HTTP."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        """Host and port over gRPC."""
+        return f"127.0.0.1:{self.grpc_port}"
 
     @property
     def url(self) -> str:
@@ -75,30 +85,21 @@ def services(tmp_path_factory) -> Iterator[Services]:
                 model["name"]: {each["name"]: each["id"] for each in model["classes"]}
                 for model in json.load(response)["models"]
             }
-        yield Services(
-            f"127.0.0.1:{started.port}",
-            f"127.0.0.1:{grpc_port}",
-            classes,
-            tmp_path_factory.mktemp("images"),
-        )
+        yield Services(started.port, grpc_port, classes, tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def expected(services) -> list[Answer]:
     """Return calibrator and mask of `/segment` for each image."""
-    return segment(services, IMAGES)
+    return [segment(services.port, model, image) for model, image in IMAGES]
 
 
-def segment(services: Services, images: list[Sample]) -> list[Answer]:
-    """Segment images by `POST /segment`."""
-    answers: list[Answer] = []
-    for model, image in images:
-        url = f"{services.url}/segment?model={model}"
-        headers = {"Content-Type": "image/png", "Accept": "image/png"}
-        with urlopen(Request(url, image, headers), timeout=60) as response:
-            mask = np.asarray(Image.open(io.BytesIO(response.read())))
-            answers.append((response.headers["X-Calibrator"], mask))
-    return answers
+def segment(port: int, model: str, image: bytes) -> Answer:
+    """Segment an image by `POST /segment`."""
+    url = f"http://127.0.0.1:{port}/segment?model={model}"
+    headers = {"Content-Type": "image/png", "Accept": "image/png"}
+    with urlopen(Request(url, image, headers), timeout=60) as response:
+        return response.headers["X-Calibrator"], np.asarray(Image.open(io.BytesIO(response.read())))
 
 
 def triton_answer(module, client, model: str, image: bytes | np.ndarray) -> Answer:
