@@ -15,6 +15,7 @@ from app.api import (
     cvat,
     export,
     huggingface,
+    openapi,
     problem_details,
     results,
     segment,
@@ -118,7 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redirect_slashes=False,  # a redirect would repeat the client's Host header
         redoc_url=None,
-        responses=problem_details.ANSWERS,
+        responses=openapi.RANGES,
     )
     app.state.segcal = state
     app.state.labelstudio = collector
@@ -158,6 +159,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(routes.router)
     system.install(app)
     problem_details.install(app)
+    openapi.install(app)
     return app
 
 

@@ -13,6 +13,8 @@ from fastapi.sse import EventSourceResponse
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
 from app.api.multipart import write_multipart
+from app.api.openapi import BINARY, answers
+from app.api.openapi import UPLOAD as UPLOAD_ERRORS
 from app.datasets.uploads import FIELDS, Limits, check, has_images, unpack, void_label
 from app.errors import ArgumentError, NotFoundError
 from app.inference.model_card import ModelFolder
@@ -33,7 +35,13 @@ POLL_S = 0.25  # the job may run in another server process, which shares only it
 CANCEL_S = 10.0  # time within which DELETE waits for the job to stop
 
 
-BINARY = {"type": "string", "format": "binary"}
+FILES = {
+    "logits": "Logits [N,K,h,w] or [M,K] as .npz, .npy or .safetensors.",
+    "labels": "Labels of the logits, or label maps as a zip archive.",
+    "image_index": "The image of each row of a table [M,K].",
+    "group_index": "The group of each image; groups are never split.",
+    "images": "Images as a zip archive.",
+}
 REQUEST_BODY = {
     "requestBody": {
         "required": True,
@@ -41,7 +49,7 @@ REQUEST_BODY = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": dict.fromkeys(FIELDS, BINARY)
+                    "properties": {n: {**BINARY, "description": FILES[n]} for n in FIELDS}
                     | CalibrateForm.model_json_schema()["properties"],
                 }
             }
@@ -58,7 +66,14 @@ def get_job(job: str, state: StateDep) -> Job:
 JobDep = Annotated[Job, Depends(get_job)]
 
 
-@router.post("", status_code=202, dependencies=[AdminCheck], openapi_extra=REQUEST_BODY)
+@router.post(
+    "",
+    operation_id="calibrate",
+    status_code=202,
+    dependencies=[AdminCheck],
+    openapi_extra=REQUEST_BODY,
+    responses=answers(404, 409, *UPLOAD_ERRORS, 507, status=202, headers=["Location"]),
+)
 async def calibrate(
     request: Request, response: Response, state: StateDep, segmenter: SegmenterDep
 ) -> JobInfo:
@@ -89,19 +104,25 @@ async def calibrate(
     return describe(state, job)
 
 
-@router.get("", dependencies=[TokenCheck])
+@router.get("", operation_id="list_jobs", dependencies=[TokenCheck], responses=answers())
 def jobs(state: StateDep) -> JobList:
     """List all jobs, newest first."""
     return JobList(jobs=[describe(state, job) for job in state.jobs.files.all()])
 
 
-@router.get("/{job}", dependencies=[TokenCheck])
+@router.get("/{job}", operation_id="get_job", dependencies=[TokenCheck], responses=answers(404))
 def job(job: JobDep, state: StateDep) -> JobInfo:
     """Return a job's status, and its report once it has succeeded."""
     return describe(state, job)
 
 
-@router.get("/{job}/events", response_class=EventSourceResponse, dependencies=[TokenCheck])
+@router.get(
+    "/{job}/events",
+    operation_id="watch_job",
+    response_class=EventSourceResponse,
+    dependencies=[TokenCheck],
+    responses=answers(404),
+)
 async def events(job: JobDep, state: StateDep) -> AsyncIterator[JobInfo]:
     """Send a job's status as server-sent events, with every change and until the job ends."""
     sent = None
@@ -118,7 +139,12 @@ async def events(job: JobDep, state: StateDep) -> AsyncIterator[JobInfo]:
             return
 
 
-@router.delete("/{job}", dependencies=[AdminCheck])
+@router.delete(
+    "/{job}",
+    operation_id="cancel_job",
+    dependencies=[AdminCheck],
+    responses=answers(404, 409, 507),
+)
 def cancel(job: JobDep, state: StateDep) -> JobInfo:
     """Cancel a job, a failed or interrupted one too; responds once it has stopped."""
     stopped = state.jobs.cancel(job.id)
@@ -129,7 +155,13 @@ def cancel(job: JobDep, state: StateDep) -> JobInfo:
     return describe(state, stopped)
 
 
-@router.post("/{job}/retry", status_code=202, dependencies=[AdminCheck])
+@router.post(
+    "/{job}/retry",
+    operation_id="retry_job",
+    status_code=202,
+    dependencies=[AdminCheck],
+    responses=answers(404, 409, 429, 507, status=202, headers=["Location"]),
+)
 def retry(job: JobDep, response: Response, state: StateDep) -> JobInfo:
     """Queue a failed or interrupted job again, with its stored upload."""
     queued = state.jobs.retry(job.id)

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from app.api.dependencies import AdminCheck, SegmenterDep, State, StateDep, TokenCheck
+from app.api.openapi import answers
 from app.api.security import CSP, SVG_POLICY
 from app.schemas.calibrator import Manifest
 from app.schemas.service import Activation, CalibratorInfo, CalibratorList
@@ -13,7 +14,12 @@ SVG = "image/svg+xml"
 ZIP = "application/zip"
 
 
-@router.get("", dependencies=[TokenCheck])
+@router.get(
+    "",
+    operation_id="list_calibrators",
+    dependencies=[TokenCheck],
+    responses=answers(404, 503),
+)
 def calibrators(
     state: StateDep, segmenter: SegmenterDep, model: str | None = None
 ) -> CalibratorList:
@@ -23,26 +29,48 @@ def calibrators(
     return CalibratorList(calibrators=listed, damaged=damaged)
 
 
-@router.get("/{calibrator}", dependencies=[TokenCheck])
+@router.get(
+    "/{calibrator}",
+    operation_id="get_calibrator",
+    dependencies=[TokenCheck],
+    responses=answers(404, 409),
+)
 def calibrator(calibrator: str, state: StateDep) -> CalibratorInfo:
     """Return one calibrator version."""
     return describe(state, state.artifacts.find(calibrator))
 
 
-@router.get("/{calibrator}/report", dependencies=[TokenCheck])
+@router.get(
+    "/{calibrator}/report",
+    operation_id="get_report",
+    dependencies=[TokenCheck],
+    responses=answers(404, 409),
+)
 def report(calibrator: str, state: StateDep) -> dict[str, object]:
     """Return the fit's report: metrics of all candidates, reliability curves, the decision."""
     return state.artifacts.report(state.artifacts.model_of(calibrator), calibrator)
 
 
-@router.get("/{calibrator}/reliability.svg", response_class=Response, dependencies=[TokenCheck])
+@router.get(
+    "/{calibrator}/reliability.svg",
+    operation_id="get_reliability_diagram",
+    response_class=Response,
+    dependencies=[TokenCheck],
+    responses=answers(404, 409, files=[SVG]),
+)
 async def reliability(calibrator: str, state: StateDep) -> Response:
     """Draw the reliability diagram, uncalibrated and calibrated, on the held-out images."""
     body = await state.diagrams.svg(calibrator)
     return Response(body, headers={CSP: SVG_POLICY}, media_type=SVG)
 
 
-@router.get("/{calibrator}/archive", response_class=Response, dependencies=[TokenCheck])
+@router.get(
+    "/{calibrator}/archive",
+    operation_id="download_calibrator",
+    response_class=Response,
+    dependencies=[TokenCheck],
+    responses=answers(404, 409, files=[ZIP], headers=["Content-Disposition"]),
+)
 def archive(calibrator: str, state: StateDep) -> Response:
     """Download a version: manifest, parameters and report in a zip archive."""
     body = state.artifacts.archive(state.artifacts.model_of(calibrator), calibrator)
@@ -50,7 +78,12 @@ def archive(calibrator: str, state: StateDep) -> Response:
     return Response(body, media_type=ZIP, headers=headers)
 
 
-@router.post("/{calibrator}/activate", dependencies=[AdminCheck])
+@router.post(
+    "/{calibrator}/activate",
+    operation_id="activate_calibrator",
+    dependencies=[AdminCheck],
+    responses=answers(404, 409, 422, 503, 507),
+)
 def activate(
     calibrator: str, state: StateDep, segmenter: SegmenterDep, body: Activation | None = None
 ) -> CalibratorInfo:
@@ -63,7 +96,13 @@ def activate(
     return describe(state, manifest)
 
 
-@router.delete("/{calibrator}", status_code=204, dependencies=[AdminCheck])
+@router.delete(
+    "/{calibrator}",
+    operation_id="delete_calibrator",
+    status_code=204,
+    dependencies=[AdminCheck],
+    responses=answers(404, 409, 507, status=204),
+)
 def delete(calibrator: str, state: StateDep) -> None:
     """Delete a version that is not active."""
     state.artifacts.delete(state.artifacts.model_of(calibrator), calibrator)

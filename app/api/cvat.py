@@ -14,6 +14,7 @@ from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, Field
 
 from app.api.dependencies import SegmenterDep, StateDep, TokenCheck
+from app.api.openapi import SEGMENTATION, answers
 from app.api.responses import respond
 from app.deadline import Deadline
 from app.errors import TooLargeError, UndecodableError
@@ -42,7 +43,7 @@ class Invocation(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-@router.get("/functions", operation_id="cvat_list_functions")
+@router.get("/functions", operation_id="cvat_list_functions", responses=answers(503))
 def functions(segmenter: SegmenterDep) -> dict[str, dict[str, object]]:
     """List the models as functions of type detector, by name."""
     return {
@@ -51,13 +52,17 @@ def functions(segmenter: SegmenterDep) -> dict[str, dict[str, object]]:
     }
 
 
-@router.get("/functions/{name}", operation_id="cvat_read_function")
+@router.get("/functions/{name}", operation_id="cvat_read_function", responses=answers(404, 503))
 def function(name: str, segmenter: SegmenterDep) -> dict[str, object]:
     """Return one model as a function."""
     return describe(segmenter.predictor(name).folder, segmenter.default_model)
 
 
-@router.post("/function_invocations", operation_id="cvat_invoke_function")
+@router.post(
+    "/function_invocations",
+    operation_id="cvat_invoke_function",
+    responses=answers(*SEGMENTATION, headers=["X-Model", "X-Calibrator"]),
+)
 async def invoke(
     body: Invocation,
     state: StateDep,

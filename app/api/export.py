@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Response
 
 from app.api.dependencies import AdminCheck, SegmenterDep, StateDep
+from app.api.openapi import answers
 from app.serving.segmenter import ACTIVE, NO_CALIBRATOR
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -10,7 +11,13 @@ router = APIRouter(prefix="/models", tags=["models"])
 ONNX = "application/octet-stream"
 
 
-@router.get("/{model}/export", response_class=Response, dependencies=[AdminCheck])
+@router.get(
+    "/{model}/export",
+    operation_id="export_model",
+    response_class=Response,
+    dependencies=[AdminCheck],
+    responses=answers(404, 409, 429, 503, files=[ONNX], headers=["Content-Disposition"]),
+)
 def export(
     model: str, state: StateDep, segmenter: SegmenterDep, calibrator: str = ACTIVE
 ) -> Response:

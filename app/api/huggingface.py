@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, TypeAdapter
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.openapi import FILE, SEGMENTATION, SEGMENTATION_HEADERS, answers
 from app.api.responses import respond
-from app.api.segment import BINARY, encode_base64
+from app.api.segment import encode_base64
 from app.deadline import Deadline
 from app.errors import UndecodableError
 from app.imaging import encode
@@ -31,7 +32,7 @@ BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/*": BINARY,
+            "image/*": FILE,
             JSON: {
                 "schema": {
                     "type": "object",
@@ -45,6 +46,7 @@ BODY = {
         },
     }
 }
+ANSWERS = answers(*SEGMENTATION, headers=SEGMENTATION_HEADERS)
 
 
 class HuggingFaceOptions(InferenceOptions):
@@ -56,7 +58,7 @@ class HuggingFaceOptions(InferenceOptions):
     threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Omit classes whose mean confidence is below this."
     )
-    subtask: Literal["semantic"] = "semantic"
+    subtask: Annotated[Literal["semantic"], Field(description="The only one.")] = "semantic"
 
 
 class JsonBody(BaseModel):
@@ -86,6 +88,7 @@ Options = Annotated[HuggingFaceOptions, Query()]
     operation_id="huggingface_segment",
     response_model=list[Segment],
     openapi_extra=BODY,
+    responses=ANSWERS,
 )
 async def segment(
     request: Request, options: Options, state: StateDep, segmenter: SegmenterDep
@@ -103,6 +106,7 @@ async def segment(
     operation_id="huggingface_segment_model",
     response_model=list[Segment],
     openapi_extra=BODY,
+    responses=ANSWERS,
 )
 async def segment_model(
     model: str, request: Request, options: Options, state: StateDep, segmenter: SegmenterDep

@@ -13,6 +13,7 @@ from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
 from app.api.metrics import ServiceMetrics
+from app.api.openapi import PROBLEM_JSON
 from app.api.request_log import request_id_header
 from app.api.security import HEADERS as SECURITY_HEADERS
 from app.errors import (
@@ -32,12 +33,10 @@ from app.errors import (
     UnavailableError,
     UpstreamError,
 )
-from app.schemas.service import Problem
 from app.storage.files import is_full
 
 log = logging.getLogger(__name__)
 
-PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = "1"
 ERROR_KEY_PATHS = ("/v2", "/huggingface")
 ROUTED_METHODS = ("GET", "POST", "DELETE")
@@ -59,14 +58,6 @@ STATUS: dict[type[BaseException], int] = {
     UpstreamError: 503,
     ActiveCalibratorError: 503,
     StorageError: 507,
-}
-# Error responses of every operation in the OpenAPI document.
-ANSWERS: dict[int | str, dict[str, object]] = {
-    codes: {
-        "description": description,
-        "content": {PROBLEM_JSON: {"schema": Problem.model_json_schema()}},
-    }
-    for codes, description in (("4XX", "Invalid or rejected request"), ("5XX", "Server error"))
 }
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},

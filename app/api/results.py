@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.dependencies import StateDep, TokenCheck
+from app.api.openapi import answers
 from app.api.responses import respond
 from app.imaging import encode
 from app.imaging.decode import ImageArray
@@ -45,7 +46,12 @@ def encode_image(
     return encoders[output]()
 
 
-@router.get("/results/{result_id}/data.npz", response_class=Response)
+@router.get(
+    "/results/{result_id}/data.npz",
+    operation_id="get_result_arrays",
+    response_class=Response,
+    responses=answers(404, 429, 503, 507, files=[NPZ]),
+)
 async def data(result_id: str, state: StateDep) -> Response:
     """Return the arrays `mask` and `confidence` (float16) as .npz."""
     result = state.results.get(result_id)
@@ -57,7 +63,12 @@ async def data(result_id: str, state: StateDep) -> Response:
         )
 
 
-@router.get("/results/{result_id}/{image}.png", response_class=Response)
+@router.get(
+    "/results/{result_id}/{image}.png",
+    operation_id="get_result_image",
+    response_class=Response,
+    responses=answers(404, 422, 429, 503, 507, files=[PNG]),
+)
 async def image(
     result_id: str,
     image: Output,

@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.openapi import BINARY, FILE, SEGMENTATION, SEGMENTATION_HEADERS, answers
 from app.api.responses import respond
 from app.api.results import NPZ, PNG, encode_image
 from app.api.uploads import parsed_form
@@ -44,7 +45,6 @@ from app.serving.segmenter import (
 router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
 
 JSON = "application/json"
-BINARY = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY = {
     "requestBody": {
         "required": True,
@@ -53,18 +53,27 @@ REQUEST_BODY = {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
-                    "properties": {"image": {"type": "string", "format": "binary"}},
+                    "properties": {"image": BINARY},
                 }
             },
-            "image/*": BINARY,
+            "image/*": FILE,
         },
     }
 }
-ANSWERS: dict[int | str, dict[str, object]] = {200: {"content": {PNG: BINARY, NPZ: BINARY}}}
+ANSWERS = answers(
+    406,
+    *SEGMENTATION,
+    files=(PNG, NPZ),
+    headers=(*SEGMENTATION_HEADERS, "X-Result-Id", "Server-Timing"),
+)
 
 
 @router.post(
-    "/segment", response_model=SegmentResponse, openapi_extra=REQUEST_BODY, responses=ANSWERS
+    "/segment",
+    operation_id="segment",
+    response_model=SegmentResponse,
+    openapi_extra=REQUEST_BODY,
+    responses=ANSWERS,
 )
 async def segment(
     request: Request,
@@ -74,8 +83,8 @@ async def segment(
 ) -> Response:
     """Segment one image (JPEG, PNG, WebP, TIFF or BMP) with calibrated confidence.
 
-    With `max_error` the response has the header `X-Guarantee`: `applies`, `does-not-apply` or
-    `not-measured`, as `calibration.guarantee` in JSON.
+    The header `Accept` selects JSON, PNG or npz; with `output` and without `Accept` the response is
+    the PNG.
     """
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
     state.admission.require_place()

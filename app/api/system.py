@@ -8,11 +8,12 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api.dependencies import AdminCheck, MetricsCheck, SegmenterDep, StateDep
+from app.api.openapi import answers
 from app.api.security import CSP, PAGE_POLICY, docs_policy
 from app.errors import ActiveCalibratorError
 from app.inference.predictor import Predictor
@@ -25,40 +26,55 @@ STATIC = Path(__file__).parent / "static"
 router = APIRouter()
 
 
-@router.get("/healthz", tags=["health"])
+@router.get("/healthz", operation_id="get_liveness", tags=["health"], responses=answers())
 async def healthz() -> Health:
     """Respond 200 while the process is alive."""
     return Health(status="alive")
 
 
-@router.get("/readyz", tags=["health"])
+@router.get("/readyz", operation_id="get_readiness", tags=["health"], responses=answers(503))
 async def readyz(state: StateDep) -> Health:
     """Respond 200 once the models are loaded and warm, 503 before and while draining."""
     state.readiness.require()
     return Health(status="ready")
 
 
-@router.get("/metrics", tags=["health"], response_class=Response, dependencies=[MetricsCheck])
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    tags=["health"],
+    response_class=PlainTextResponse,
+    dependencies=[MetricsCheck],
+    responses=answers(),
+)
 def metrics(state: StateDep) -> Response:
     """Return all metrics in Prometheus' text format."""
     text = generate_latest(state.metrics.registry)
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-@router.get("/models", tags=["models"])
+@router.get("/models", operation_id="list_models", tags=["models"], responses=answers(503))
 def models(segmenter: SegmenterDep, state: StateDep) -> ModelList:
     """List the loaded models, and the reason for each rejected model folder."""
     listed = [describe(segmenter, predictor) for predictor in segmenter.predictors.values()]
     return ModelList(models=listed, refused=dict(state.readiness.refused))
 
 
-@router.get("/models/{model}", tags=["models"])
+@router.get(
+    "/models/{model}", operation_id="get_model", tags=["models"], responses=answers(404, 503)
+)
 def model(model: str, segmenter: SegmenterDep) -> ModelInfo:
     """Return one model."""
     return describe(segmenter, segmenter.predictor(model))
 
 
-@router.post("/models/reload", tags=["models"], dependencies=[AdminCheck])
+@router.post(
+    "/models/reload",
+    operation_id="reload_models",
+    tags=["models"],
+    dependencies=[AdminCheck],
+    responses=answers(503),
+)
 def reload_models(state: StateDep) -> ModelReload:
     """Load new and changed model folders without a restart; running requests keep their models.
 

@@ -30,17 +30,35 @@ class FitOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    method: str = AUTO_METHOD
-    activate: Activate = "if_better"
-    allow_label_changes: bool = False
-    augmentation: Literal["none"] = "none"  # kept for clients; corrupted copies did harm
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    certify: bool = True
-    check_labels: bool = False
-    note: Annotated[str, Field(max_length=1000)] = ""
-    routing: Routing | SkipJsonSchema[None] = None
-    mispredicted_temperature: Temperature | SkipJsonSchema[None] = None
-    rejected_temperature: Temperature | SkipJsonSchema[None] = None
+    method: Annotated[str, Field(description="`auto`, or the name of one method.")] = AUTO_METHOD
+    activate: Annotated[Activate, Field(description="When the version becomes active.")] = (
+        "if_better"
+    )
+    allow_label_changes: Annotated[
+        bool, Field(description="`auto` also considers methods that may change labels.")
+    ] = False
+    # Kept for clients; corrupted copies did harm.
+    augmentation: Annotated[Literal["none"], Field(description="Of the images.")] = "none"
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="Of the split and of random methods.")
+    ] = 0
+    certify: Annotated[bool, Field(description="Certify thresholds for `max_error`.")] = True
+    check_labels: Annotated[
+        bool, Field(description="The gate also tests that labels belong to their images.")
+    ] = False
+    note: Annotated[str, Field(max_length=1000, description="For the record.")] = ""
+    routing: Annotated[
+        Routing | SkipJsonSchema[None],
+        Field(description="Of `selective`: mix its two temperatures or choose one."),
+    ] = None
+    mispredicted_temperature: Annotated[
+        Temperature | SkipJsonSchema[None],
+        Field(description="Of `selective`: fixes it, and the other one at 1."),
+    ] = None
+    rejected_temperature: Annotated[
+        Temperature | SkipJsonSchema[None],
+        Field(description="Of `metacal`; by default rejected pixels are uniform."),
+    ] = None
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Self:

@@ -32,7 +32,10 @@ class InferenceOptions(BaseModel):
     max_error: Annotated[float, Field(gt=0, lt=1)] | SkipJsonSchema[None] = Field(
         None, description="Abstain so that this error rate is kept, where certified."
     )
-    tta: Literal["none", "flip", "multiscale"] = "none"
+    tta: Annotated[
+        Literal["none", "flip", "multiscale"],
+        Field(description="Test-time augmentation: views that are averaged."),
+    ] = "none"
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
@@ -282,8 +285,11 @@ class CalibrateForm(FitOptions):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = None
-    ignore_index: IgnoreIndex | SkipJsonSchema[None] = None
+    model: Annotated[str | None, Field(description="Default: as for `POST /segment`.")] = None
+    ignore_index: Annotated[
+        IgnoreIndex | SkipJsonSchema[None],
+        Field(description="Label of void pixels; by default the card's, or else 255."),
+    ] = None
 
 
 class JobInfo(JobStatus):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request
+from pydantic.json_schema import SkipJsonSchema
 
 from app.api.dependencies import SegmenterDep, State, StateDep
 from app.api.labelstudio.access import ClientCheck
@@ -28,6 +29,7 @@ from app.api.labelstudio.schemas import (
     WebhookRequest,
     WebhookResponse,
 )
+from app.api.openapi import SEGMENTATION, answers
 from app.deadline import Deadline
 from app.errors import SegcalError, UnavailableError
 from app.inference.predictor import Predictor
@@ -35,6 +37,8 @@ from app.serving.pipeline import StageTimer
 from app.serving.segmenter import ACTIVE, Segmenter, SegmentOptions
 
 router = APIRouter(tags=["label studio"], dependencies=[ClientCheck])
+
+ModelName = str | SkipJsonSchema[None]  # never null in a path
 
 UNCALIBRATED = "uncalibrated"
 PREDICT_S = 90.0  # Label Studio waits 100 s, and keeps nothing of a response that comes later
@@ -50,12 +54,13 @@ async def get_collector(request: Request) -> Collector:
 CollectorDep = Annotated[Collector, Depends(get_collector)]
 
 
-def health() -> BackendHealth:
+def health(model: ModelName = None) -> BackendHealth:
     """Return that the backend is up."""
+    del model  # of the path; any is up
     return BackendHealth()
 
 
-def setup(body: SetupRequest, segmenter: SegmenterDep, model: str | None = None) -> BackendVersion:
+def setup(body: SetupRequest, segmenter: SegmenterDep, model: ModelName = None) -> BackendVersion:
     """Check a project's labels against the model's classes; return the calibrator's id.
 
     A project without brush labels is accepted, as it may get them later.
@@ -66,7 +71,7 @@ def setup(body: SetupRequest, segmenter: SegmenterDep, model: str | None = None)
     return BackendVersion(model_version=version_of(segmenter, predictor))
 
 
-def versions(segmenter: SegmenterDep, model: str | None = None) -> BackendVersions:
+def versions(segmenter: SegmenterDep, model: ModelName = None) -> BackendVersions:
     """Return the id of the active calibrator, with which tasks are predicted."""
     return BackendVersions(versions=[version_of(segmenter, segmenter.predictor(model))])
 
@@ -76,7 +81,7 @@ async def predict(
     state: StateDep,
     segmenter: SegmenterDep,
     collector: CollectorDep,
-    model: str | None = None,
+    model: ModelName = None,
 ) -> PredictResponse:
     """Predict the images of tasks as brush regions, with the calibrator's id as model version.
 
@@ -137,7 +142,7 @@ def webhook(
     body: WebhookRequest,
     segmenter: SegmenterDep,
     collector: CollectorDep,
-    model: str | None = None,
+    model: ModelName = None,
 ) -> WebhookResponse:
     """Announce accepted annotations; they are read from Label Studio afterwards.
 
@@ -164,18 +169,19 @@ def version_of(segmenter: Segmenter, predictor: Predictor) -> str:
     return UNCALIBRATED if stored is None else stored.manifest.id
 
 
-ROUTES: tuple[tuple[str, str, Callable[..., object]], ...] = (
-    ("GET", "health", health),
-    ("POST", "setup", setup),
-    ("GET", "versions", versions),
-    ("POST", "predict", predict),
-    ("POST", "webhook", webhook),
+ROUTES: tuple[tuple[str, str, Callable[..., object], tuple[int, ...]], ...] = (
+    ("GET", "health", health, ()),
+    ("POST", "setup", setup, (404, 422, 503)),
+    ("GET", "versions", versions, (404, 503)),
+    ("POST", "predict", predict, SEGMENTATION),
+    ("POST", "webhook", webhook, (404, 409, 422, 503)),
 )
-for _method, _name, _function in ROUTES:
+for _method, _name, _function, _errors in ROUTES:
     for _prefix, _suffix in (("/labelstudio", ""), ("/labelstudio/{model}", "_of_model")):
         router.add_api_route(
             f"{_prefix}/{_name}",
             _function,
             methods=[_method],
             operation_id=f"labelstudio_{_name}{_suffix}",
+            responses=answers(*_errors),
         )

@@ -10,11 +10,13 @@ from app.api.open_inference.inference import calibrator_of, check_names, infer, 
 from app.api.open_inference.schemas import (
     INFER_BODY,
     INFER_RESPONSES,
+    OCTETS,
     Live,
     ModelReady,
     Ready,
     Server,
 )
+from app.api.openapi import answers
 from app.api.responses import respond
 from app.deadline import Deadline
 from app.errors import MediaTypeError, TooLargeError, UndecodableError
@@ -31,7 +33,8 @@ from app.serving.segmenter import Segmenter
 
 router = APIRouter(prefix="/v2", tags=["open inference"])
 
-JSON, BINARY = "application/json", "application/octet-stream"
+JSON = "application/json"
+VERSION_ANSWERS = answers(404, 409, 503)
 GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # the format is recognised by its first bytes
 
 
@@ -48,14 +51,19 @@ async def live() -> Live:
     return Live(live=True)
 
 
-@router.get("/health/ready", operation_id="is_server_ready")
+@router.get("/health/ready", operation_id="is_server_ready", responses=answers(503))
 async def ready(state: StateDep) -> Ready:
     """Respond 200 once the models are loaded and warm, 503 before and while draining."""
     state.readiness.require()
     return Ready(ready=True)
 
 
-@router.get("/models/{model}", operation_id="get_model_metadata", dependencies=[TokenCheck])
+@router.get(
+    "/models/{model}",
+    operation_id="get_model_metadata",
+    dependencies=[TokenCheck],
+    responses=VERSION_ANSWERS,
+)
 def model_metadata(model: str, segmenter: SegmenterDep) -> ModelMetadata:
     """Return a model's inputs, outputs and versions: its calibrators and `uncalibrated`."""
     return metadata_of(segmenter, model, None)
@@ -65,13 +73,19 @@ def model_metadata(model: str, segmenter: SegmenterDep) -> ModelMetadata:
     "/models/{model}/versions/{version}",
     operation_id="get_version_metadata",
     dependencies=[TokenCheck],
+    responses=VERSION_ANSWERS,
 )
 def version_metadata(model: str, version: str, segmenter: SegmenterDep) -> ModelMetadata:
     """Return the inputs and outputs of one version of a model."""
     return metadata_of(segmenter, model, version)
 
 
-@router.get("/models/{model}/ready", operation_id="is_model_ready", dependencies=[TokenCheck])
+@router.get(
+    "/models/{model}/ready",
+    operation_id="is_model_ready",
+    dependencies=[TokenCheck],
+    responses=VERSION_ANSWERS,
+)
 def model_ready(model: str, segmenter: SegmenterDep) -> ModelReady:
     """Respond 200 where a model and its active calibrator can be used."""
     return _ready(segmenter, model, None)
@@ -81,6 +95,7 @@ def model_ready(model: str, segmenter: SegmenterDep) -> ModelReady:
     "/models/{model}/versions/{version}/ready",
     operation_id="is_version_ready",
     dependencies=[TokenCheck],
+    responses=VERSION_ANSWERS,
 )
 def version_ready(model: str, version: str, segmenter: SegmenterDep) -> ModelReady:
     """Respond 200 where one version of a model can be used."""
@@ -194,4 +209,4 @@ def respond_to_body(
     headers = {"X-Model": done.model, "X-Calibrator": calibrator_of(done.version)}
     if length is None:
         return respond(encoded, JSON, headers)
-    return respond(encoded, BINARY, {**headers, HEADER_LENGTH: str(length)})
+    return respond(encoded, OCTETS, {**headers, HEADER_LENGTH: str(length)})

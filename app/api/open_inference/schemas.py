@@ -2,7 +2,10 @@
 
 from pydantic import BaseModel
 
-BINARY = {"schema": {"type": "string", "format": "binary"}}
+from app.api.openapi import FILE, HEADERS, SEGMENTATION, answers
+from app.open_inference import HEADER_LENGTH
+
+OCTETS = "application/octet-stream"
 TENSOR = {
     "type": "object",
     "required": ["name", "shape", "datatype"],
@@ -17,11 +20,11 @@ TENSOR = {
 INFER_BODY = {
     "parameters": [
         {
-            "name": "Inference-Header-Content-Length",
+            "name": HEADER_LENGTH,
             "in": "header",
             "required": False,
             "schema": {"type": "integer"},
-            "description": "Bytes of the JSON where the bytes of tensors follow it.",
+            "description": HEADERS[HEADER_LENGTH],
         }
     ],
     "requestBody": {
@@ -49,13 +52,13 @@ INFER_BODY = {
                     },
                 }
             },
-            "application/octet-stream": BINARY,
+            OCTETS: FILE,
         },
     },
 }
-INFER_RESPONSES: dict[int | str, dict[str, object]] = {
-    200: {"content": {"application/octet-stream": BINARY}}
-}
+INFER_RESPONSES = answers(
+    *SEGMENTATION, files=(OCTETS,), headers=("X-Model", "X-Calibrator", HEADER_LENGTH)
+)
 
 
 class Server(BaseModel):
