@@ -174,11 +174,14 @@ def reload_on_hangup(state: State) -> None:
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=load, daemon=True).start())
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve an application until a signal; ends the process where work could not be stopped."""
+def serve(app: FastAPI, host: str, port: int, sockets: list[socket.socket] | None = None) -> None:
+    """Serve an application until a signal; ends the process where work could not be stopped.
+
+    `sockets` listen already, where another process has opened them.
+    """
     limit_malloc_arenas()
     reload_on_hangup(app.state.segcal)
     server = build_server(app, host, port)
-    server.run()
+    server.run(sockets)
     if server.lost or server.force_exit:
         exit_at_once(server.lost)
