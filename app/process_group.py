@@ -46,3 +46,9 @@ class ProcessGroup:
         self.results.mkdir()
         self.metrics.mkdir()
         self.active_requests.write_bytes(bytes(self.count * COUNT_BYTES))
+
+    def clear_active_requests(self) -> None:
+        """Set this process's number of active requests to zero, once it has ended."""
+        with self.active_requests.open("r+b") as file:
+            file.seek(self.index * COUNT_BYTES)
+            file.write(bytes(COUNT_BYTES))

@@ -177,11 +177,14 @@ def reload_on_hangup(state: State) -> None:
 def serve(app: FastAPI, host: str, port: int, sockets: list[socket.socket] | None = None) -> None:
     """Serve an application until a signal; ends the process where work could not be stopped.
 
-    `sockets` listen already, where another process has opened them.
+    `sockets` are shared with other processes, and listen already.
     """
     limit_malloc_arenas()
     reload_on_hangup(app.state.segcal)
     server = build_server(app, host, port)
+    if sockets is not None:
+        # Connections accepted at a time: the other processes take the next ones.
+        server.config.backlog = 1
     server.run(sockets)
     if server.lost or server.force_exit:
         exit_at_once(server.lost)

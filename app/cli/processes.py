@@ -123,6 +123,7 @@ class Supervisor:
                 return  # seen again with the next poll
             log.error("server process %d ended with %d; it is replaced", process.child.pid, code)
         self._processes.remove(process)
+        process.group.clear_active_requests()
         mark_process_dead(process.child.pid, str(process.group.metrics))  # type: ignore[no-untyped-call]
         if process.child.stdin is not None:
             process.child.stdin.close()

@@ -13,6 +13,13 @@ from app.process_group import ProcessGroup
 from app.settings import load_settings
 
 
+class Listener(socket.socket):
+    """The listening socket of the supervisor, which has set the length of its queue."""
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """Keep the length of the queue."""
+
+
 def main() -> None:
     """Serve until a signal, or until the supervisor ends.
 
@@ -27,7 +34,7 @@ def main() -> None:
         settings = load_settings()
         from app.main import run_in_group
 
-        run_in_group(settings, host, socket.socket(fileno=int(descriptor)), group)
+        run_in_group(settings, host, Listener(fileno=int(descriptor)), group)
     except SegcalError as error:
         print_error(error)
         sys.exit(2)
