@@ -281,7 +281,7 @@ class Server:
 
 @contextmanager
 def own_server(
-    models: Path, *, options: Sequence[str] = (), **settings: str | int | Path
+    models: Path, options: Sequence[str] = (), /, **settings: str | int | Path
 ) -> Iterator[Server]:
     """Run `segcal serve` with SEGCAL_ settings and an empty calibrator folder until ready."""
     port = free_port()

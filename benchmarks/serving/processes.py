@@ -73,9 +73,7 @@ def processes() -> None:
     with ExitStack() as stack:
         servers = {
             count: stack.enter_context(
-                own_server(
-                    options.models, options=("--processes", str(count)), **settings_of(options)
-                )
+                own_server(options.models, ("--processes", str(count)), **settings_of(options))
             )
             for count in COUNTS
         }

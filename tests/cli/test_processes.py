@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.cli.processes import process_environment
 from app.process_group import ProcessGroup
-from app.settings import Settings
+from app.settings import load_settings
 from tests.factories.jobs import PATIENCE_S, wait_for
 from tests.factories.models import write_onnx_model
 from tests.factories.service import encoded, post, thirds
@@ -60,12 +61,12 @@ class Group:
         wait_for(lambda: len(self.pids) == 2, "two processes")
         for index in range(2):
             with self.only(index) as client:
-                wait_for(lambda c=client: responds(c), f"process {index} to be ready")
+                wait_for(partial(responds, client), f"process {index} to be ready")
 
 
-def responds(client: httpx2.Client) -> bool:
+def responds(client: httpx2.Client, path: str = "/readyz") -> bool:
     with suppress(httpx2.TransportError):
-        return client.get("/readyz", timeout=1).status_code == 200
+        return client.get(path, timeout=1).status_code == 200
     return False
 
 
@@ -140,7 +141,7 @@ def test_metrics_are_summed_over_processes(group: Group):
     with group.only(0) as client:
         assert answered(client) == before + 2
 
-    assert limit == Settings().queue_limit
+    assert limit == load_settings().queue_limit
 
 
 def test_job_of_one_process_is_seen_and_cancelled_in_another(group: Group):
@@ -168,7 +169,7 @@ def test_reload_through_one_process_loads_models_in_all(group: Group):
 
     for index in range(2):
         with group.only(index) as client:
-            wait_for(lambda c=client: c.get("/models/another").status_code == 200, "the model")
+            wait_for(partial(responds, client, "/models/another"), "the model")
 
 
 def test_killed_process_is_replaced_and_the_others_serve(tmp_path: Path):
@@ -226,7 +227,7 @@ def test_port_in_use_is_named(tmp_path: Path):
 
 
 def test_each_process_gets_its_part_of_the_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    settings = Settings(
+    settings = load_settings(
         queue_limit=65, connection_limit=512, client_connection_limit=128, memory_bytes=8 << 30,
         upload_buffer_bytes=256 << 20, max_upload_bytes=32 << 20, result_bytes=0, threads=16,
         workers=16, grpc_port=9000,
@@ -239,7 +240,7 @@ def test_each_process_gets_its_part_of_the_limits(monkeypatch: pytest.MonkeyPatc
         for name, value in environment.items():
             if name.startswith("SEGCAL_"):
                 monkeypatch.setenv(name, value)
-        part = Settings()
+        part = load_settings()
 
         assert (part.queue_limit, part.connection_limit, part.client_connection_limit) == (
             17,
@@ -257,6 +258,6 @@ def test_each_process_gets_its_part_of_the_limits(monkeypatch: pytest.MonkeyPatc
 
 
 def test_upload_buffer_of_a_process_holds_the_largest_image(tmp_path: Path):
-    settings = Settings(upload_buffer_bytes=40 << 20, max_upload_bytes=32 << 20)
+    settings = load_settings(upload_buffer_bytes=40 << 20, max_upload_bytes=32 << 20)
     environment = process_environment(settings, ProcessGroup(tmp_path, 4))
     assert int(environment["SEGCAL_UPLOAD_BUFFER_BYTES"]) == (32 << 20) + (64 << 10)

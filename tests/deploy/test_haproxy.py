@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from tests.api.test_server import Served, free_port, serving
 from tests.factories.jobs import wait_for
 from tests.factories.models import write_onnx_model
@@ -108,7 +108,7 @@ def test_configuration_is_accepted_by_haproxy():
 
 def test_configuration_fits_the_settings():
     text = CONFIGURATION.read_text("utf-8")
-    settings = Settings()
+    settings = load_settings()
     assert f"gt {settings.max_upload_bytes + (1 << 20)} " in text
     assert settings.request_timeout_s < 75 <= settings.idle_timeout_s + 15
     assert settings.shutdown_timeout_s < 35

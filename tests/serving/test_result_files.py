@@ -6,16 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.calibration.predictions import Prediction
+from app.calibration.predictions import Mask, Prediction
 from app.errors import NotFoundError
 from app.serving.result_cache import Result
 from app.serving.result_files import ResultFiles
 
 
-def result(seed: int = 0, dtype: type = np.uint8) -> Result:
-    """Build a result of 3x4 pixels: 60 bytes with uint8, and 3 of the upload."""
+def result(seed: int = 0, *, wide: bool = False) -> Result:
+    """Build a result of 3x4 pixels: 60 bytes, or 72 if `wide`, and 3 of the upload."""
     random = np.random.default_rng(seed)
-    mask = random.integers(0, 2, (3, 4)).astype(dtype)
+    mask: Mask = random.integers(0, 2, (3, 4)).astype(np.uint8)
+    if wide:
+        mask = mask.astype(np.uint16)
     confidence = random.random((3, 4), np.float32)
     return Result("tiny", b"abc", Prediction(mask, confidence), [(1, 2, 3), (255, 0, 4)])
 
@@ -29,14 +31,14 @@ class Clock:
         return time.time() + self.shift
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_another_process_reads_a_result(tmp_path: Path, dtype: type):
-    kept = result(dtype=dtype)
+@pytest.mark.parametrize("wide", [False, True], ids=["uint8", "uint16"])
+def test_another_process_reads_a_result(tmp_path: Path, *, wide: bool):
+    kept = result(wide=wide)
     name = ResultFiles(tmp_path, 10, 1000).put(kept)
     read = ResultFiles(tmp_path, 10, 1000).get(name)
 
     assert (read.model, read.upload, read.palette) == (kept.model, kept.upload, kept.palette)
-    assert read.prediction.mask.dtype == dtype
+    assert read.prediction.mask.dtype == kept.prediction.mask.dtype
     np.testing.assert_array_equal(read.prediction.mask, kept.prediction.mask)
     np.testing.assert_array_equal(read.prediction.confidence, kept.prediction.confidence)
 
