@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -99,7 +100,8 @@ def create_app(settings: Settings | None = None, group: ProcessGroup | None = No
         decoders=DecoderPool(),
         exporter=Exporter(settings),
         load_models=load_models,
-        reload_others=alone if group is None else ask_supervisor,
+        # The supervisor passes the signal on to all of its processes.
+        reload_others=alone if group is None else partial(os.kill, os.getppid(), signal.SIGHUP),
     )
     state.metrics.registry.register(ServiceGauges(state))
     state.metrics.registry.register(ProcessGauges(state))
@@ -199,11 +201,6 @@ def active_requests_of(group: ProcessGroup | None) -> ActiveRequests:
     if group is None:
         return ActiveRequests()
     return SharedActiveRequests(group.active_requests, group.index)
-
-
-def ask_supervisor() -> None:
-    """Let the supervisor of the group reload the models in all of its processes."""
-    os.kill(os.getppid(), signal.SIGHUP)
 
 
 def run(settings: Settings, host: str, port: int) -> None:

@@ -31,6 +31,11 @@ POLL_S = 0.2
 RESTART_S = 1.0  # at least, between two starts of a process
 SETTINGS_ERROR = 2  # exit status of a process that another start would not help
 FORM_BYTES = 64 << 10  # of an upload besides its file
+# The form of the lines of the processes; no message of this one has quotes.
+LOG_FORMATS = {
+    "text": "%(levelname)s %(name)s: %(message)s",
+    "json": '{"level": "%(levelname)s", "logger": "%(name)s", "message": "%(message)s"}',
+}
 # Settings of the service of which each process gets its part.
 DIVIDED = (
     "queue_limit", "connection_limit", "client_connection_limit", "upload_buffer_bytes",
@@ -142,7 +147,7 @@ def serve_in_processes(settings: Settings, host: str, port: int, count: int) -> 
 
     Raises SettingsError for a port that can't be opened.
     """
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.basicConfig(format=LOG_FORMATS[settings.log_format], level=logging.INFO)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with ExitStack() as stack:
         try:

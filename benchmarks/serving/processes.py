@@ -34,7 +34,7 @@ COUNTS = (1, 2)  # of processes
 CORES = (2, 8, 16, 64)
 QUEUE_LIMIT = 64
 SAMPLES_PER_S = 200
-LOAD = 0.7  # of the lock; above it requests wait longer for the lock than they hold it
+LOAD = 0.7  # of the lock, at which the wait for it is 1.2 times the time that it is held (M/D/1)
 
 
 def parse_options(description: str | None) -> argparse.Namespace:
