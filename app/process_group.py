@@ -1,4 +1,4 @@
-"""What the server processes of one service on one machine share: a port, and a folder."""
+"""Group of the server processes of one service on one machine, which share a port and a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
