@@ -2,8 +2,13 @@
 
 import asyncio
 import logging
+import os
+import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -23,9 +28,9 @@ from app.api import (
     system,
 )
 from app.api.auth import admin_token
-from app.api.dependencies import Admission, Readiness, State
+from app.api.dependencies import Admission, Readiness, State, alone
 from app.api.diagrams import Diagrams
-from app.api.gauges import ServiceGauges
+from app.api.gauges import ProcessGauges, ServiceGauges
 from app.api.labelstudio import routes as labelstudio
 from app.api.labelstudio.collector import Collector
 from app.api.metrics import MetricsMiddleware, ServiceMetrics
@@ -40,16 +45,20 @@ from app.api.model_loading import load_models, retry_remote_models, start_models
 from app.api.open_inference import routes as open_inference
 from app.api.request_log import REQUEST_ID, RequestLogMiddleware, configure_logging
 from app.api.security import SecurityHeadersMiddleware
+from app.api.shared_metrics import SharedMetrics, publish_regularly
 from app.api.tracing import install_tracing
 from app.api.uploads import UploadBuffer
 from app.conversion.export_process import Exporter
 from app.errors import UnavailableError
 from app.imaging import DecoderPool
+from app.inference.threads import ActiveRequests, SharedActiveRequests
 from app.jobs.queue import Jobs
 from app.open_inference import HEADER_LENGTH
+from app.process_group import ProcessGroup
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.model_folders import check_models, max_concurrent_requests
-from app.serving.result_cache import ResultCache
+from app.serving.result_cache import ResultCache, Results
+from app.serving.result_files import ResultFiles
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 
@@ -62,9 +71,10 @@ EXPOSED_HEADERS = [
 FORM_OVERHEAD = 64 << 10  # bytes of a multipart body besides its files
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, group: ProcessGroup | None = None) -> FastAPI:
     """Build the application; its lifespan loads the models.
 
+    `group` is given where several processes serve it, and the settings are those of this one.
     Raises SettingsError for a wrong setting. Model folders that cannot be loaded are reported with
     their reason, and the others are served.
     """
@@ -74,12 +84,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     artifacts = open_artifacts(settings)
     state = State(
         settings=settings,
-        admin_token=admin_token(settings.admin_token, settings.state_dir),
+        admin_token=admin_token(settings.admin_token, token_folder(settings, group)),
         readiness=Readiness(),
         admission=Admission(
-            max_concurrent_requests(settings), settings.queue_limit, settings.request_timeout_s
+            max_concurrent_requests(settings),
+            settings.queue_limit,
+            settings.request_timeout_s,
+            active_requests_of(group),
         ),
-        results=ResultCache(settings.result_ttl_s, settings.result_bytes),
+        results=open_results(settings),
         metrics=ServiceMetrics(drift),
         drift=drift,
         artifacts=artifacts,
@@ -89,8 +102,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         decoders=DecoderPool(),
         exporter=Exporter(settings),
         load_models=load_models,
+        # The supervisor passes the signal on to all of its processes.
+        reload_others=alone if group is None else partial(os.kill, os.getppid(), signal.SIGHUP),
     )
     state.metrics.registry.register(ServiceGauges(state))
+    state.metrics.registry.register(ProcessGauges(state))
+    shared_metrics = None if group is None else SharedMetrics(state, group)
 
     collector = Collector(state)
 
@@ -102,12 +119,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await asyncio.to_thread(state.artifacts.recover)
         await asyncio.to_thread(state.jobs.start)
         collector.start()
+        if group is not None and not group.answers_while_loading:
+            await loading
+        publishing = asyncio.create_task(publish_regularly(shared_metrics))
         yield
         state.readiness.draining.set()
         await asyncio.to_thread(collector.stop)
         await asyncio.to_thread(state.jobs.stop)
         await loading
         retrying.cancel()
+        publishing.cancel()
         state.decoders.close()
         await asyncio.to_thread(tracing.shutdown)
 
@@ -123,6 +144,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.segcal = state
     app.state.labelstudio = collector
+    app.state.shared_metrics = shared_metrics
     tracing = install_tracing(app, settings.traces)
     app.add_middleware(
         BodySizeMiddleware,
@@ -176,7 +198,37 @@ def open_artifacts(settings: Settings) -> ArtifactStore:
     return artifacts
 
 
+def token_folder(settings: Settings, group: ProcessGroup | None) -> Path:
+    """Return the folder of a generated admin token, which all processes of a group read."""
+    folder = settings.state_dir
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return folder if group is None or os.access(existing, os.W_OK) else group.folder
+
+
+def open_results(settings: Settings) -> Results:
+    """Open the kept results: in the settings' folder, or in memory without one."""
+    if settings.results_dir is None:
+        return ResultCache(settings.result_ttl_s, settings.result_bytes)
+    return ResultFiles(settings.results_dir, settings.result_ttl_s, settings.result_bytes)
+
+
+def active_requests_of(group: ProcessGroup | None) -> ActiveRequests:
+    """Return the count of active requests, over all processes of a group."""
+    if group is None:
+        return ActiveRequests()
+    return SharedActiveRequests(group.active_requests, group.index)
+
+
 def run(settings: Settings, host: str, port: int) -> None:
     """Build the application and serve it until a signal."""
     configure_logging(settings.log_format)
     server.serve(create_app(settings), host, port)
+
+
+def run_in_group(
+    settings: Settings, host: str, listener: socket.socket, group: ProcessGroup
+) -> None:
+    """Serve as one of several processes, on a socket that all of them accept connections from."""
+    configure_logging(settings.log_format)
+    port = listener.getsockname()[1]
+    server.serve(create_app(settings, group), host, port, [listener])

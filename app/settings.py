@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     retry_bytes: int = Field(16384 * MEBI, ge=0)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
+    results_dir: Path | None = None
     memory_bytes: int = Field(default_factory=available_memory, ge=1)
     threads: int = Field(default_factory=available_cores, ge=1)
     # At least two, so that one request of a large image does not hold all others.

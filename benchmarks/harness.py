@@ -280,10 +280,12 @@ class Server:
 
 
 @contextmanager
-def own_server(models: Path, **settings: str | int | Path) -> Iterator[Server]:
+def own_server(
+    models: Path, options: Sequence[str] = (), /, **settings: str | int | Path
+) -> Iterator[Server]:
     """Run `segcal serve` with SEGCAL_ settings and an empty calibrator folder until ready."""
     port = free_port()
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port), *options]
     with tempfile.TemporaryDirectory(prefix="segcal-benchmark-") as name:
         chosen = {"MODELS_DIR": models, "ARTIFACTS_DIR": name, "ADMIN_TOKEN": TOKEN, **settings}
         environment = {f"SEGCAL_{key}": str(value) for key, value in chosen.items()}

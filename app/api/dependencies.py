@@ -25,7 +25,7 @@ from app.inference.threads import ActiveRequests
 from app.jobs.queue import Jobs
 from app.serving.drift_monitor import DriftMonitor
 from app.serving.reload import LoadReport
-from app.serving.result_cache import ResultCache
+from app.serving.result_cache import Results
 from app.serving.segmenter import Segmenter
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
@@ -51,8 +51,14 @@ class Admission:
     counts the running and the queued ones, `running` those that have a thread.
     """
 
-    def __init__(self, workers: int, queue_limit: int, timeout_s: float) -> None:
-        self.active_requests = ActiveRequests()
+    def __init__(
+        self,
+        workers: int,
+        queue_limit: int,
+        timeout_s: float,
+        active_requests: ActiveRequests | None = None,
+    ) -> None:
+        self.active_requests = active_requests or ActiveRequests()
         self.running = ActiveRequests()
         self._timeout_s = timeout_s
         self._deadlines: set[Deadline] = set()
@@ -141,7 +147,7 @@ class State:
     admin_token: str
     readiness: Readiness
     admission: Admission
-    results: ResultCache
+    results: Results
     metrics: ServiceMetrics
     drift: DriftMonitor
     artifacts: ArtifactStore
@@ -151,6 +157,11 @@ class State:
     decoders: DecoderPool
     exporter: Exporter
     load_models: Callable[["State"], LoadReport]
+    reload_others: Callable[[], None]  # where several processes serve the application
+
+
+def alone() -> None:
+    """Reload no models, as no other process serves the application."""
 
 
 async def get_state(request: Request) -> State:

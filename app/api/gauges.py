@@ -16,7 +16,7 @@ from app.serving.segmenter import ACTIVE, Segmenter
 
 
 class ServiceGauges(Collector):
-    """Queue, models, calibrators, jobs and memory of a service."""
+    """Models, calibrators and jobs of a service, which all of its processes share."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -25,8 +25,6 @@ class ServiceGauges(Collector):
         """Yield all gauges; those of models once models are loaded."""
         state = self._state
         yield _labelled("segcal_build_info", "Release of the service.", {"version": __version__})
-        yield from self._queue()
-        yield from self._memory()
         counts = Counter(job.state for job in state.jobs.files.all())
         jobs = GaugeMetricFamily(
             "segcal_jobs", "Calibration jobs on record, by state.", labels=("state",)
@@ -42,6 +40,18 @@ class ServiceGauges(Collector):
         yield refused
         if state.readiness.segmenter is not None:
             yield from _models(state.readiness.segmenter)
+
+
+class ProcessGauges(Collector):
+    """Queue and memory of a server process."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all gauges."""
+        yield from self._queue()
+        yield from self._memory()
 
     def _queue(self) -> Iterator[Metric]:
         """Yield readiness, and the running and the waiting requests with their limit."""

@@ -174,11 +174,17 @@ def reload_on_hangup(state: State) -> None:
         signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=load, daemon=True).start())
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve an application until a signal; ends the process where work could not be stopped."""
+def serve(app: FastAPI, host: str, port: int, sockets: list[socket.socket] | None = None) -> None:
+    """Serve an application until a signal; ends the process where work could not be stopped.
+
+    `sockets` are shared with other processes, and listen already.
+    """
     limit_malloc_arenas()
     reload_on_hangup(app.state.segcal)
     server = build_server(app, host, port)
-    server.run()
+    if sockets is not None:
+        # Connections accepted at a time: the other processes take the next ones.
+        server.config.backlog = 1
+    server.run(sockets)
     if server.lost or server.force_exit:
         exit_at_once(server.lost)

@@ -6,7 +6,7 @@ All files of the pages are served by this process, so that they work without int
 from dataclasses import asdict
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from app.api.dependencies import AdminCheck, MetricsCheck, SegmenterDep, StateDep
 from app.api.openapi import answers
 from app.api.security import CSP, PAGE_POLICY, docs_policy
+from app.api.shared_metrics import SharedMetrics
 from app.errors import ActiveCalibratorError
 from app.inference.predictor import Predictor
 from app.schemas.service import ClassInfo, Health, ModelInfo, ModelList, ModelReload
@@ -47,9 +48,10 @@ async def readyz(state: StateDep) -> Health:
     dependencies=[MetricsCheck],
     responses=answers(),
 )
-def metrics(state: StateDep) -> Response:
+def metrics(request: Request, state: StateDep) -> Response:
     """Return all metrics in Prometheus' text format."""
-    text = generate_latest(state.metrics.registry)
+    shared: SharedMetrics | None = request.app.state.shared_metrics
+    text = generate_latest(state.metrics.registry) if shared is None else shared.text()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -81,6 +83,7 @@ def reload_models(state: StateDep) -> ModelReload:
     A model that is refused keeps its earlier state, if it had one.
     """
     report = state.load_models(state)
+    state.reload_others()
     served = state.readiness.segmenter
     return ModelReload(**asdict(report), served=[] if served is None else list(served.predictors))
 

@@ -104,6 +104,11 @@ def main() -> None:
     try:
         app(prog_name="segcal")
     except SegcalError as error:
-        text = f"error: {name_flags(str(error))}"
-        Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
+        print_error(error)
         sys.exit(2)
+
+
+def print_error(error: SegcalError) -> None:
+    """Print an error as one line."""
+    text = f"error: {name_flags(str(error))}"
+    Console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)

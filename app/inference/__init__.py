@@ -32,7 +32,7 @@ from app.inference.predictor import SCALES, Predictor, PreparedImage, Tta, open_
 from app.inference.preprocess import Band, Geometry, Size, plan, thumbnail
 from app.inference.sliding_window import Strip
 from app.inference.taxonomies import TAXONOMIES
-from app.inference.threads import ActiveRequests, RowWorkers
+from app.inference.threads import ActiveRequests, RowWorkers, SharedActiveRequests
 
 __all__ = [
     "CARD",
@@ -56,6 +56,7 @@ __all__ = [
     "PreparedImage",
     "Resample",
     "RowWorkers",
+    "SharedActiveRequests",
     "ShortSide",
     "Size",
     "Strip",

@@ -4,10 +4,12 @@ The workers are Python threads running numba kernels that release the interprete
 own default threading layer aborts the process when two requests enter it at once.
 """
 
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 
 STRIPS_PER_THREAD = 4  # so that the threads end at about the same time
 # Values below which a strip is not worth a second thread: waking it takes time, and ONNX Runtime's
@@ -28,24 +30,55 @@ class ActiveRequests:
         return self._count
 
     @property
+    def total(self) -> int:
+        """The number of active requests that share the threads."""
+        return self._count
+
+    @property
     def several(self) -> bool:
         """True where more than one request is active."""
-        return self._count > 1
+        return self.total > 1
 
     def share(self, threads: int) -> int:
         """Return the threads that each active request may use, at least one."""
-        return max(1, threads // max(1, self._count))
+        return max(1, threads // max(1, self.total))
 
     @contextmanager
     def enter(self) -> Iterator[None]:
         """Count a request as active while the block runs."""
-        with self._lock:
-            self._count += 1
+        self._add(1)
         try:
             yield
         finally:
-            with self._lock:
-                self._count -= 1
+            self._add(-1)
+
+    def _add(self, change: int) -> None:
+        with self._lock:
+            self._count += change
+
+
+class SharedActiveRequests(ActiveRequests):
+    """The active requests of several processes, whose numbers are in a file that all map.
+
+    `path` is a file of an int64 for each process; that at `index`, this process's, becomes zero.
+    """
+
+    def __init__(self, path: Path, index: int) -> None:
+        super().__init__()
+        with path.open("r+b") as file:
+            self._counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+        self._index = index
+        self._add(0)
+
+    @property
+    def total(self) -> int:
+        """The number of active requests of all processes, which share the threads."""
+        return sum(self._counts)
+
+    def _add(self, change: int) -> None:
+        with self._lock:
+            self._count += change
+            self._counts[self._index] = self._count
 
 
 class RowWorkers:

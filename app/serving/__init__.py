@@ -10,7 +10,8 @@ from app.serving.model_folders import (
 )
 from app.serving.pipeline import StageTimer, predict_image, predict_logits
 from app.serving.reload import LoadReport, load_folders
-from app.serving.result_cache import Result, ResultCache
+from app.serving.result_cache import Result, ResultCache, Results
+from app.serving.result_files import ResultFiles
 from app.serving.segmenter import (
     ACTIVE,
     MIN_IN_DISTRIBUTION,
@@ -34,6 +35,8 @@ __all__ = [
     "MemoryBudget",
     "Result",
     "ResultCache",
+    "ResultFiles",
+    "Results",
     "SegmentOptions",
     "Segmentation",
     "Segmenter",

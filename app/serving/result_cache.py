@@ -6,9 +6,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.calibration.predictions import Prediction
 from app.errors import NotFoundError
+
+UNKNOWN_RESULT = "expected the id of a recent answer, got one that is unknown or expired"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,20 @@ class Result:
     def nbytes(self) -> int:
         """Count the bytes of the upload, the mask and the confidence."""
         return len(self.upload) + self.prediction.mask.nbytes + self.prediction.confidence.nbytes
+
+
+class Results(Protocol):
+    """Results by id, for a limited time and within a byte budget; safe for threads."""
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of the stored results."""
+
+    def put(self, result: Result) -> str:
+        """Store a result and return its id."""
+
+    def get(self, result_id: str) -> Result:
+        """Return a result; raises NotFoundError for an id that is unknown or expired."""
 
 
 class ResultCache:
@@ -63,9 +80,7 @@ class ResultCache:
             self._drop_expired()
             if result_id in self._entries:
                 return self._entries[result_id][1]
-        raise NotFoundError(
-            "expected the id of a recent answer, got one that is unknown or expired"
-        )
+        raise NotFoundError(UNKNOWN_RESULT)
 
     def _drop_expired(self) -> None:
         while self._entries and next(iter(self._entries.values()))[0] <= self._clock():

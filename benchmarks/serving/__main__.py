@@ -4,6 +4,7 @@ from benchmarks import command_line, cost, request
 from benchmarks.harness import run_command
 from benchmarks.serving.comparison import compare
 from benchmarks.serving.growth import growth, sessions
+from benchmarks.serving.processes import lock, processes
 from benchmarks.serving.resources import large, memory, tail, uploads
 
 COMMANDS = {
@@ -13,6 +14,8 @@ COMMANDS = {
     "files": command_line.files,
     "growth": growth,
     "sessions": sessions,
+    "processes": processes,
+    "lock": lock,
     "memory": memory,
     "tail": tail,
     "uploads": uploads,

@@ -14,6 +14,8 @@ yaml = pytest.importorskip("yaml", reason=REASON)
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
 VERSIONS = ("1.30", "1.34")
+# Of a predictor; all others are those of a pod, whose schema the Deployment is checked with.
+KSERVE_FIELDS = ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -82,3 +84,16 @@ def test_service_selects_the_pods():
     selector = read("service.yaml")["spec"]["selector"]
     labels = read("deployment.yaml")["spec"]["template"]["metadata"]["labels"]
     assert selector.items() <= labels.items()
+
+
+def test_predictor_of_kserve_is_the_deployment_s_pod(pod):
+    path = ROOT / "deploy" / "kserve" / "inferenceservice.yaml"
+    predictor = yaml.safe_load(path.read_text("utf-8"))["spec"]["predictor"]
+    own = {name: predictor.pop(name) for name in KSERVE_FIELDS}
+    (container,) = predictor["containers"]
+    assert container["name"] == "kserve-container"
+    assert own["timeout"] > load_settings().request_timeout_s
+
+    # With the name that KServe looks for, and else in nothing.
+    pod["containers"][0]["name"] = "kserve-container"
+    assert predictor == pod
