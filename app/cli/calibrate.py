@@ -54,6 +54,13 @@ def calibrate_command(
     certify: Annotated[
         bool, typer.Option(help="Certify thresholds for --max-error on the test images or groups.")
     ] = True,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Compute only this part of the images, as 3/8; see `segcal merge`."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="With --shard: folder of the shards.")
+    ] = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -69,6 +76,8 @@ def calibrate_command(
     }  # fmt: skip
     paths = {name: path for name, path in given.items() if path is not None}
     check_sources(paths)
+    if (shard is None) != (out is None) or (shard is not None and url):
+        raise ArgumentError("expected --shard and --out together, without --url")
     options = FitOptions.parse(
         {
             "method": method, "activate": activate, "allow_label_changes": allow_label_changes,
@@ -99,6 +108,16 @@ def calibrate_command(
             settings = load_settings()
             folder = find_model(settings, model)
             source = Source(paths, ignore_index)
+            if shard is not None and out is not None:
+                from app.cli.shards import compute_shard
+                from app.datasets.shards import ShardNumber
+
+                part = ShardNumber.parse(shard)
+                done_folder = compute_shard(
+                    part, source, options, folder, settings, out, on_progress
+                )
+                console.print(f"wrote {done_folder}", markup=False, soft_wrap=True)
+                return
             fitted = fit_locally(source, options, folder, settings, on_progress)
             calibrator, report = fitted.manifest.id, fitted.report
     print_fit(calibrator or "", report or {})

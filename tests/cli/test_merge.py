@@ -1,0 +1,50 @@
+"""`segcal calibrate --shard` and `segcal merge` on files, by the command line."""
+
+import pytest
+
+from app.storage.artifacts import ArtifactStore
+from tests.cli.test_main import Run, labelled, run
+
+__all__ = ["labelled", "run"]  # fixtures
+
+
+def test_merge_fits_on_all_shards(run: Run, labelled, artifacts_dir, tmp_path):
+    images, labels = labelled
+    data = ("--images", images, "--labels", labels, "--method", "temperature", "--note", "merged")
+    for number in (1, 2, 3):
+        done = run("calibrate", *data, "--shard", f"{number}/3", "--out", tmp_path / "shards")
+        assert done.code == 0, done.err
+        assert f"shard-{number}-of-3" in done.err
+    assert ArtifactStore(artifacts_dir).versions("tiny") == []
+
+    done = run("merge", tmp_path / "shards")
+    (manifest,) = ArtifactStore(artifacts_dir).versions("tiny")
+    assert done.code == 0, done.err
+    assert f"{manifest.id} is active: better: " in done.err
+    assert (manifest.images, manifest.note) == (8, "merged")
+
+
+def test_merge_names_what_is_missing(run: Run, labelled, tmp_path):
+    images, labels = labelled
+    data = ("--images", images, "--labels", labels, "--out", tmp_path / "shards")
+    run("calibrate", *data, "--shard", "2/3")
+
+    done = run("merge", tmp_path / "shards")
+    assert done.code == 2
+    assert "expected the shards 1 to 3, got none with the number 1, 3" in done.err
+    assert "expected a shard or a folder of shards" in run("merge", images).err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--shard", "1/2"),
+        ("--out", "shards"),
+        ("--shard", "1/2", "--out", "x", "--url", "http://x"),
+    ],
+)
+def test_shard_needs_a_folder_and_no_service(options, run: Run, labelled):
+    images, labels = labelled
+    done = run("calibrate", "--images", images, "--labels", labels, *options)
+    assert done.code == 2
+    assert "expected --shard and --out together, without --url" in done.err
