@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import ModelOption, TokenOption, UrlOption, connect
+from app.cli.options import (
+    ModelOption,
+    RayOption,
+    TokenOption,
+    UrlOption,
+    connect,
+    reject_url_with_ray,
+)
 from app.errors import ArgumentError
 from app.schemas.fit import Activate, Routing
 
@@ -59,8 +66,10 @@ def calibrate_command(
         typer.Option(help="Compute only this part of the images, as 3/8; see `segcal merge`."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="With --shard: folder of the shards.")
+        Path | None,
+        typer.Option(file_okay=False, help="With --shard or --ray: folder of shards."),
     ] = None,
+    ray: RayOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -76,8 +85,13 @@ def calibrate_command(
     }  # fmt: skip
     paths = {name: path for name, path in given.items() if path is not None}
     check_sources(paths)
-    if (shard is None) != (out is None) or (shard is not None and url):
-        raise ArgumentError("expected --shard and --out together, without --url")
+    reject_url_with_ray(url, ray)
+    if out is None and (shard or ray):
+        raise ArgumentError("expected --out, the folder of the shards, with --shard and --ray")
+    if (shard and (ray or url)) or (out is not None and not (shard or ray)):
+        raise ArgumentError(
+            "expected --shard without --ray and --url, and --out with one of the first two"
+        )
     options = FitOptions.parse(
         {
             "method": method, "activate": activate, "allow_label_changes": allow_label_changes,
@@ -118,7 +132,12 @@ def calibrate_command(
                 )
                 console.print(f"wrote {done_folder}", markup=False, soft_wrap=True)
                 return
-            fitted = fit_locally(source, options, folder, settings, on_progress)
+            if ray is not None and out is not None:
+                from app.cli.ray_runs import calibrate_on_ray
+
+                fitted = calibrate_on_ray(ray, source, options, folder, settings, out, on_progress)
+            else:
+                fitted = fit_locally(source, options, folder, settings, on_progress)
             calibrator, report = fitted.manifest.id, fitted.report
     print_fit(calibrator or "", report or {})
 

@@ -7,8 +7,8 @@ is complete, so that an interrupted process leaves no shard.
 """
 
 import hashlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,8 @@ def write_shard(
         return target
     with storage("a shard"):
         parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{shard.folder}-", dir=parent))
+        scratch = parent / f".{shard.folder}-{secrets.token_hex(4)}"
+        scratch.mkdir()
         try:
             stored = store_logits(
                 predictor, pairs, data.ignore_index, data.max_pixels, progress, scratch

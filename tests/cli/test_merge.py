@@ -36,15 +36,17 @@ def test_merge_names_what_is_missing(run: Run, labelled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "reason"),
     [
-        ("--shard", "1/2"),
-        ("--out", "shards"),
-        ("--shard", "1/2", "--out", "x", "--url", "http://x"),
+        (("--shard", "1/2"), "expected --out"),
+        (("--ray", "local"), "expected --out"),
+        (("--out", "shards"), "expected --shard without --ray and --url, and --out with one"),
+        (("--shard", "1/2", "--out", "x", "--url", "http://x"), "expected --shard without"),
+        (("--ray", "local", "--out", "x", "--url", "http://x"), "at most one of --url and --ray"),
     ],
 )
-def test_shard_needs_a_folder_and_no_service(options, run: Run, labelled):
+def test_options_that_do_not_go_together_are_refused(options, reason, run: Run, labelled):
     images, labels = labelled
     done = run("calibrate", "--images", images, "--labels", labels, *options)
     assert done.code == 2
-    assert "expected --shard and --out together, without --url" in done.err
+    assert reason in done.err
