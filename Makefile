@@ -13,7 +13,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test clients importers processors fuzz lint format docs bench paper clean
+.PHONY: install serve test clients fleet importers processors fuzz lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -34,6 +34,10 @@ clients: $(VENV)/.dev .venv-clients/.done .venv-clients-label-studio/.done .venv
 	$(call CLIENTS,.venv-clients) tests/clients --ignore tests/clients/page --ignore tests/clients/test_label_studio.py
 	$(call CLIENTS,.venv-clients-label-studio) tests/clients/test_label_studio.py
 	.venv-clients-page/bin/python -m pytest tests/clients/page
+
+# Tests of the service on several machines, with their packages in an environment of its own.
+fleet: .venv-fleet/.done
+	.venv-fleet/bin/python -m pytest -W default --show-capture=no tests/fleet
 
 # int8 models on an emulated processor without VNNI; `make test` skips this where qemu is missing.
 processors: $(VENV)/.dev
@@ -84,7 +88,7 @@ SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
 SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
-	rm -rf $(VENV) .venv-importers .venv-clients* .venv-fuzz .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-importers .venv-clients* .venv-fleet .venv-fuzz .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'
@@ -106,6 +110,12 @@ $(VENV)/.dev: $(VENV)/.run
 .venv-clients-label-studio/.done: tests/clients/requirements-label-studio.txt
 	$(PYTHON) -m venv .venv-clients-label-studio
 	.venv-clients-label-studio/bin/python -m $(INSTALL) --requirement tests/clients/requirements-label-studio.txt
+	@touch $@
+
+.venv-fleet/.done: pyproject.toml constraints.txt tests/fleet/requirements.txt
+	$(PYTHON) -m venv .venv-fleet
+	.venv-fleet/bin/python -m $(INSTALL) --constraint constraints.txt $(TORCH_FROM) torch
+	.venv-fleet/bin/python -m $(INSTALL) --constraint constraints.txt --requirement tests/fleet/requirements.txt --editable '.[dev]'
 	@touch $@
 
 # The browser tests also run the service in their own process.

@@ -20,6 +20,7 @@ from app.storage.files import storage, write_json
 
 BATCH = "batch.json"  # the options of a folder's batch
 PARQUET = "figures.parquet"
+IMAGES_OF_A_TASK = 8  # computed again where their worker is killed
 ARROW_TYPES = {str: "string", str | None: "string", int: "int64", float: "float64"}
 ARROW_TYPES[float | None] = "float64"
 
@@ -57,7 +58,7 @@ def segment_batch(
     failed: dict[Path, str] = {}
     build = partial(build_worker, settings, request, table.folder)
     with table.appending() as write:
-        for index, result in map_on_actors(build, absolute):
+        for index, result in map_on_actors(build, absolute, IMAGES_OF_A_TASK):
             if isinstance(result, str):
                 failed[tasks[index].image] = result
             else:

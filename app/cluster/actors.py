@@ -12,7 +12,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LOCAL = "local"
-ITEMS_OF_A_TASK = 8  # of which those that a killed worker had finished are computed again
 
 
 class Worker(Generic[T, R]):
@@ -65,7 +64,7 @@ def cluster(address: str, cpus: int) -> Iterator[None]:
 
 
 def map_on_actors(
-    build: Callable[[], Callable[[T], R]], items: Sequence[T]
+    build: Callable[[], Callable[[T], R]], items: Sequence[T], items_of_a_task: int = 1
 ) -> Iterator[tuple[int, R]]:
     """Yield the index and the result of each item, in any order, from one actor for each core.
 
@@ -74,7 +73,7 @@ def map_on_actors(
     import ray  # noqa: PLC0415 - an optional package
     from ray import cloudpickle  # noqa: PLC0415
 
-    tasks = math.ceil(len(items) / ITEMS_OF_A_TASK)
+    tasks = math.ceil(len(items) / items_of_a_task)
     actors = max(min(int(ray.cluster_resources().get("CPU", 1)), tasks), 1)
     rows = [{"index": n, "item": cloudpickle.dumps(item)} for n, item in enumerate(items)]
     results = ray.data.from_items(rows, override_num_blocks=tasks).map_batches(
