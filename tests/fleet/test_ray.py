@@ -1,5 +1,6 @@
 """`--ray` gives the files and figures of the plain commands, also when a worker is killed."""
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -171,13 +172,13 @@ def test_fit_equals_that_of_one_process(run: Run, folders, tmp_path, artifacts_d
 
 def test_ray_serve_answers_as_the_service(folders, models_dir, artifacts_dir, monkeypatch, client):
     """A replica of Ray Serve gives the bytes of the plain application."""
-    from ray import serve
+    serve = pytest.importorskip("ray.serve")
 
     monkeypatch.setenv("SEGCAL_MODELS_DIR", str(models_dir))
     monkeypatch.setenv("SEGCAL_ARTIFACTS_DIR", str(artifacts_dir))
     image = (folders[0] / "00.png").read_bytes()
     with cluster("local", 2):
-        from app.cluster.serve import app
+        app = importlib.import_module("app.cluster.serve").app
 
         port = free_port()
         serve.start(http_options={"port": port})
