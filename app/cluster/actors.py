@@ -73,6 +73,8 @@ def map_on_actors(
     import ray  # noqa: PLC0415 - an optional package
     from ray import cloudpickle  # noqa: PLC0415
 
+    if not items:
+        return
     tasks = math.ceil(len(items) / items_of_a_task)
     actors = max(min(int(ray.cluster_resources().get("CPU", 1)), tasks), 1)
     rows = [{"index": n, "item": cloudpickle.dumps(item)} for n, item in enumerate(items)]

@@ -1,5 +1,7 @@
 """`segcal calibrate --shard` and `segcal merge` on files, by the command line."""
 
+import sys
+
 import pytest
 
 from app.storage.artifacts import ArtifactStore
@@ -50,3 +52,10 @@ def test_options_that_do_not_go_together_are_refused(options, reason, run: Run, 
     done = run("calibrate", "--images", images, "--labels", labels, *options)
     assert done.code == 2
     assert reason in done.err
+
+
+def test_without_ray_the_extra_is_named(run: Run, labelled, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = run("segment", labelled[0], "--out", tmp_path / "out", "--ray", "local")
+    assert done.code == 2
+    assert "expected the extra packages of `pip install segcal[ray]`, got" in done.err

@@ -123,6 +123,7 @@ def test_batch_that_died_goes_on_where_it_was(run: Run, folders, tmp_path, monke
     assert sorted(table["name"].to_pylist()) == [f"{index:02}" for index in range(IMAGES)]
     assert (out / "03.mask.png").read_bytes() == b"of the first run"
 
+    assert run("segment", images, "--out", out, "--ray", "local").code == 0  # nothing is left
     other = run("segment", images, "--out", out, "--ray", "local", "--tta", "flip")
     assert other.code == 2
     assert "expected a new folder or the options of" in other.err
