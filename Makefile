@@ -13,7 +13,7 @@ INSTALL := pip install --quiet --disable-pip-version-check
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m $(INSTALL)
 
-.PHONY: install serve test fleet clients importers processors fuzz lint format docs bench paper clean
+.PHONY: install serve test clients fleet importers processors fuzz lint format docs bench paper clean
 
 install: $(VENV)/.dev
 
@@ -35,9 +35,9 @@ clients: $(VENV)/.dev .venv-clients/.done .venv-clients-label-studio/.done .venv
 	$(call CLIENTS,.venv-clients-label-studio) tests/clients/test_label_studio.py
 	.venv-clients-page/bin/python -m pytest tests/clients/page
 
-# Artefacts in a bucket, with a server of S3 in an environment of its own.
+# Buckets (a server of S3) and Ray, with their packages in an environment of its own.
 fleet: .venv-fleet/.done
-	.venv-fleet/bin/python -m pytest tests/fleet
+	.venv-fleet/bin/python -m pytest -W default --show-capture=no tests/fleet
 
 # int8 models on an emulated processor without VNNI; `make test` skips this where qemu is missing.
 processors: $(VENV)/.dev
@@ -88,7 +88,7 @@ SCHEDULE_nuclei_segformer = --rate 1e-3 --epochs 60 --cooldown 30
 SCHEDULE_nuclei_unet = --epochs 40 --cooldown 20
 
 clean:
-	rm -rf $(VENV) .venv-importers .venv-fleet .venv-clients* .venv-fuzz .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-importers .venv-clients* .venv-fleet .venv-fuzz .venv-bench .venv-bench-bentoml build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer, got " + sys.version.split()[0])'

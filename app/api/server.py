@@ -137,6 +137,7 @@ def build_server(
         app,
         host=host,
         port=port,
+        loop="asyncio",  # the limits of connections read its transports; uvloop has others
         http=LimitedProtocol,
         ws="none",
         log_level=log_level,

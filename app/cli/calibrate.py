@@ -6,7 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.options import ModelOption, TokenOption, UrlOption, connect
+from app.cli.options import (
+    ModelOption,
+    RayOption,
+    TokenOption,
+    UrlOption,
+    connect,
+    reject_url_with_ray,
+)
 from app.errors import ArgumentError
 from app.schemas.fit import Activate, Routing
 
@@ -54,6 +61,15 @@ def calibrate_command(
     certify: Annotated[
         bool, typer.Option(help="Certify thresholds for --max-error on the test images or groups.")
     ] = True,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Compute only this part of the images, as 3/8; see `segcal merge`."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="With --shard or --ray: folder of shards."),
+    ] = None,
+    ray: RayOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -69,6 +85,13 @@ def calibrate_command(
     }  # fmt: skip
     paths = {name: path for name, path in given.items() if path is not None}
     check_sources(paths)
+    reject_url_with_ray(url, ray)
+    if out is None and (shard or ray):
+        raise ArgumentError("expected --out, the folder of the shards, with --shard and --ray")
+    if (shard and (ray or url)) or (out is not None and not (shard or ray)):
+        raise ArgumentError(
+            "expected --shard without --ray and --url, and --out with one of the first two"
+        )
     options = FitOptions.parse(
         {
             "method": method, "activate": activate, "allow_label_changes": allow_label_changes,
@@ -99,7 +122,22 @@ def calibrate_command(
             settings = load_settings()
             folder = find_model(settings, model)
             source = Source(paths, ignore_index)
-            fitted = fit_locally(source, options, folder, settings, on_progress)
+            if shard is not None and out is not None:
+                from app.cli.shards import compute_shard
+                from app.datasets.shards import ShardNumber
+
+                part = ShardNumber.parse(shard)
+                done_folder = compute_shard(
+                    part, source, options, folder, settings, out, on_progress
+                )
+                console.print(f"wrote {done_folder}", markup=False, soft_wrap=True)
+                return
+            if ray is not None and out is not None:
+                from app.cli.ray_runs import calibrate_on_ray
+
+                fitted = calibrate_on_ray(ray, source, options, folder, settings, out, on_progress)
+            else:
+                fitted = fit_locally(source, options, folder, settings, on_progress)
             calibrator, report = fitted.manifest.id, fitted.report
     print_fit(calibrator or "", report or {})
 

@@ -10,9 +10,11 @@ from app.cli.options import (
     ApiTokenOption,
     CalibratorOption,
     ModelOption,
+    RayOption,
     TtaOption,
     UrlOption,
     connect,
+    reject_url_with_ray,
 )
 from app.errors import ArgumentError
 
@@ -60,12 +62,12 @@ def evaluate_command(
         str | None,
         typer.Option(help="With --analyses: thresholds of UIoU, as 0.1,0.5,0.9; default: ten."),
     ] = None,
+    ray: RayOption = None,
     url: UrlOption = None,
     token: ApiTokenOption = None,
 ) -> None:
     """Evaluate a model or a running service on labelled images, and write a page about it."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from app.cli import evaluation
     from app.cli.remote_model import RemoteModel
@@ -78,13 +80,14 @@ def evaluate_command(
     from app.serving.segmenter import ACTIVE, NO_CALIBRATOR
     from app.settings import load_settings
 
+    reject_url_with_ray(url, ray)
     settings = load_settings()
     if not out.resolve().parent.is_dir():  # raised before the evaluation, which may take an hour
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
     pairs = find_pairs(images, labels)
     groups = None if group_index is None else image_groups(group_index, len(pairs))
     request = evaluation.AnalysisRequest(tuple(compare or ()), invalid, thetas)
-    request.check(out, tta, analyses=analyses)
+    request.check(out, tta, analyses=analyses, ray=ray is not None)
     analysis_options = request.options(pairs)
     console = Console(stderr=True)
     with connect(url, token) as client:
@@ -104,17 +107,23 @@ def evaluate_command(
         if subject.manifest is None and calibrator == ACTIVE:
             console.print(f"{card.name} has no active calibrator: measured without one")
         analysed: Analyses | None = None
-        with Progress(console=console) as progress:
-            runs = evaluations(len(others)) if analyses else 1
-            task = progress.add_task("evaluating", total=runs * len(pairs))
-            if analyses:
-                analysed = analyse(
-                    subject, others, pairs, options, analysis_options,
-                    lambda: progress.advance(task),
-                )  # fmt: skip
-                done = analysed.comparison
-            else:
-                done = evaluate_model(subject, pairs, options, lambda: progress.advance(task))
+        if ray:
+            from app.cli.ray_runs import evaluate_on_ray
+
+            done = evaluate_on_ray(ray, subject, settings, pairs, options)
+        elif analyses:
+            analysed = evaluation.with_progress(
+                console,
+                evaluations(len(others)) * len(pairs),
+                lambda advance: analyse(subject, others, pairs, options, analysis_options, advance),
+            )
+            done = analysed.comparison
+        else:
+            done = evaluation.with_progress(
+                console,
+                len(pairs),
+                lambda advance: evaluate_model(subject, pairs, options, advance),
+            )
         page = render(
             done,
             {index: evaluation.image_thumbnails(subject, done, index) for index in done.worst()},

@@ -1,11 +1,13 @@
 """Parts of `segcal evaluate`: options of the analyses, local models, thumbnails and output."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from app.datasets.images import Pair, find_masks, read_image, read_labels_for
@@ -31,6 +33,8 @@ from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
 from app.storage.files import replace_file, storage
 
+T = TypeVar("T")
+
 JSON = ".json"  # of the file of the analyses, beside the page
 
 
@@ -42,11 +46,13 @@ class AnalysisRequest:
     invalid: Path | None
     thetas: str | None
 
-    def check(self, out: Path, tta: Tta, *, analyses: bool) -> None:
+    def check(self, out: Path, tta: Tta, *, analyses: bool, ray: bool) -> None:
         """Raise ArgumentError for options that do not go together."""
         given = [f"--{field.name}" for field in fields(self) if getattr(self, field.name)]
         if given and not analyses:
             raise ArgumentError(f"expected --analyses with {given[0]}, got {given[0]} alone")
+        if analyses and ray:
+            raise ArgumentError("expected at most one of --analyses and --ray, got both")
         if analyses and tta != "none":
             raise ArgumentError(
                 f"--tta: expected none with --analyses, which compare the scales, got {tta}"
@@ -80,6 +86,13 @@ def write(path: Path, data: bytes, console: Console) -> None:
     with storage("the report"):
         replace_file(path, data)
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def with_progress(console: Console, total: int, work: Callable[[Callable[[], object]], T]) -> T:
+    """Call `work` with a function that it calls after each of `total` images; show a bar."""
+    with Progress(console=console) as progress:
+        task = progress.add_task("evaluating", total=total)
+        return work(lambda: progress.advance(task))
 
 
 def local_model(settings: Settings, model: str | None, calibrator: str, tta: Tta) -> LocalModel:

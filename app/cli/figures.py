@@ -45,6 +45,7 @@ class FigureTable:
         self._names: dict[Path, str] = {}
         for row in self._rows():
             self._names[Path(row["image"]).resolve()] = row["name"]
+        self.earlier = frozenset(self._names)  # resolved paths of the images of earlier runs
         self._taken = set(self._names.values())
 
     def name(self, image: Path) -> str:
@@ -58,7 +59,7 @@ class FigureTable:
 
     def path(self, name: str, kind: str) -> Path:
         """Return the path of one of an image's results."""
-        return self.folder / f"{name}.{kind}.png"
+        return result_path(self.folder, name, kind)
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[Path, str, Figures], None]]:
@@ -86,6 +87,11 @@ class FigureTable:
                 f"got {','.join(reader.fieldnames or ())[:200]!r} in {self.folder}"
             )
         return list(reader)
+
+
+def result_path(folder: Path, name: str, kind: str) -> Path:
+    """Return the path of one of an image's results in a folder."""
+    return folder / f"{name}.{kind}.png"
 
 
 def candidates(image: Path) -> Iterator[str]:

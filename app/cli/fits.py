@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.calibration.dataset import ValidationSet
-from app.datasets.images import CachedLogits, find_pairs, read_labels
+from app.datasets.images import find_pairs, read_labels
+from app.datasets.shards import LabelledSet
+from app.datasets.stored_logits import CachedLogits
 from app.datasets.uploads import (
     GROUP_INDEX,
     Limits,
@@ -57,16 +59,14 @@ def validation_set(
     progress: Progress,
 ) -> Iterator[ValidationSet]:
     """Yield the validation set of images and label maps, or of a file of logits."""
-    void, of_card = source.ignore_index, folder.card.output.ignore_index
     if "images" in source.paths:
-        pairs = find_pairs(source.paths["images"], source.paths["labels"])
-        if void is None:
-            label_maps = (read_labels(pair.labels, settings.max_pixels) for pair in pairs)
-            void = find_void_label(label_maps, of_card, folder.num_classes)
+        given = labelled_set(source, folder, settings)
         predictor = open_predictor(folder, settings.device, settings.threads)
-        groups = image_groups(source.paths.get(GROUP_INDEX), len(pairs))
-        yield CachedLogits(predictor, pairs, void, settings.max_pixels, progress, groups)
+        yield CachedLogits(
+            predictor, given.pairs, given.ignore_index, given.max_pixels, progress, given.groups
+        )
         return
+    void, of_card = source.ignore_index, folder.card.output.ignore_index
     limits = Limits(settings.max_calibration_bytes, settings.max_upload_bytes, settings.max_pixels)
     with tempfile.TemporaryDirectory(prefix="segcal-logits-") as name:
         scratch = Path(name)
@@ -90,3 +90,14 @@ def validation_set(
             lambda: open_predictor(folder, settings.device, settings.threads),
             progress,
         )
+
+
+def labelled_set(source: Source, folder: ModelFolder, settings: Settings) -> LabelledSet:
+    """Find the images, label maps and groups of a source, and the label of void pixels."""
+    pairs = find_pairs(source.paths["images"], source.paths["labels"])
+    void = source.ignore_index
+    if void is None:
+        label_maps = (read_labels(pair.labels, settings.max_pixels) for pair in pairs)
+        void = find_void_label(label_maps, folder.card.output.ignore_index, folder.num_classes)
+    groups = image_groups(source.paths.get(GROUP_INDEX), len(pairs))
+    return LabelledSet(pairs, groups, void, settings.max_pixels)

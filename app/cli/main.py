@@ -28,6 +28,10 @@ add_lazily(
     "Fit a calibrator on labelled data, publish it, and activate it if it is better.",
 )  # fmt: skip
 add_lazily(
+    app, "merge", "app.cli.merge:merge_command",
+    "Fit on all shards of a set, as one `segcal calibrate` of the whole set does.",
+)  # fmt: skip
+add_lazily(
     app, "evaluate", "app.cli.evaluate:evaluate_command",
     "Evaluate a model or a running service on labelled images, and write a page about it.",
 )  # fmt: skip

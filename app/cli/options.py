@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from app.errors import ArgumentError
+
 if TYPE_CHECKING:
     from app.client import Client
 
@@ -20,6 +22,12 @@ TtaOption = Annotated[
 ]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="A running service; default: the configured folders.")
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Divide the work over a Ray cluster: its address, or local for this machine."
+    ),
 ]
 TokenOption = Annotated[
     str | None,
@@ -38,6 +46,12 @@ def connect(url: str | None, token: str | None) -> "AbstractContextManager[Clien
     from app.client import Client
 
     return Client(url, token)
+
+
+def reject_url_with_ray(url: str | None, ray: str | None) -> None:
+    """Raise ArgumentError where both a service and a cluster are named."""
+    if url and ray:
+        raise ArgumentError("expected at most one of --url and --ray, got both")
 
 
 def print_line(text: str) -> None:

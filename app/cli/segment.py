@@ -1,7 +1,7 @@
 """`segcal segment`: segment image files locally or on a running service, into a folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,10 +9,17 @@ from app.cli.options import (
     ApiTokenOption,
     CalibratorOption,
     ModelOption,
+    RayOption,
     TtaOption,
     UrlOption,
     connect,
+    reject_url_with_ray,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from app.cli.segment_files import Request
 
 
 def segment_command(
@@ -32,6 +39,7 @@ def segment_command(
     tta: TtaOption = "none",
     overlay: Annotated[bool, typer.Option("--overlay", help="Write overlays as well.")] = False,
     heatmap: Annotated[bool, typer.Option("--heatmap", help="Write heatmaps as well.")] = False,
+    ray: RayOption = None,
     url: UrlOption = None,
     token: ApiTokenOption = None,
 ) -> None:
@@ -40,16 +48,15 @@ def segment_command(
     The table, figures.csv, names the image behind each result. Later runs append to it.
     """
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
 
-    from app.cli.figures import FigureTable
     from app.cli.flags import name_flags
     from app.cli.image_files import find_images
-    from app.cli.segment_files import FileSegmenter, Request, segment_all
+    from app.cli.segment_files import Request
     from app.errors import ArgumentError
 
     if min_confidence is not None and max_error is not None:
         raise ArgumentError("expected at most one of --min-confidence and --max-error, got both")
+    reject_url_with_ray(url, ray)
     request = Request(
         {
             "model": model, "calibrator": calibrator, "tta": tta,
@@ -59,6 +66,38 @@ def segment_command(
     )  # fmt: skip
     console = Console(stderr=True)
     found = find_images(images)
+    if ray is not None:
+        from app.cli.ray_runs import worker_settings
+        from app.cli.segment_batch import segment_batch
+        from app.settings import load_settings
+
+        with worker_settings(ray, load_settings()) as settings:
+            failed = segment_batch(found, out, settings, request)
+    else:
+        failed = _segment_here(found, out, request, console, url, token)
+    for path, reason in failed.items():
+        text = f"{path}: {name_flags(reason)}"
+        console.print(text, style="red", markup=False, soft_wrap=True)
+    done = len(found) - len(failed)
+    console.print(f"{done} of {len(found)} images, results in {out}", markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _segment_here(
+    images: list[Path],
+    out: Path,
+    request: "Request",
+    console: "Console",
+    url: str | None,
+    token: str | None,
+) -> dict[Path, str]:
+    """Segment images in this process or on a service; return the errors of single images."""
+    from rich.progress import MofNCompleteColumn, Progress
+
+    from app.cli.figures import FigureTable
+    from app.cli.segment_files import FileSegmenter, segment_all
+
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with connect(url, token) as client, Progress(*columns, console=console) as progress:
         task = progress.add_task("loading", total=None)
@@ -73,12 +112,5 @@ def segment_command(
 
             segmenter = RemoteSegmenter(client, request)
         table = FigureTable(out)
-        progress.update(task, description="segmenting", total=len(found))
-        failed = segment_all(found, table, segmenter, lambda: progress.advance(task))
-    for path, reason in failed.items():
-        text = f"{path}: {name_flags(reason)}"
-        console.print(text, style="red", markup=False, soft_wrap=True)
-    done = len(found) - len(failed)
-    console.print(f"{done} of {len(found)} images, results in {out}", markup=False)
-    if failed:
-        raise typer.Exit(1)
+        progress.update(task, description="segmenting", total=len(images))
+        return segment_all(images, table, segmenter, lambda: progress.advance(task))

@@ -1,31 +1,20 @@
-"""Read folders of images with label maps, and compute their logits as a validation set."""
+"""Read folders of images with label maps."""
 
 import hashlib
 import io
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from app.calibration.base import Calibrator
-from app.calibration.dataset import IGNORE, LabelledImage
-from app.calibration.predictions import Prediction
+from app.calibration.dataset import IGNORE
 from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
 from app.imaging.tiff_bands import UNSCALED, Scaling
-from app.inference.predictor import Predictor
-from app.inference.preprocess import Geometry, Size
-from app.inference.sliding_window import Strip
 from app.schemas.service import IMAGE_ENDINGS
-from app.serving.pipeline import predict_logits
 
 # Lossless formats only. Pillow's other decoders are never reached; that of EPS runs a program.
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
@@ -79,89 +68,6 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
             )
         found[path.stem] = path
     return found
-
-
-class CachedLogits:
-    """Validation set whose logits are computed on construction and cached in temporary files.
-
-    The files also hold labels at the images' size and the images resized to the logits' grid.
-    Progress is reported in 0..1, as the stage "logits". Raises InputError for files that can't be
-    read and ArgumentError for labels that do not match their image.
-    """
-
-    at_image_size = True
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        pairs: Sequence[Pair],
-        ignore_index: int,
-        max_pixels: int,
-        progress: Callable[[str, float], None],
-        groups: Sequence[int] | None = None,
-    ) -> None:
-        self.groups = range(len(pairs)) if groups is None else groups
-        self.num_classes = predictor.folder.num_classes
-        self.image_hashes = [content_hash(pair.image) for pair in pairs]
-        self._folder = Path(tempfile.mkdtemp(prefix="segcal-logits-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._labels: list[NDArray[np.int32]] = []  # on the logits' grid
-        self._geometries: list[Geometry] = []
-        for index, pair in enumerate(pairs):
-            progress("logits", index / len(pairs))
-            image = read_image(pair.image, max_pixels, predictor.folder.card.input.scaling)
-            prepared = predictor.prepare_windows(image)
-            labels = read_labels_for(
-                pair,
-                prepared.geometry.image,
-                self.num_classes,
-                ignore_index,
-                max_pixels,
-                reduce_zero=predictor.folder.card.output.reduce_zero_label,
-            )
-            grid = cache_logits(predictor.strips(prepared), self._path("logits", index))
-            np.save(self._path("image", index), prepared.thumbnail(grid, range(grid[0])).numpy())
-            self._labels.append(to_grid(labels, prepared.geometry, grid))
-            self._geometries.append(prepared.geometry)
-            narrowest = np.min_scalar_type(-self.num_classes)  # signed, as IGNORE is -1
-            np.save(self._path("labels", index), labels.astype(narrowest))
-        progress("logits", 1.0)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        labels = torch.from_numpy(self._labels[index]).long()
-        return LabelledImage(self._load("logits", index), labels, self._load("image", index))
-
-    def predict(self, index: int, calibrator: Calibrator) -> tuple[Prediction, Tensor]:
-        """Predict one image at its own size; see `PredictsAtImageSize`."""
-        labels = np.load(self._path("labels", index), allow_pickle=False)
-        (prediction,) = predict_logits(
-            self._load("logits", index), self._geometries[index], [calibrator],
-            self._load("image", index),
-        )  # fmt: skip
-        return prediction, torch.from_numpy(labels.astype(np.int64))
-
-    def _load(self, kind: str, index: int) -> Tensor:
-        return torch.from_numpy(np.load(self._path(kind, index), allow_pickle=False))
-
-    def _path(self, kind: str, index: int) -> Path:
-        return self._folder / f"{kind}{index}.npy"
-
-
-def cache_logits(strips: Iterable[Strip], path: Path) -> Size:
-    """Write an image's logits float32 [K,h,w] to a .npy file, strip by strip; return (h, w)."""
-    file: NDArray[np.float32] | None = None
-    size = 0, 0
-    for (logits,), band in strips:
-        size = band.height, logits.shape[2]
-        if file is None:
-            shape = logits.shape[0], *size
-            file = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-        first = band.cells.start - band.top
-        file[:, band.cells.start : band.cells.stop] = logits[:, first : first + len(band.cells)]
-    return size
 
 
 def read_image(path: Path, max_pixels: int, scaling: Scaling = UNSCALED) -> NDArray[np.uint8]:
@@ -257,22 +163,6 @@ def checked(
             f"got {labels[~void].min()}..{labels[~void].max()}"
         )
     return classes
-
-
-def to_grid(
-    labels: NDArray[np.int32], geometry: Geometry, grid: tuple[int, int]
-) -> NDArray[np.int32]:
-    """Sample labels [H,W] at the cell centres of the logits' grid [h,w]; IGNORE in the padding."""
-    rows, columns = (
-        (np.arange(grid[axis]) + 0.5)
-        / grid[axis] * geometry.padded[axis]
-        / geometry.resized[axis] * geometry.image[axis]
-        for axis in (0, 1)
-    )  # fmt: skip
-    inside = (rows < geometry.image[0])[:, None] & (columns < geometry.image[1])[None, :]
-    y = np.minimum(rows.astype(int), geometry.image[0] - 1)
-    x = np.minimum(columns.astype(int), geometry.image[1] - 1)
-    return np.where(inside, labels[np.ix_(y, x)], IGNORE).astype(np.int32)
 
 
 def _check_grey(mode: str, name: str) -> None:

@@ -24,7 +24,6 @@ from app.calibration.dataset import ValidationSet
 from app.datasets.archives import ByteBudget, extract, files_in, open_archive
 from app.datasets.arrays import ArrayFile, kind_of, open_npy, open_safetensors
 from app.datasets.images import (
-    CachedLogits,
     checked,
     find_pairs,
     images_by_stem,
@@ -32,6 +31,7 @@ from app.datasets.images import (
 )
 from app.datasets.logits import Contents, open_logits, require_images
 from app.datasets.parsing import parsing
+from app.datasets.stored_logits import CachedLogits
 from app.datasets.void_labels import find_void_label
 from app.errors import ArgumentError, InputError, TooLargeError, UndecodableError
 from app.imaging import tiff_bands

@@ -7,7 +7,7 @@ are read one by one; memory does not grow with their number.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -196,6 +196,32 @@ class LocalModel:
         return ImagePredictions(plain, scored, at_temperatures)
 
 
+@dataclass
+class Measured:
+    """Assessments of some images, and the number of labelled pixels with a changed label.
+
+    Those of consecutive parts of a set can be merged.
+    """
+
+    before: Assessment
+    after: Assessment | None
+    changed: int = 0
+
+    @classmethod
+    def of(cls, model: EvaluatedModel) -> Self:
+        """Return the measurement of no image; `after` is None without a calibrator."""
+        classes = model.folder.num_classes
+        return cls(Assessment(classes), None if model.manifest is None else Assessment(classes))
+
+    def merge(self, other: "Measured") -> Self:
+        """Add the images that follow in the set, measured with the same model."""
+        self.before.merge(other.before)
+        if self.after is not None and other.after is not None:
+            self.after.merge(other.after)
+        self.changed += other.changed
+        return self
+
+
 def evaluate_model(
     model: EvaluatedModel,
     pairs: Sequence[Pair],
@@ -206,14 +232,23 @@ def evaluate_model(
     """Assess a model on labelled images, with and without its calibrator.
 
     `advance` is called after each image, and the observer gets each image's predictions. Raises
-    InputError for an image or label map that cannot be read, and ArgumentError if all pixels are
-    void.
+    as `measure` and `compare`.
     """
-    folder = model.folder
-    before = Assessment(folder.num_classes)
-    after = None if model.manifest is None else Assessment(folder.num_classes)
-    units = ResamplingUnits.of(options.groups, len(pairs))
-    changed = 0
+    return compare(model, pairs, options, measure(model, pairs, options, advance, observer))
+
+
+def measure(
+    model: EvaluatedModel,
+    pairs: Sequence[Pair],
+    options: Options,
+    advance: Callable[[], object],
+    observer: Observer | None = None,
+) -> Measured:
+    """Measure a model on labelled images, which may be a part of a set.
+
+    Raises InputError for an image or label map that cannot be read.
+    """
+    folder, measured = model.folder, Measured.of(model)
     for pair in pairs:
         predictions = model.predict(pair, observer.temperatures if observer else ())
         plain, calibrated = predictions.plain, predictions.calibrated
@@ -228,14 +263,26 @@ def evaluate_model(
                 reduce_zero=folder.card.output.reduce_zero_label,
             )
         ).long()
-        before.add(plain.prediction, labels, *plain.scores(labels))
-        if after is not None and calibrated is not None:
-            after.add(calibrated.prediction, labels, *calibrated.scores(labels))
+        measured.before.add(plain.prediction, labels, *plain.scores(labels))
+        if measured.after is not None and calibrated is not None:
+            measured.after.add(calibrated.prediction, labels, *calibrated.scores(labels))
             changes = calibrated.prediction.classes != plain.prediction.classes
-            changed += int((changes & (labels != IGNORE)).sum())
+            measured.changed += int((changes & (labels != IGNORE)).sum())
         if observer is not None:
             observer.add(pair, predictions, labels)
         advance()
+    return measured
+
+
+def compare(
+    model: EvaluatedModel, pairs: Sequence[Pair], options: Options, measured: Measured
+) -> Comparison:
+    """Compare a model with and without its calibrator, as measured on all pairs in order.
+
+    Raises ArgumentError if all pixels are void.
+    """
+    before, after = measured.before, measured.after
+    units = ResamplingUnits.of(options.groups, len(pairs))
     pixels = before.overall.pixels
     if not pixels:
         raise ArgumentError(
@@ -243,14 +290,14 @@ def evaluate_model(
             f"({options.ignore_index})"
         )
     return Comparison(
-        folder=folder,
+        folder=model.folder,
         manifest=model.manifest,
         options=options,
         pairs=pairs,
         before=before,
         after=after,
         difference=None if after is None else units.difference(_errors(after), _errors(before)),
-        labels_changed=changed / pixels,
+        labels_changed=measured.changed / pixels,
         shared=_shared_images(model.fit_images, pairs),
         units=units,
     )

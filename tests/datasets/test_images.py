@@ -10,7 +10,8 @@ from PIL import Image
 from app.calibration.dataset import IGNORE
 from app.calibration.methods.temperature import Temperature
 from app.calibration.predictions import predict
-from app.datasets.images import CachedLogits, Pair, checked, find_pairs, read_labels, to_grid
+from app.datasets.images import Pair, checked, find_pairs, read_labels
+from app.datasets.stored_logits import CachedLogits, to_grid
 from app.errors import ArgumentError, TooLargeError, UndecodableError
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import Predictor, open_predictor

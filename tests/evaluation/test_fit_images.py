@@ -1,6 +1,7 @@
 """Images that the calibrator's fit has read are recognised by the content of their files."""
 
-from app.datasets.images import CachedLogits, content_hash, find_pairs
+from app.datasets.images import content_hash, find_pairs
+from app.datasets.stored_logits import CachedLogits
 from app.evaluation.evaluate import LocalModel, Options, evaluate_model
 from app.evaluation.fit_images import FitImages, SharedImages
 from app.inference.model_card import read_model_folder

@@ -87,6 +87,19 @@ class Assessment:
         )
         return self
 
+    def merge(self, other: "Assessment") -> Self:
+        """Add the images of another assessment after those of this one.
+
+        Raises ArgumentError for another number of classes.
+        """
+        self.evaluation.merge(other.evaluation)
+        self.twentieths.merge(other.twentieths)
+        self.images += other.images
+        self.boundary_errors += other.boundary_errors
+        subsets.merge(self._kinds, other._kinds)  # noqa: SLF001 - of the same class
+        subsets.merge(self._classes, other._classes)  # noqa: SLF001
+        return self
+
     @property
     def boundary_ece(self) -> float:
         """Compute image-wise ECE (10 bins) on the boundary bands; NaN without a boundary."""

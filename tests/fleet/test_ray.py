@@ -1,0 +1,195 @@
+"""`--ray` gives the files and figures of the plain commands, also when a worker is killed."""
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.cli import segment_batch as batch
+from app.cli.figures import FILE
+from app.cluster.actors import cluster, map_on_actors
+from app.errors import ArgumentError
+from app.storage.artifacts import ArtifactStore
+from tests.cli.test_main import Run, run
+from tests.factories.inference_server import free_port
+from tests.factories.service import publish_temperature, wait_until_ready
+
+pytest.importorskip("ray", reason="make fleet installs ray")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+__all__ = ["run"]  # the fixture
+IMAGES = 36
+
+
+@pytest.fixture(autouse=True)
+def two_actors(monkeypatch):
+    monkeypatch.setenv("SEGCAL_THREADS", "2")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Write random images with noisy label maps."""
+    rng = np.random.default_rng(0)
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    labels.mkdir()
+    for index in range(IMAGES):
+        image = rng.integers(0, 256, (16, 20 + index % 3, 3), np.uint8)
+        truth = image.argmax(2).astype(np.uint8)
+        noisy = rng.random(truth.shape) < 0.3
+        truth[noisy] = rng.integers(0, 3, noisy.sum())
+        Image.fromarray(image).save(images / f"{index:02}.png")
+        Image.fromarray(truth).save(labels / f"{index:02}.png")
+    return images, labels
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def rows(folder: Path) -> list[str]:
+    return sorted((folder / FILE).read_text("utf-8").splitlines())
+
+
+def killer(marker: Path):
+    """Build a function whose process ends at item 21, the first time."""
+
+    def work(item: int) -> int:
+        if item == 21 and not marker.exists():
+            marker.touch()
+            os._exit(9)
+        return 2 * item
+
+    return work
+
+
+def refuser():
+    def work(item: int) -> int:
+        raise ArgumentError(f"expected no item, got {item}")
+
+    return work
+
+
+def test_every_item_has_a_result_though_a_worker_is_killed(tmp_path):
+    marker = tmp_path / "killed"
+    with cluster("local", 2):
+        results = sorted(map_on_actors(lambda: killer(marker), range(40)))
+    assert marker.exists()
+    assert results == [(item, 2 * item) for item in range(40)]
+
+
+def test_error_of_an_item_keeps_its_type():
+    with cluster("local", 2), pytest.raises(ArgumentError, match="expected no item, got"):
+        list(map_on_actors(refuser, range(3)))
+
+
+def test_segment_writes_the_files_and_rows_of_the_plain_command(
+    run: Run, folders, tmp_path, models_dir, artifacts_dir
+):
+    publish_temperature(artifacts_dir, models_dir / "tiny", temperature=2)
+    images, _ = folders
+    (images / "broken.png").write_bytes(b"no image")
+    plain = run("segment", images, "--out", tmp_path / "plain", "--heatmap")
+    divided = run("segment", images, "--out", tmp_path / "ray", "--heatmap", "--ray", "local")
+
+    assert (plain.code, divided.code) == (1, 1)
+    assert "broken.png: expected a JPEG" in divided.err
+    assert f"{IMAGES} of {IMAGES + 1} images" in divided.err
+    assert len(files(tmp_path / "plain")) == 3 * IMAGES
+    assert files(tmp_path / "ray") == files(tmp_path / "plain")
+    assert rows(tmp_path / "ray") == rows(tmp_path / "plain")
+
+    table = parquet.read_table(tmp_path / "ray" / batch.PARQUET)
+    assert table.num_rows == IMAGES
+    assert table.schema.field("threshold").type == "double"
+    assert set(table["calibrator"].to_pylist()) == {ArtifactStore(artifacts_dir).active_id("tiny")}
+
+
+def test_batch_that_died_goes_on_where_it_was(run: Run, folders, tmp_path, monkeypatch):
+    images, _ = folders
+    out = tmp_path / "out"
+    early = [images / f"{index:02}.png" for index in range(20)]
+    assert run("segment", *early, "--out", out, "--ray", "local").code == 0
+    for path in out.glob("0[0-9].mask.png"):
+        path.write_bytes(b"of the first run")
+
+    assert run("segment", images, "--out", out, "--ray", "local").code == 0
+    table = parquet.read_table(out / batch.PARQUET)
+    assert sorted(table["name"].to_pylist()) == [f"{index:02}" for index in range(IMAGES)]
+    assert (out / "03.mask.png").read_bytes() == b"of the first run"
+
+    assert run("segment", images, "--out", out, "--ray", "local").code == 0  # nothing is left
+    other = run("segment", images, "--out", out, "--ray", "local", "--tta", "flip")
+    assert other.code == 2
+    assert "expected a new folder or the options of" in other.err
+
+
+def test_folder_of_the_plain_command_is_refused(run: Run, folders, tmp_path):
+    images, _ = folders
+    run("segment", images, "--out", tmp_path / "out")
+    done = run("segment", images, "--out", tmp_path / "out", "--ray", "local")
+    assert done.code == 2
+    assert "expected a new folder or one of --ray, got results without batch.json" in done.err
+
+
+def test_evaluation_has_the_page_of_the_plain_command(
+    run: Run, folders, tmp_path, models_dir, artifacts_dir
+):
+    """The page holds every metric, interval and curve at its printed digits."""
+    publish_temperature(artifacts_dir, models_dir / "tiny", temperature=2)
+    images, labels = folders
+    data = ("evaluate", "--images", images, "--labels", labels, "--out")
+    assert run(*data, tmp_path / "plain.html").code == 0
+    divided = run(*data, tmp_path / "ray.html", "--ray", "local")
+
+    assert divided.code == 0, divided.err
+    pages = [(tmp_path / f"{name}.html").read_text("utf-8") for name in ("plain", "ray")]
+    plain, merged = (re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "", page) for page in pages)
+    assert merged == plain
+
+
+def test_fit_equals_that_of_one_process(run: Run, folders, tmp_path, artifacts_dir):
+    images, labels = folders
+    data = ("calibrate", "--images", images, "--labels", labels, "--activate", "never")
+    store = ArtifactStore(artifacts_dir)
+    assert run(*data).code == 0
+    (whole,) = store.versions("tiny")
+    done = run(*data, "--ray", "local", "--out", tmp_path / "shards")
+
+    assert done.code == 0, done.err
+    (merged,) = [one for one in store.versions("tiny") if one.id != whole.id]
+    assert len(list((tmp_path / "shards").iterdir())) == 3
+    for name in ("calibrator.safetensors", "reference.safetensors"):
+        assert merged.files[name] == whole.files[name]
+    reports = [store.report("tiny", one.id) for one in (whole, merged)]
+    assert reports[0]["gate"] == reports[1]["gate"]
+    assert reports[0]["thresholds"] == reports[1]["thresholds"]
+
+
+def test_ray_serve_answers_as_the_service(folders, models_dir, artifacts_dir, monkeypatch, client):
+    """A replica of Ray Serve gives the bytes of the plain application."""
+    serve = pytest.importorskip("ray.serve")
+
+    monkeypatch.setenv("SEGCAL_MODELS_DIR", str(models_dir))
+    monkeypatch.setenv("SEGCAL_ARTIFACTS_DIR", str(artifacts_dir))
+    image = (folders[0] / "00.png").read_bytes()
+    with cluster("local", 2):
+        app = importlib.import_module("app.cluster.serve").app
+
+        port = free_port()
+        serve.start(http_options={"port": port})
+        serve.run(app)
+        address = f"http://127.0.0.1:{port}"
+        with httpx2.Client(base_url=address, timeout=60) as replica:
+            wait_until_ready(replica)
+            query = "/segment?calibrator=none&output=mask"
+            headers = {"Content-Type": "image/png"}
+            answers = [one.post(query, content=image, headers=headers) for one in (replica, client)]
+        serve.shutdown()
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].content == answers[1].content
