@@ -35,10 +35,8 @@ from app.calibration.methods.contextual.features import (
     Features,
     compute_features,
     interpolated,
-    is_other,
     stride_of,
     subsampled,
-    top_log_odds,
 )
 from app.calibration.methods.contextual.in_distribution import (
     InDistributionScore,
@@ -48,10 +46,9 @@ from app.calibration.methods.contextual.kernels import Weights, compute_shift
 from app.calibration.methods.temperature import fit_inverse_temperature_if_better
 from app.calibration.sampling import count_classes, require_two_classes
 from app.calibration.splits import split
+from app.calibration.top_class import scale_for, top_log_odds
 
 TRAIN_FRACTION = 0.75  # of the images; the others choose the round of training
-SCALE_RANGE = (1e-3, 1e4)  # of a pixel's inverse temperature
-NEWTON_STEPS = 8
 
 
 class Contextual(Calibrator):
@@ -182,25 +179,3 @@ class Contextual(Calibrator):
     def summary(self) -> dict[str, float]:
         """Return the temperature and whether the detector is in use."""
         return {"temperature": 1 / self.beta.item(), "detector": float(self.detector.trained)}
-
-
-def scale_for(logs: Tensor, log_odds: Tensor) -> Tensor:
-    """Compute the b [N,1,...] at which softmax(b logs) has a top probability of given log-odds.
-
-    With gaps d to the top class, log sum exp(-b d) over the others falls convexly in b and is to
-    equal minus the log-odds: Newton's steps from the left never overshoot. The result is in
-    0.001..10,000; ties and uniform pixels end at a bound.
-    """
-    top = logs.argmax(dim=1, keepdim=True)
-    gaps = logs.gather(1, top) - logs
-    others = is_other(top, logs)
-    nearest = gaps.where(others, torch.inf).amin(dim=1, keepdim=True)
-    beyond = (gaps - nearest).where(others, 1e9)  # the top class itself never counts
-    scale = torch.ones_like(log_odds)
-    for _ in range(NEWTON_STEPS):
-        weights = torch.exp(-scale * beyond)
-        total = weights.sum(dim=1, keepdim=True)
-        slope = nearest + (weights * beyond).sum(dim=1, keepdim=True) / total
-        value = total.log() - scale * nearest + log_odds
-        scale = (scale + value / slope.clamp_min(1e-6)).clamp(*SCALE_RANGE)
-    return scale

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from app.calibration.base import FEATURE_FLOOR, MAX_LOG_ODDS
+from app.calibration.top_class import is_other, top_log_odds
 
 NUM_FEATURES = 3
 RADIUS = 7  # cells to each side: windows of 15 cells
@@ -46,19 +47,6 @@ def compute_features(log_probabilities: Tensor) -> Features:
     entropy = -(logs.exp() * logs).sum(dim=1, keepdim=True)
     values = torch.cat([odds, neighbourhood(entropy, first)], dim=1)
     return Features(values, entropy[:, 0], first[:, 0], second[:, 0])
-
-
-def is_other(chosen: Tensor, planes: Tensor) -> Tensor:
-    """Mark all classes of [N,K,...] but each pixel's chosen one [N,1,...]: bool [N,K,...]."""
-    classes = torch.arange(planes.shape[1], device=planes.device)
-    return classes.view(-1, *[1] * (planes.ndim - 2)) != chosen
-
-
-def top_log_odds(log_probabilities: Tensor) -> Tensor:
-    """Compute the log-odds [N,1,...] of the top class, exact where its probability is near 1."""
-    top = log_probabilities.argmax(dim=1, keepdim=True)
-    others = log_probabilities.where(is_other(top, log_probabilities), -torch.inf)
-    return log_probabilities.gather(1, top) - others.logsumexp(dim=1, keepdim=True)
 
 
 def neighbourhood(entropy: Tensor, labels: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from app.calibration.base import FitContext
 from app.calibration.dataset import IGNORE, InMemory, LabelledImage
 from app.calibration.methods.contextual import Contextual
-from app.calibration.methods.contextual.calibrator import scale_for
 from app.calibration.methods.contextual.detector import sample_pixels
 from app.calibration.methods.contextual.features import (
     MIN_COLUMNS,
     compute_features,
     subsampled,
 )
+from app.calibration.top_class import scale_for
 from tests.factories.logits import synthetic_set
 
 

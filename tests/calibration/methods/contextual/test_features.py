@@ -10,8 +10,8 @@ from app.calibration.methods.contextual.features import (
     neighbourhood,
     stride_of,
     subsampled,
-    top_log_odds,
 )
+from app.calibration.top_class import top_log_odds
 
 
 def noise(*size, seed=0, scale=3.0):
