@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -162,6 +162,25 @@ class State:
 
 def alone() -> None:
     """Reload no models, as no other process serves the application."""
+
+
+async def run_on_body(
+    request: Request,
+    state: State,
+    work: Callable[[bytes, Deadline], T],
+    read: Callable[[bytearray], Awaitable[bytes]] | None = None,
+) -> T:
+    """Receive a whole body, then run blocking work on it, or on what `read` takes from it.
+
+    The place is taken once the body is complete: a client that sends none holds no place. Raises
+    BusyError where the queue or the upload buffer is full, and as `Admission.run`.
+    """
+    state.admission.require_place()
+    async with state.uploads.receive(request) as received:
+        body = bytes(received) if read is None else await read(received)
+        received.clear()
+        async with state.admission.enter():
+            return await state.admission.run(lambda deadline: work(body, deadline))
 
 
 async def get_state(request: Request) -> State:

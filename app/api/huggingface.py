@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, TypeAdapter
 
-from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck, run_on_body
 from app.api.openapi import FILE, SEGMENTATION, SEGMENTATION_HEADERS, answers
 from app.api.responses import respond
 from app.api.segment import encode_base64
@@ -122,17 +122,14 @@ async def _segment(
     state: State,
     segmenter: Segmenter,
 ) -> Response:
-    state.admission.require_place()
     is_json = request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON
-    async with state.uploads.receive(request) as received:
-        body = bytes(received)
-        received.clear()
-        async with state.admission.enter():
-            return await state.admission.run(
-                lambda deadline: respond_to_body(
-                    body, is_json, model, options, segmenter, state, deadline
-                )
-            )
+    return await run_on_body(
+        request,
+        state,
+        lambda body, deadline: respond_to_body(
+            body, is_json, model, options, segmenter, state, deadline
+        ),
+    )
 
 
 def respond_to_body(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck, run_on_body
 from app.api.openapi import BINARY, FILE, SEGMENTATION, SEGMENTATION_HEADERS, answers
 from app.api.responses import respond
 from app.api.results import NPZ, PNG, encode_image
@@ -87,17 +87,14 @@ async def segment(
     the PNG.
     """
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
-    state.admission.require_place()
-    # The place is taken once the body is complete: a client that sends none holds no place.
-    async with state.uploads.receive(request) as body:
-        upload = await read_image(request, body, state.settings.max_upload_bytes)
-        body.clear()
-        async with state.admission.enter():
-            return await state.admission.run(
-                lambda deadline: respond_to_upload(
-                    upload, query, media_type, segmenter, state, deadline
-                )
-            )
+    return await run_on_body(
+        request,
+        state,
+        lambda upload, deadline: respond_to_upload(
+            upload, query, media_type, segmenter, state, deadline
+        ),
+        lambda body: read_image(request, body, state.settings.max_upload_bytes),
+    )
 
 
 async def read_image(request: Request, body: bytearray, max_bytes: int) -> bytes:

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from app.cli.evaluation import local_model
-from app.cli.fits import Progress, Source, labelled_set
-from app.cli.shards import fit_shards
+from app.cli.fits import Progress, Source
+from app.cli.shards import fit_shards, images_to_fit
 from app.cluster.actors import cluster, map_on_actors
 from app.datasets.images import Pair
 from app.datasets.shards import LabelledSet, ShardNumber, write_shard
-from app.errors import ArgumentError
 from app.evaluation.evaluate import (
     Comparison,
     EvaluatedModel,
@@ -23,7 +22,7 @@ from app.evaluation.evaluate import (
 )
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
-from app.recalibration import PublishedCalibrator, candidates
+from app.recalibration import PublishedCalibrator
 from app.schemas.fit import FitOptions
 from app.settings import Settings
 
@@ -84,10 +83,7 @@ def calibrate_on_ray(
     progress: Progress,
 ) -> PublishedCalibrator:
     """Compute the shards of a set in the actors of a cluster, then fit on them in this process."""
-    candidates(options)  # raises before images are read
-    if "images" not in source.paths:
-        raise ArgumentError("expected --images with --ray, got --logits, which need no model")
-    given = labelled_set(source, folder, settings)
+    given = images_to_fit(source, options, folder, settings, "--ray")
     pairs = [Pair(pair.image.resolve(), pair.labels.resolve()) for pair in given.pairs]
     data = LabelledSet(pairs, given.groups, given.ignore_index, given.max_pixels)
     total = math.ceil(len(pairs) / IMAGES_OF_A_PART)

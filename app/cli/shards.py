@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.cli.fits import Progress, Source, labelled_set
-from app.datasets.shards import ShardNumber, open_shards, read_record, write_shard
+from app.datasets.shards import LabelledSet, ShardNumber, open_shards, read_record, write_shard
 from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
@@ -25,12 +25,19 @@ def compute_shard(
     progress: Progress,
 ) -> Path:
     """Compute a shard of a source of images into a folder of `out`; see `write_shard`."""
-    candidates(options)  # raises before images are read
-    if "images" not in source.paths:
-        raise ArgumentError("expected --images with --shard, got --logits, which need no model")
-    data = labelled_set(source, folder, settings)
+    data = images_to_fit(source, options, folder, settings, "--shard")
     predictor = open_predictor(folder, settings.device, settings.threads)
     return write_shard(shard, data, predictor, options, out, progress)
+
+
+def images_to_fit(
+    source: Source, options: FitOptions, folder: ModelFolder, settings: Settings, flag: str
+) -> LabelledSet:
+    """Open the images of a fit in parts; raises ArgumentError for wrong options and for logits."""
+    candidates(options)  # raises before images are read
+    if "images" not in source.paths:
+        raise ArgumentError(f"expected --images with {flag}, got --logits, which need no model")
+    return labelled_set(source, folder, settings)
 
 
 def fit_shards(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import onnx
 
 MAX_CONFIDENCE_DIFFERENCE = 0.01  # absolute; int8 networks amplify rounding errors of their input
-MAX_BYTES = 2**31 - 2**20  # of one protobuf message, with room for the graph
+MAX_BYTES = 2**31 - 2**20  # of weights in one protobuf message; the graph takes the rest
 TRIAL_SIZES = ((240, 328), (97, 131), (360, 490))  # (height, width) of images for the comparison
 TRIAL_BLOCK = 12  # pixels of one colour
 CERTIFICATE, CLASSES, PREPROCESSING = "segcal.certificate", "segcal.classes", "segcal.preprocessing"

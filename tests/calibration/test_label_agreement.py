@@ -1,4 +1,4 @@
-"""Labels that were mixed up are told from a model that errs."""
+"""Mixed-up labels are distinguished from a model that errs."""
 
 from dataclasses import dataclass
 

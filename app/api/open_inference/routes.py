@@ -5,7 +5,7 @@ import zlib
 from fastapi import APIRouter, Request, Response
 
 from app import __version__
-from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck
+from app.api.dependencies import SegmenterDep, State, StateDep, TokenCheck, run_on_body
 from app.api.open_inference.inference import calibrator_of, check_names, infer, metadata_of
 from app.api.open_inference.schemas import (
     INFER_BODY,
@@ -144,19 +144,16 @@ async def infer_version(
 async def _infer(
     model: str, version: str | None, request: Request, state: State, segmenter: Segmenter
 ) -> Response:
-    state.admission.require_place()
     encoding = request.headers.get("content-encoding", "identity").lower()
     header_length = request.headers.get(HEADER_LENGTH)
-    async with state.uploads.receive(request) as received:
-        body = bytes(received)
-        received.clear()
-        async with state.admission.enter():
-            return await state.admission.run(
-                lambda deadline: respond_to_body(
-                    decompress(body, encoding, state.settings.max_upload_bytes),
-                    header_length, model, version, segmenter, state, deadline,
-                )
-            )  # fmt: skip
+    return await run_on_body(
+        request,
+        state,
+        lambda body, deadline: respond_to_body(
+            decompress(body, encoding, state.settings.max_upload_bytes),
+            header_length, model, version, segmenter, state, deadline,
+        ),
+    )  # fmt: skip
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
