@@ -120,7 +120,7 @@ def finished_job(backend):
 
 
 def test_predictions_are_the_masks_of_the_service(studio, backend):
-    images = shifted_nuclei(4)
+    images = shifted_nuclei(20)
     project = new_project(studio)
     tasks = upload(studio, project, images)
     assert connect(studio, project, backend)["readable_state"] == "Connected"
