@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from app.conversion.extras import import_extra, import_torchvision
+from app.conversion.extras import import_extra
 from app.conversion.framework_import import import_framework
-from app.conversion.mmseg_networks import declare_operators, open_mmseg
+from app.conversion.mmseg_networks import import_mmseg, open_mmseg
 from app.conversion.plain_networks import Options
 from app.errors import ArgumentError, ModelError, SetupError
 from tests.conversion.checks import check_import
@@ -76,6 +76,17 @@ UPERNET_SWIN = f"""
 decode_head = generate
 test_cfg = dict(mode="whole")
 """
+UPERNET_CONVNEXT = """
+custom_imports = dict(imports="mmpretrain.models", allow_failed_imports=False)
+backbone = dict(
+    type="mmpretrain.ConvNeXt", arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
+    out_indices=[0, 1, 2, 3], layer_scale_init_value=1.0, gap_before_final_norm=False,
+    init_cfg=dict(type="Pretrained", checkpoint="no-such-file.pth", prefix="backbone."))
+decode_head = dict(
+    type="UPerHead", in_channels=[8, 8, 16, 16], in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6),
+    channels=16, num_classes=4, norm_cfg=norm, align_corners=False, loss_decode=loss)
+test_cfg = dict(mode="whole")
+"""
 MODEL = """
 model = dict(
     type="EncoderDecoder", data_preprocessor=data_preprocessor, backbone=backbone,
@@ -87,15 +98,14 @@ KINDS = {
     "knet_deeplab": KNET_DEEPLAB,
     "knet_swin": f"{SWIN}\n{KNET}",
     "upernet_swin": UPERNET_SWIN,
+    "upernet_convnext": UPERNET_CONVNEXT,
 }
 
 
 @pytest.fixture
 def installed():
     try:
-        import_torchvision("mmseg", "mmcv")
-        declare_operators()
-        import_extra("mmseg", "mmseg.models", "mmseg.datasets")
+        import_mmseg()
     except SetupError as error:
         pytest.skip(f"needs the extra mmseg (make importers): {error}")
 
