@@ -15,7 +15,6 @@ from app.errors import ModelError
 from app.inference.outputs import MIN_PROBABILITY
 from app.inference.preprocess import Size
 
-
 MAX_LOG_ODDS = 80.0  # of a mask; exp(88) is the largest in single precision
 
 
