@@ -29,6 +29,7 @@ from app.inference.preprocess import Size
 ANY_SIZE = ("SegformerHead",)  # other heads and backbones have positions or pools of one size
 STRIDE = 32  # of the coarsest features of most backbones
 OPERATORS = "mmcv.ops"
+MULTIMODAL = "mmpretrain.models.multimodal"
 
 
 class MissingOperator(nn.Module):
@@ -55,6 +56,23 @@ def declare_operators() -> None:
     sys.modules[OPERATORS] = operators
 
 
+def declare_multimodal() -> None:
+    """Add an empty module for mmpretrain's networks of images and text.
+
+    Configurations import all of `mmpretrain.models` for its ConvNeXt, and these networks need an
+    old version of transformers.
+    """
+    sys.modules.setdefault(MULTIMODAL, ModuleType(MULTIMODAL))
+
+
+def import_mmseg() -> Any:
+    """Import MMSegmentation with its registries filled, and return mmengine; raises SetupError."""
+    import_torchvision("mmseg", "mmcv")
+    declare_operators()
+    declare_multimodal()
+    return import_extra("mmseg", "mmengine", "mmseg.models", "mmseg.datasets")
+
+
 class EncoderDecoderLogits(nn.Module):
     """Compute the decode head's logits on its own grid, without the auxiliary heads."""
 
@@ -73,11 +91,9 @@ def open_mmseg(path: str, weights: Path | None, options: Options) -> FrameworkMo
     Raises SetupError without MMSegmentation, ArgumentError for files that do not fit, ModelError
     for a kind of network that is not supported.
     """
-    import_torchvision("mmseg", "mmcv")
-    declare_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that are older than their dependencies
-        mmengine = import_extra("mmseg", "mmengine", "mmseg.models", "mmseg.datasets")
+        mmengine = import_mmseg()
         if weights is None:
             raise ArgumentError(f"expected a checkpoint after the configuration {path}, got none")
         try:

@@ -10,6 +10,7 @@ from app.settings import load_settings
 def settings(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.setenv("SEGCAL_MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("SEGCAL_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setenv("SEGCAL_DEVICE", "cpu")
     monkeypatch.setenv("SEGCAL_THREADS", "1")
     return load_settings()

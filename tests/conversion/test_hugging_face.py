@@ -14,7 +14,7 @@ from app.conversion.extras import import_torchvision
 from app.conversion.framework_import import import_framework
 from app.conversion.framework_model import smooth_image
 from app.conversion.hugging_face import open_hugging_face, read_policy
-from app.conversion.mask_classifiers import MaskClassifier
+from app.conversion.mask_classifiers import MaskClassifier, mask_probabilities
 from app.errors import ArgumentError, ModelError, SetupError
 from app.inference.backbone import open_backbone
 from app.inference.predictor import open_predictor
@@ -201,9 +201,8 @@ def test_oneformer_is_imported_with_its_semantic_task(settings, tmp_path, random
         num_attention_heads=2, num_queries=6, query_dec_layers=1, text_encoder_width=32,
         text_encoder_vocab_size=500, text_encoder_num_layers=1, is_training=False,
     )  # fmt: skip
-    # Of the draws 3, 5, 7 and 11, 3 is refused with a difference of 0.007, and 7 differs by 0.0011
-    # for one of six inputs; 5 and 11 stay below 1e-5.
-    network = randomize(transformers.OneFormerForUniversalSegmentation(config), seed=5)
+    # With these weights some scores are near 1e-5, where a Sigmoid of ONNX Runtime is too coarse.
+    network = randomize(transformers.OneFormerForUniversalSegmentation(config), seed=3)
     classes = {str(index): {"name": name, "isthing": 0} for index, name in enumerate(NAMES)}
     (tmp_path / "classes.json").write_text(json.dumps(classes))
     processor = transformers.OneFormerImageProcessorPil(
@@ -214,6 +213,12 @@ def test_oneformer_is_imported_with_its_semantic_task(settings, tmp_path, random
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|endoftext|>"])}
     transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(tmp_path / "saved")
     check(save(tmp_path / "saved", network, processor), settings)
+
+
+def test_masks_of_any_size_have_probabilities():
+    masks = torch.tensor([-1000.0, -14.0, 0.0, 14.0, 1000.0])
+    expected = torch.tensor([0.0, 8.3152803e-7, 0.5, 0.99999917, 1.0])
+    torch.testing.assert_close(mask_probabilities(masks), expected, rtol=1e-6, atol=0)
 
 
 class Queries(torch.nn.Module):

@@ -1,14 +1,20 @@
 """`mmseg:` imports of small networks of MMSegmentation with random weights, one of each kind."""
 
+import inspect
+
+import numpy as np
 import pytest
 import torch
 
-from app.conversion.extras import import_extra, import_torchvision
+from app.conversion.extras import import_extra
 from app.conversion.framework_import import import_framework
-from app.conversion.mmseg_networks import declare_operators, open_mmseg
+from app.conversion.framework_model import smooth_image
+from app.conversion.mmseg_networks import import_mmseg, open_mmseg
 from app.conversion.plain_networks import Options
 from app.errors import ArgumentError, ModelError, SetupError
+from app.inference.taxonomies import TAXONOMIES
 from tests.conversion.checks import check_import
+from tests.factories.service import served_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages older than their dependencies
 NUM_CLASSES = 4
@@ -76,6 +82,17 @@ UPERNET_SWIN = f"""
 decode_head = generate
 test_cfg = dict(mode="whole")
 """
+UPERNET_CONVNEXT = """
+custom_imports = dict(imports="mmpretrain.models", allow_failed_imports=False)
+backbone = dict(
+    type="mmpretrain.ConvNeXt", arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
+    out_indices=[0, 1, 2, 3], layer_scale_init_value=1.0, gap_before_final_norm=False,
+    init_cfg=dict(type="Pretrained", checkpoint="no-such-file.pth", prefix="backbone."))
+decode_head = dict(
+    type="UPerHead", in_channels=[8, 8, 16, 16], in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6),
+    channels=16, num_classes=4, norm_cfg=norm, align_corners=False, loss_decode=loss)
+test_cfg = dict(mode="whole")
+"""
 MODEL = """
 model = dict(
     type="EncoderDecoder", data_preprocessor=data_preprocessor, backbone=backbone,
@@ -87,15 +104,15 @@ KINDS = {
     "knet_deeplab": KNET_DEEPLAB,
     "knet_swin": f"{SWIN}\n{KNET}",
     "upernet_swin": UPERNET_SWIN,
+    "upernet_convnext": UPERNET_CONVNEXT,
 }
+GAINS = {"segformer": 2, "knet_deeplab": 1.1}  # of weights, for several labels in an image
 
 
 @pytest.fixture
 def installed():
     try:
-        import_torchvision("mmseg", "mmcv")
-        declare_operators()
-        import_extra("mmseg", "mmseg.models", "mmseg.datasets")
+        import_mmseg()
     except SetupError as error:
         pytest.skip(f"needs the extra mmseg (make importers): {error}")
 
@@ -104,7 +121,7 @@ def installed():
 def saved(installed, tmp_path, randomize):
     """Return a function that writes a configuration and a checkpoint of it."""
 
-    def write(text, **meta):
+    def write(text, gain=1, **meta):
         from mmengine import Config
         from mmengine.model import revert_sync_batchnorm
         from mmengine.registry import init_default_scope
@@ -113,8 +130,9 @@ def saved(installed, tmp_path, randomize):
         path = tmp_path / "network.py"
         path.write_text(HEADER + text + MODEL)
         init_default_scope("mmseg")
+        torch.manual_seed(0)  # for biases
         network = revert_sync_batchnorm(MODELS.build(Config.fromfile(path).model))
-        checkpoint = {"meta": meta, "state_dict": randomize(network).state_dict()}
+        checkpoint = {"meta": meta, "state_dict": randomize(network, gain=gain).state_dict()}
         torch.save(checkpoint, tmp_path / "network.pth")
         return str(path), tmp_path / "network.pth"
 
@@ -122,10 +140,11 @@ def saved(installed, tmp_path, randomize):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kind_is_imported_with_the_labels_of_mmseg(kind, settings, saved):
+def test_kind_is_imported_and_served_with_the_labels_of_mmseg(kind, settings, saved):
     names = ["sky", "road", "tree", "car"]
-    path, weights = saved(KINDS[kind], dataset_meta={"classes": names})
-    made = import_framework(open_mmseg(path, weights, Options()), "new", {}, settings)
+    path, weights = saved(KINDS[kind], GAINS.get(kind, 1), dataset_meta={"classes": names})
+    model = open_mmseg(path, weights, Options())
+    made = import_framework(model, "new", {}, settings)
     folder = check_import(made)
     card = folder.card
     assert [entry.name for entry in card.output.classes] == names
@@ -134,6 +153,33 @@ def test_kind_is_imported_with_the_labels_of_mmseg(kind, settings, saved):
     assert card.input.std == pytest.approx((0.229, 0.224, 0.225))
     whole = kind == "segformer"
     assert (card.input.mode, card.input.crop) == (("whole", None) if whole else ("slide", (64, 64)))
+    image = smooth_image((64, 64))
+    labels = model.reference(image).argmax(0).numpy()
+    assert len(np.unique(labels)) > 1
+    assert (served_mask(settings, image) == labels).mean() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("ade20k", "ADE20KDataset"),
+        ("coco-stuff", "COCOStuffDataset"),
+        ("cityscapes", "CityscapesDataset"),
+        ("acdc", "CityscapesDataset"),
+        ("bdd100k", "BDD100KDataset"),
+        ("voc", "PascalVOCDataset"),
+        ("pascal-context", "PascalContextDataset59"),
+    ],
+)
+def test_taxonomy_has_the_names_and_colors_of_mmseg(name, dataset, installed):
+    from mmseg.registry import DATASETS
+
+    kind, taxonomy = DATASETS.get(dataset), TAXONOMIES[name]
+    assert list(taxonomy.classes) == [title.strip() for title in kind.METAINFO["classes"]]
+    colors = [f"#{bytes(color).hex()}" for color in kind.METAINFO["palette"]]
+    assert list(taxonomy.classes.values()) == colors
+    reduced = inspect.signature(kind).parameters.get("reduce_zero_label")
+    assert taxonomy.reduce_zero_label == (reduced is not None and reduced.default)
 
 
 def test_checkpoint_of_another_network_is_rejected(saved):

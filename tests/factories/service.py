@@ -140,6 +140,14 @@ def open_client(settings: Settings) -> Iterator[TestClient]:
         yield client
 
 
+def served_mask(settings: Settings, image: ImageArray) -> NDArray[np.integer]:
+    """Return the mask [H,W] with which `POST /segment` answers an image."""
+    with open_client(settings) as client:
+        response = post(client, image, output="mask")
+        assert response.status_code == 200, response.text
+        return np.array(decoded(response.content))
+
+
 @contextmanager
 def open_server(settings: Settings) -> Iterator[str]:
     """Serve the application on a socket, in a thread; yields its address once it is ready."""

@@ -6,7 +6,9 @@ import torch
 
 from app.inference.model_card import read_model_folder
 from app.inference.predictor import open_predictor
+from app.settings import load_settings
 from tests.factories.models import write_card
+from tests.factories.service import served_mask
 from training.export import export, largest_difference
 from training.networks import KINDS, MULTIPLE_OF, Architecture, open_network, save_network
 from training.networks.pyramid import PyramidNet
@@ -45,8 +47,8 @@ def test_a_pyramid_on_convnext_is_served_with_the_logits_of_torch(tmp_path):
     for name, weights in network.named_parameters():
         if name.endswith("scale"):  # of blocks, which begin as the identity
             torch.nn.init.constant_(weights, 0.5)
-    folder = tmp_path / "convnext"
-    folder.mkdir()
+    folder = tmp_path / "models" / "convnext"
+    folder.mkdir(parents=True)
     export(network, folder / "model.onnx")
     assert largest_difference(network, folder / "model.onnx") <= 1e-3
     write_card(folder, num_classes=3, multiple_of=8)
@@ -57,3 +59,10 @@ def test_a_pyramid_on_convnext_is_served_with_the_logits_of_torch(tmp_path):
         expected = network(planes)
     grid = predictor.grid(predictor.prepare_windows(image))
     torch.testing.assert_close(grid, expected, atol=1e-3, rtol=0)
+    upsampled = torch.nn.functional.interpolate(expected, planes.shape[2:], mode="bilinear")
+    labels = upsampled[0, :, : image.shape[0], : image.shape[1]].argmax(0).numpy()
+    assert len(np.unique(labels)) > 1
+    settings = load_settings(
+        models_dir=folder.parent, artifacts_dir=tmp_path / "artifacts", device="cpu", threads=1
+    )
+    assert (served_mask(settings, image) == labels).mean() >= 0.999
