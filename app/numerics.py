@@ -13,22 +13,27 @@ from numba import njit
 F = TypeVar("F", bound=Callable[..., Any])
 
 # No reassociation, which would remove the intended rounding. Infinities and NaN must not occur.
-FAST = ("contract", "nnan", "ninf", "nsz")
+FAST = frozenset({"contract", "nnan", "ninf", "nsz"})
 
 
-def compiled(function: F) -> F:
+def compiled(function: F, flags: frozenset[str] = FAST) -> F:
     """Compile at the first call, to code that releases the interpreter's lock.
 
     Machine code is cached in NUMBA_CACHE_DIR, beside the source or in the user's cache directory.
     Where none is writable each process compiles again, which takes some seconds.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": set(FAST), "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
     try:
         cached: F = njit(cache=True, **options)(function)
     except RuntimeError:
         uncached: F = njit(**options)(function)
         return uncached
     return cached
+
+
+def compiled_sums(function: F) -> F:
+    """Compile as `compiled` does, and let sums be added up in any order, which vectorises them."""
+    return compiled(function, FAST | {"reassoc"})
 
 
 LOG2_E = 1.4426950408889634

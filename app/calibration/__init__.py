@@ -5,10 +5,8 @@ from app.calibration.base import (
     Calibrator,
     FitContext,
     LogOddsShift,
-    MapRows,
     finite_logits,
     ignore_progress,
-    map_rows_serially,
 )
 from app.calibration.dataset import IGNORE, LabelledImage, ValidationSet, WithImageHashes
 from app.calibration.drift import (
@@ -49,7 +47,6 @@ __all__ = [
     "Interval",
     "LabelledImage",
     "LogOddsShift",
-    "MapRows",
     "Mask",
     "Outcome",
     "Prediction",
@@ -72,7 +69,6 @@ __all__ = [
     "fit",
     "histogram",
     "ignore_progress",
-    "map_rows_serially",
     "require_options",
     "theta_grid",
     "without_nan",

@@ -28,10 +28,6 @@ PART = 256  # pixels whose products are summed in float32
 
 Floats = NDArray[np.float32]
 
-# Calls work(start, stop) for parts of a range of rows, in several threads where there are any. The
-# last number is the cost of one row, in multiply-adds.
-MapRows = Callable[[Callable[[int, int], None], range, int], None]
-
 
 def ignore_progress(_stage: str, _fraction: float) -> None:
     """Do nothing with the progress of a fit."""
@@ -66,11 +62,6 @@ class Invariances:
     def spatial(self) -> bool:
         """Return whether the output depends on neighbouring pixels."""
         return self.receptive_radius > 0
-
-
-def map_rows_serially(work: Callable[[int, int], None], rows: range, _per_row: int) -> None:
-    """Process all rows in the calling thread."""
-    work(rows.start, rows.stop)
 
 
 @dataclass(frozen=True)
@@ -182,12 +173,11 @@ class Calibrator(nn.Module, ABC):
     def log_odds_shift(
         self,
         logits: Tensor,  # noqa: ARG002
-        map_rows: MapRows = map_rows_serially,  # noqa: ARG002
     ) -> LogOddsShift | None:
         """Compute the shift of the top class's log-odds for rows of an image, None without one.
 
         Finite float32 logits [K,n,w] are rows of a grid, the first a multiple of the stride. The
-        log-odds are those of the scaled logits. `map_rows` runs parts of the work in threads.
+        log-odds are those of the scaled logits.
         """
         return None
 

@@ -128,21 +128,22 @@ def shift_rows(
     """
     top, bottom, down = rows
     left, right, across = columns
-    log_odds = np.empty(confidence.shape[1], np.float32)
-    blended = np.empty(shift.shape[1], np.float32)
+    first = top[start]
+    wide = np.empty((bottom[stop - 1] - first + 1, confidence.shape[1]), np.float32)
+    for i in range(len(wide)):
+        source, target = shift[first + i], wide[i]
+        for x in range(len(target)):
+            value = source[left[x]]
+            target[x] = (value + across[x] * (source[right[x]] - value)) * _LOG2_E
     for y in range(start, stop):
-        upper, lower, weight = shift[top[y]], shift[bottom[y]], down[y]
-        for j in range(len(blended)):
-            blended[j] = (upper[j] + weight * (lower[j] - upper[j])) * _LOG2_E
-        for x in range(len(log_odds)):
-            first = blended[left[x]]
-            log_odds[x] = first + across[x] * (blended[right[x]] - first)
+        upper, lower, weight = wide[top[y] - first], wide[bottom[y] - first], down[y]
         probability = confidence[y]
-        for x in range(len(log_odds)):
+        for x in range(len(probability)):
+            log_odds = upper[x] + weight * (lower[x] - upper[x])
             # A negative exponent cannot overflow.
-            power = power_of_two(max(-abs(log_odds[x]), MIN_EXPONENT))
-            positive = log_odds[x] > 0
-            own = min(probability[x], _ONE if log_odds[x] == 0 else MAX_CONFIDENCE)
+            power = power_of_two(max(-abs(log_odds), MIN_EXPONENT))
+            positive = log_odds > 0
+            own = min(probability[x], _ONE if log_odds == 0 else MAX_CONFIDENCE)
             against = (_ONE - own) * (power if positive else _ONE)
             in_favour = own * (_ONE if positive else power)
             probability[x] = max(in_favour / (against + in_favour), floor)

@@ -20,9 +20,7 @@ from torch import Tensor
 from app.calibration.base import (
     Calibrator,
     LogOddsShift,
-    MapRows,
     finite_logits,
-    map_rows_serially,
 )
 from app.calibration.predictions import Prediction
 from app.deadline import UNLIMITED, Deadline
@@ -90,12 +88,11 @@ def calibrate_strip(
     calibrator: Calibrator | None,
     band: Band,
     thumbnail: Thumbnail | None = None,
-    map_rows: MapRows = map_rows_serially,
 ) -> CalibratedStrip:
     """Calibrate rows of logits [K,n,w] that begin at the band's `top`.
 
     Without a calibrator, labels and confidence come from the logits. `thumbnail` is for calibrators
-    that need the image; `map_rows` runs their kernels on several threads.
+    that need the image.
     """
     if calibrator is None:
         return CalibratedStrip(logits, logits)
@@ -104,7 +101,7 @@ def calibrate_strip(
         calibrator = calibrator.with_image(thumbnail((band.height, logits.shape[2]), rows))
     scale = calibrator.scale()
     if scale is not None:
-        shift = calibrator.log_odds_shift(logits, map_rows)
+        shift = calibrator.log_odds_shift(logits)
         return CalibratedStrip(logits, logits, scale, shift)
     calibrated = calibrator(logits[None])[0]
     return CalibratedStrip(logits if calibrator.invariances.argmax else calibrated, calibrated)
@@ -211,7 +208,7 @@ def predict_strips(
         for calibrator, builder in zip(calibrators, builders, strict=True):
             deadline.check()
             with timer.stage("calibration"):
-                strip = calibrate_strip(logits[0], calibrator, band, thumbnail, workers.map_rows)
+                strip = calibrate_strip(logits[0], calibrator, band, thumbnail)
             with timer.stage("encode"):
                 builder.add(strip, band)
     with timer.stage("calibration"):

@@ -23,7 +23,7 @@ with TestClient(create_app(load_settings())) as client:
     while client.get("/readyz").status_code != 200:
         time.sleep(0.05)
     before = compiled()
-    expected = ("network_sweep", "shift_rows", "postprocess_kernel")
+    expected = ("compute_shift", "shift_rows", "postprocess_kernel")
     assert all(before[name] for name in expected), before
     image = open("examples/street.jpg", "rb").read()
     for calibrator in ("active", "none"):
@@ -58,9 +58,7 @@ def test_docker_image_holds_compiled_kernels(tmp_path):
     kept = {path.name.split("-")[0].rpartition(".")[2] for path in tmp_path.rglob("*.nbc")}
     assert {
         "postprocess_kernel",
-        "pixel_sweep",
-        "row_sweep",
-        "network_sweep",
+        "compute_shift",
         "shift_rows",
     } <= kept
     assert {"_count", "_add_up", "_round", "_average"} <= kept

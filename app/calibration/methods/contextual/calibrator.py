@@ -22,9 +22,7 @@ from app.calibration.base import (
     FitContext,
     Invariances,
     LogOddsShift,
-    MapRows,
     finite_logits,
-    map_rows_serially,
     uniform_where_broken,
 )
 from app.calibration.dataset import ValidationSet
@@ -127,16 +125,14 @@ class Contextual(Calibrator):
         """Return the inverse temperature."""
         return self.beta.item()
 
-    def log_odds_shift(
-        self, logits: Tensor, map_rows: MapRows = map_rows_serially
-    ) -> LogOddsShift | None:
+    def log_odds_shift(self, logits: Tensor) -> LogOddsShift | None:
         """Compute the shift of some rows of finite logits [K,n,w]; None where it is always 0."""
         if not self.detector.trained:
             return None
         stride = stride_of(logits[None])
         cells = np.ascontiguousarray(logits.numpy()[:, ::stride, ::stride])
         weights = Weights(*(getattr(self.detector, name).numpy() for name in Weights._fields))
-        change, sums = compute_shift(cells, self.beta.item(), weights, map_rows)
+        change, sums = compute_shift(cells, np.float32(self.beta.item()), weights)
         return LogOddsShift(change, sums, stride, self._score_of)
 
     def _score_of(self, statistics: np.ndarray) -> float:

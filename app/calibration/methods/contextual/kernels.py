@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.calibration.base import MAX_LOG_ODDS, MapRows
-from app.calibration.methods.contextual.features import NUM_FEATURES, RADIUS
-from app.numerics import LOG2_E, compiled, logarithm, power_of_two
+from app.calibration.base import MAX_LOG_ODDS
+from app.calibration.methods.contextual.features import RADIUS
+from app.numerics import LOG2_E, compiled, compiled_sums, logarithm, power_of_two
 
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int32]
@@ -44,9 +44,8 @@ class Planes(NamedTuple):
     along: Floats  # [2,h,w], sums of entropy and label changes over windows of the row
 
 
-def compute_shift(
-    logits: Floats, beta: float, weights: Weights, map_rows: MapRows
-) -> tuple[Floats, Floats]:
+@compiled
+def compute_shift(logits: Floats, beta: np.float32, weights: Weights) -> tuple[Floats, Floats]:
     """Compute the detector's shift of the log-odds and the sums of the image statistics.
 
     Logits float32 [K,h,w], which `beta` above 0 multiplies. Returns float32 [h,w], and sums over
@@ -59,21 +58,19 @@ def compute_shift(
         np.empty(size, np.int32), np.empty((2, *size), np.float32),
     )  # fmt: skip
     shift, sums = np.empty(size, np.float32), np.zeros((height, 2 + classes), np.float32)
-    rows, gain = range(height), np.float32(beta)
-    units = NUM_FEATURES * len(weights.outward)
-    map_rows(lambda a, b: pixel_sweep(logits, gain, planes, a, b), rows, 6 * classes * width)
-    map_rows(lambda a, b: row_sweep(planes, a, b), rows, 15 * width)
-    map_rows(lambda a, b: network_sweep(planes, weights, shift, sums, a, b), rows, units * width)
+    _sweep_pixels(logits, beta, planes)
+    _sweep_rows(planes)
+    _sweep_network(planes, weights, shift, sums)
     return shift, sums
 
 
 @compiled
-def pixel_sweep(logits: Floats, gain: np.float32, planes: Planes, start: int, stop: int) -> None:
-    """Compute log-odds, entropy and the two leading classes of rows; the lower leads on ties."""
-    classes, _, width = logits.shape
+def _sweep_pixels(logits: Floats, gain: np.float32, planes: Planes) -> None:
+    """Compute log-odds, entropy and the two leading classes; the lower leads on ties."""
+    classes, height, width = logits.shape
     leader, next_ = np.empty(width, np.float32), np.empty(width, np.float32)
     mean, others = np.empty(width, np.float32), np.empty(width, np.float32)
-    for y in range(start, stop):
+    for y in range(height):
         first, second = planes.first[y], planes.second[y]
         odds, entropy = planes.odds[y], planes.entropy[y]
         leader[:], next_[:] = _LOWEST, _LOWEST
@@ -101,11 +98,11 @@ def pixel_sweep(logits: Floats, gain: np.float32, planes: Planes, start: int, st
 
 
 @compiled
-def row_sweep(planes: Planes, start: int, stop: int) -> None:
+def _sweep_rows(planes: Planes) -> None:
     """Sum entropy and label changes over windows along each row."""
     height, width = planes.first.shape
     changes = np.empty(width, np.float32)
-    for y in range(start, stop):
+    for y in range(height):
         own = planes.first[y]
         above, below = planes.first[max(y - 1, 0)], planes.first[min(y + 1, height - 1)]
         for x in range(width):
@@ -129,14 +126,12 @@ def _window_sums(values: Floats, sums: Floats) -> None:
 
 
 @compiled
-def network_sweep(
-    planes: Planes, weights: Weights, shift: Floats, sums: Floats, start: int, stop: int
-) -> None:
-    """Compute the detector's output and the sums of the statistics for some rows."""
-    width = shift.shape[1]
-    seen, unit = np.empty((3, width), np.float32), np.empty(width, np.float32)
-    for y in range(start, stop):
-        first, second, out = planes.first[y], planes.second[y], shift[y]
+def _sweep_network(planes: Planes, weights: Weights, shift: Floats, sums: Floats) -> None:
+    """Compute the detector's output and each row's sums of the statistics."""
+    height, width = shift.shape
+    seen = np.empty((3, width), np.float32)
+    for y in range(height):
+        first = planes.first[y]
         seen[0] = planes.odds[y]
         _window_mean(planes.along[0], y, seen[1])
         _window_mean(planes.along[1], y, seen[2])
@@ -148,18 +143,23 @@ def network_sweep(
             row, mean, scale = seen[f], weights.mean[f], weights.scale[f]
             for x in range(width):
                 row[x] = (row[x] - mean) * scale
-        odds, entropy, changes = seen[0], seen[1], seen[2]
-        out[:] = weights.offset[0]
-        for j in range(weights.inward.shape[1]):
-            of_first, of_second = weights.first[:, j], weights.second[:, j]
-            for x in range(width):
-                unit[x] = of_first[first[x]] + of_second[second[x]]
-            by_odds, by_entropy = weights.inward[0, j], weights.inward[1, j]
-            by_changes = weights.inward[2, j]
-            outward = weights.outward[j]
-            for x in range(width):
-                value = unit[x] + by_odds * odds[x] + by_entropy * entropy[x]
-                out[x] += outward * max(value + by_changes * changes[x], _ZERO)
+        _network(seen, first, planes.second[y], weights, shift[y])
+
+
+@compiled_sums
+def _network(
+    seen: Floats, first: Classes, second: Classes, weights: Weights, shift: Floats
+) -> None:
+    """Compute the detector's output for a row of standardised features [3,w]."""
+    by_odds, by_entropy, by_changes = weights.inward[0], weights.inward[1], weights.inward[2]
+    for x in range(len(shift)):
+        of_first, of_second = weights.first[first[x]], weights.second[second[x]]
+        odds, entropy, changes = seen[0, x], seen[1, x], seen[2, x]
+        total = weights.offset[0]
+        for j in range(len(weights.outward)):
+            unit = of_first[j] + of_second[j] + odds * by_odds[j] + entropy * by_entropy[j]
+            total += weights.outward[j] * max(unit + changes * by_changes[j], _ZERO)
+        shift[x] = total
 
 
 @compiled
