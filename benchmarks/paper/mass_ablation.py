@@ -12,14 +12,16 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from app.calibration.base import FitContext, finite_logits
-from app.calibration.comparison import evaluate_calibrators
-from app.calibration.dataset import ValidationSet
+from app.calibration.comparison import TestResult, evaluate_calibrators
+from app.calibration.dataset import ValidationSet, labelled_pixels
 from app.calibration.methods.contextual import Contextual
 from app.calibration.methods.contextual.detector import PixelSample, sample_pixels
 from app.calibration.methods.contextual.features import (
@@ -34,6 +36,7 @@ from app.calibration.methods.contextual.in_distribution import (
     image_statistics,
 )
 from app.calibration.methods.temperature import Temperature
+from app.calibration.metrics.evaluation import Metrics
 from benchmarks.paper.ablation import Change, Figures, VariantDetector, row
 from benchmarks.paper.backbones import Backbone
 from benchmarks.paper.data import StoredPart
@@ -88,10 +91,9 @@ class WithMass(Contextual):
         self._read(logits)
         return super().forward(logits)
 
-    def predict_errors(self, logits: Tensor) -> Tensor | None:
-        """Mark the pixels of [N,K,h,w] whose label is more probably wrong than correct."""
-        self._read(logits)
-        return super().predict_errors(logits)
+    def predict_errors(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return None: no figure here needs them."""
+        return None
 
     @torch.inference_mode()
     def mean_score(self, part: StoredPart) -> float:
@@ -151,39 +153,55 @@ def development(parts: Mapping[str, StoredPart]) -> dict[str, StoredPart]:
     return {"fit": StoredPart(whole.num_classes, images, units), "dev": dev}
 
 
+def description(part: StoredPart, metrics: Metrics) -> str:
+    """Describe the mass of a part's labelled cells, and how it and confidence separate errors."""
+    pixels = [labelled_pixels(image) for image in part.images]
+    wrong = torch.cat([logits.argmax(dim=1) != labels for logits, labels in pixels])
+    masses = torch.cat([logits.logsumexp(dim=1).exp() for logits, _ in pixels])
+    ranks, errors = torch.from_numpy(rankdata(-masses)), int(wrong.sum())
+    auroc = (ranks[wrong].mean() - (errors + 1) / 2) / (len(wrong) - errors)
+    return (
+        f"{len(part)} images, accuracy {metrics.accuracy:.3f}, mass {masses.mean():.2f} on average "
+        f"and below 0.5 at {(masses < 0.5).float().mean():.2%} of pixels; AUROC of errors "
+        f"{metrics.auroc_misprediction:.3f} by confidence, {auroc:.3f} by mass."
+    )
+
+
 def rows(backbone: Backbone) -> Iterator[str]:
-    """Fit and measure all variants on one mask classifier; yield its description and rows."""
+    """Fit and measure all variants on one mask classifier; yield a table for each part."""
     parts = development(backbone.parts)
     fit = parts.pop("fit")
     temperature = Temperature(fit.num_classes)
     temperature.fit(fit, FitContext())
-    fitted = [WithMass(fit.num_classes, use) for use in VARIANTS.values() for _ in SEEDS]
-    for index, variant in enumerate(fitted):
-        variant.fit(fit, FitContext(seed=SEEDS[index % len(SEEDS)]))
-        variant.eval()
-    found: list[dict[str, list[Figures]]] = [{} for _ in (temperature, *VARIANTS)]
+    fitted = {
+        name: [fitted_variant(use, fit, seed) for seed in SEEDS] for name, use in VARIANTS.items()
+    }
     for name, part in parts.items():
-        results = evaluate_calibrators(part, [temperature, *fitted], FitContext())
-        scores = [1.0, *(variant.mean_score(part) for variant in fitted)]
-        metrics = [result.evaluation.result() for result in results]
-        figures = [
-            Figures(of.ece_image, of.aurc, statistics.mean(result.image_scores), score)
-            for of, result, score in zip(metrics, results, scores, strict=True)
-        ]
-        logs = torch.cat([log_mass_of(image.logits[None]).flatten() for image in part.images])
-        yield (
-            f"{name}: {len(part)} images, accuracy {metrics[0].accuracy:.3f}, "
-            f"mass {logs.exp().mean():.2f} on average, below 0.5 at "
-            f"{(logs.exp() < 0.5).float().mean():.1%} of cells."
+        variants = list(chain.from_iterable(fitted.values()))
+        of_temperature, *results = evaluate_calibrators(
+            part, [temperature, *variants], FitContext()
         )
-        found[0][name] = figures[:1]
-        for index in range(len(VARIANTS)):
-            start = 1 + index * len(SEEDS)
-            found[1 + index][name] = figures[start : start + len(SEEDS)]
-    heads = [f"{part} {figure}" for part in parts for figure in ("ECE", "AURC", "NLL", "f")]
-    yield "\n| variant | " + " | ".join(heads) + " |"
-    yield "|---" * (len(heads) + 1) + "|"
-    yield from map(row, ("temperature", *VARIANTS), found)
+        yield f"{name}: {description(part, of_temperature.evaluation.result())}\n"
+        yield "| variant | ECE | AURC | NLL | f |\n|---|---|---|---|---|"
+        yield row("temperature", {name: [figures_of(of_temperature, 1.0)]})
+        for variant, (first, *_) in fitted.items():
+            own, results = results[: len(SEEDS)], results[len(SEEDS) :]
+            score = first.mean_score(part)  # the seed has no part in it
+            yield row(variant, {name: [figures_of(result, score) for result in own]})
+        yield ""
+
+
+def fitted_variant(use: Use, fit: StoredPart, seed: int) -> WithMass:
+    """Fit a variant with one seed."""
+    variant = WithMass(fit.num_classes, use)
+    variant.fit(fit, FitContext(seed=seed))
+    return variant.eval()
+
+
+def figures_of(result: TestResult, score: float) -> Figures:
+    """Return a result's figures."""
+    metrics = result.evaluation.result()
+    return Figures(metrics.ece_image, metrics.aurc, statistics.mean(result.image_scores), score)
 
 
 def main() -> None:
