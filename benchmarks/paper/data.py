@@ -124,14 +124,14 @@ def stored_parts(
     data: LabelledSet,
     images_folder: Path,
     cache: Path,
-    wanted: Container[str] | None = None,
+    part_names: Container[str] | None = None,
 ) -> dict[str, StoredPart]:
-    """Run a network on the wanted parts or all, or read what an earlier run stored in `cache`."""
+    """Run a network on some or all parts, or read what an earlier run stored in `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     marker = cache / "complete"
     if not marker.is_file():
         for part in parts(data, images_folder):
-            if wanted is None or part.name in wanted:
+            if part_names is None or part.name in part_names:
                 save(network, part, cache / f"{part.name.replace(' ', '-')}.npz")
         marker.touch()
     stored = (path.stem for path in sorted(cache.glob("*.npz")))

@@ -236,11 +236,11 @@ def open_mask_classifier(name: str, runs: Path) -> Logits:
 
 
 def mask_classifiers(
-    names: Sequence[str], runs: Path, wanted: Container[str]
+    names: Sequence[str], runs: Path, part_names: Container[str]
 ) -> Iterator[Backbone]:
     """Open or train the mask classifier on each backbone, with its logits on some of the parts."""
     for name in names:
         data, own = SETS[name.partition("-")[0]], f"{name}{SUFFIX}"
         network = open_mask_classifier(name, runs)
         cache = runs / "logits" / own
-        yield Backbone(own, stored_parts(network, data, data.folder(), cache, wanted))
+        yield Backbone(own, stored_parts(network, data, data.folder(), cache, part_names))
