@@ -108,7 +108,7 @@ class WithMass(Contextual):
             values.append(box_mean(self.log_mass, RADIUS))
         return found._replace(values=torch.cat([found.values, *values[: self.use.features]], dim=1))
 
-    def statistics(self, features: Features) -> Tensor:
+    def statistics_of(self, features: Features) -> Tensor:
         """Compute the statistics [N,S] of images, with the mean of the logarithm of the mass."""
         found = image_statistics(features, self.num_classes)
         means = self.log_mass.flatten(1).mean(dim=1, keepdim=True)
@@ -122,11 +122,11 @@ class WithMass(Contextual):
         self._read(maps)
         cells = subsampled(maps, stride_of(maps)) * self.beta
         features = self.features(cells.log_softmax(dim=1))
-        return features, self.statistics(features)
+        return features, self.statistics_of(features)
 
     def _shift_and_scores(self, logs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(logs)
-        scores: Tensor = self.score(self.statistics(features))
+        scores: Tensor = self.score(self.statistics_of(features))
         return self.detector.on_image(features), scores
 
     def _sample(

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from app.calibration.base import FitContext
+from app.calibration.comparison import evaluate_calibrators
+from app.calibration.dataset import LabelledImage
 from app.calibration.methods.contextual import Contextual
+from app.calibration.methods.identity import Identity
 from app.conversion.mask_classifiers import MaskClassifier
 from benchmarks.paper.data import StoredPart
 from benchmarks.paper.mask_classifier import (
@@ -24,6 +27,7 @@ from benchmarks.paper.mass_ablation import (
     VARIANTS,
     Use,
     WithMass,
+    description,
     development,
     log_mass_of,
 )
@@ -93,6 +97,19 @@ def test_log_mass_is_clipped_to_its_range():
     scores = torch.tensor([[[[0.2, 1e-6, 40]], [[0.3, 1e-6, 60]]]])
     found = log_mass_of(scores.log())[0, 0, 0]
     torch.testing.assert_close(found, torch.tensor([math.log(0.5), *LOG_MASS]))
+
+
+def test_description_of_four_pixels():
+    masses, shares = torch.tensor([0.2, 0.6, 1, 2]), torch.tensor([0.6, 0.7, 0.8, 0.9])
+    logits = (torch.stack([shares, 1 - shares]) * masses).log()[:, None]
+    labels = torch.tensor([[1, 0, 1, 0]])  # the first and the third pixel are wrong
+    part = StoredPart(2, [LabelledImage(logits, labels)], [0])
+    (result,) = evaluate_calibrators(part, [Identity(2)], FitContext())
+    # The wrong pixel has less mass than the right one in three of four pairs, as with confidence.
+    assert description(part, result.evaluation.result()) == (
+        "1 images, accuracy 0.500, mass 0.95 on average and below 0.5 at 25.00% of pixels; "
+        "AUROC of errors 0.750 by confidence, 0.750 by mass."
+    )
 
 
 @pytest.fixture(scope="module")
