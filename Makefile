@@ -72,6 +72,7 @@ paper: $(BACKBONES:%=$(RUNS)/%/averaged.pt)
 	$(BIN)/python -m benchmarks.paper fit $(BACKBONES) --runs $(RUNS)
 	$(BIN)/python -m benchmarks.paper write $(BACKBONES) --runs $(RUNS) --out docs/paper
 	$(BIN)/python -m benchmarks.paper.ablation camvid-pyramid nuclei-pyramid --runs $(RUNS) --out docs/ablation-tables.md
+	$(BIN)/python -m benchmarks.paper.mass_ablation camvid-pyramid nuclei-pyramid field-unet --runs $(RUNS) --out docs/mass-tables.md
 
 TRAIN = $(BIN)/python -m training.train --balance 0 --boundary 0 --augment basic --network $* --out $(@D)
 $(RUNS)/camvid-%/averaged.pt: | $(VENV)/.dev

@@ -49,6 +49,7 @@ class Change:
     log_probabilities: bool = False  # the three largest, and the entropy
     position: bool = False
     copies: bool = False
+    further: int = 0  # features that a subclass adds
 
 
 VARIANTS: Mapping[str, Change] = {
@@ -77,7 +78,12 @@ class VariantDetector(Detector):
     def __init__(self, num_classes: int, change: Change) -> None:
         super().__init__(num_classes)
         self.change = change
-        extra = 2 * len(change.radii) + 4 * change.log_probabilities + 2 * change.position
+        extra = (
+            2 * len(change.radii)
+            + 4 * change.log_probabilities
+            + 2 * change.position
+            + change.further
+        )
         features = NUM_FEATURES + extra
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -180,11 +186,11 @@ def rows(backbone: Backbone) -> Iterator[str]:
 def row(name: str, found: Mapping[str, Sequence[Figures]]) -> str:
     """Return a row: means over the seeds, with the standard deviation of the first."""
     cells = []
-    for part in PARTS:
+    for figures in found.values():
         for figure in ("ece", "aurc", "nll"):
-            values = [getattr(one, figure) for one in found[part]]
+            values = [getattr(one, figure) for one in figures]
             cells.append(f"{statistics.mean(values):.4f} ±{statistics.pstdev(values):.4f}")
-        cells.append(f"{statistics.mean(one.score for one in found[part]):.2f}")
+        cells.append(f"{statistics.mean(one.score for one in figures):.2f}")
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

@@ -6,7 +6,7 @@ between variants (`benchmarks.paper.ablation`) and are not reported; `test`, `sh
 are reported, and nothing is chosen on them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -120,14 +120,19 @@ def joined(first: StoredPart, second: StoredPart) -> StoredPart:
 
 
 def stored_parts(
-    network: nn.Module, data: LabelledSet, images_folder: Path, cache: Path
+    network: nn.Module,
+    data: LabelledSet,
+    images_folder: Path,
+    cache: Path,
+    part_names: Container[str] | None = None,
 ) -> dict[str, StoredPart]:
-    """Run a network on all parts, or read what an earlier run stored in `cache`."""
+    """Run a network on some or all parts, or read what an earlier run stored in `cache`."""
     cache.mkdir(parents=True, exist_ok=True)
     marker = cache / "complete"
     if not marker.is_file():
         for part in parts(data, images_folder):
-            save(network, part, cache / f"{part.name.replace(' ', '-')}.npz")
+            if part_names is None or part.name in part_names:
+                save(network, part, cache / f"{part.name.replace(' ', '-')}.npz")
         marker.touch()
     stored = (path.stem for path in sorted(cache.glob("*.npz")))
     return {name.replace("-", " "): read(cache / f"{name}.npz") for name in stored}
