@@ -151,6 +151,7 @@ def respond_to_upload(
             body = encode.npz(done.prediction.mask, done.prediction.confidence)
         else:
             body = encode_image(result, query.output or "mask", decode)
+    state.results.wait_for(name)
     timer.stages["total"] = (time.perf_counter() - started) * 1000
     state.metrics.count_segmentation(
         model.card.name, done.mean_confidence, timer.stages, done.prediction.in_distribution,
