@@ -4,12 +4,16 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
 
+from app.errors import SettingsError
+from app.main import create_app
+from app.storage.objects import Objects
 from tests.api.test_server import Served, serving
 from tests.factories.jobs import wait_for
 from tests.factories.models import write_onnx_model
@@ -52,12 +56,11 @@ def start(store: MotoServer, tmp_path: Path) -> Iterator[object]:
     with ExitStack() as stack:
 
         def start_one(name: str, **settings: str) -> Served:
-            replica = stack.enter_context(
-                serving(
-                    tmp_path, ARTIFACTS_DIR=URL, STATE_DIR=str(tmp_path / name), API_TOKENS=TOKEN,
-                    DRIFT_WINDOW=str(WINDOW), **settings,
-                )
-            )  # fmt: skip
+            chosen = {
+                "ARTIFACTS_DIR": URL, "STATE_DIR": str(tmp_path / name), "API_TOKENS": TOKEN,
+                "DRIFT_WINDOW": str(WINDOW), **settings,
+            }  # fmt: skip
+            replica = stack.enter_context(serving(tmp_path, None, **chosen))
             replica.client.headers["Authorization"] = f"Bearer {TOKEN}"
             replica.first_answer("/healthz")
             wait_until_ready(replica.client)
@@ -109,7 +112,7 @@ def test_drift_of_two_replicas_is_that_of_one_that_saw_all_images(start, replica
     expected = divergences(lone.client)
     assert np.isfinite(expected).all()
     for replica in replicas:
-        wait_for(lambda replica=replica: is_full(replica), "the windows to be merged")
+        wait_for(partial(is_full, replica), "the windows to be merged")
         assert divergences(replica.client) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
     ending, running = replicas
@@ -140,3 +143,17 @@ def test_replicas_serve_while_the_store_is_down(replicas, store):
         return all(second.get(link).status_code == 200 for link in during)
 
     wait_for(are_written, "the results of the outage to be written")
+
+
+def test_missing_bucket_of_results_stops_the_start(store, make_settings):
+    with pytest.raises(SettingsError, match="SEGCAL_RESULTS_DIR: expected a bucket that exists"):
+        create_app(make_settings(results_dir="s3://no-such-bucket/results"))
+
+
+def test_results_may_have_a_bucket_of_their_own(store, make_client):
+    store.make_bucket("results")
+    first, second = (make_client(results_dir="s3://results/kept") for _ in range(2))
+    link = post(first, thirds()).json()["links"]["mask"]
+
+    assert second.get(link).content == first.get(link).content
+    assert len(Objects.open("s3://results/kept").modified_at("")) == 1

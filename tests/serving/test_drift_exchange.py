@@ -58,7 +58,8 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def version(rng: np.random.Generator) -> StoredCalibrator:
-    return stored(reference_to([draw_prediction(rng) for _ in range(40)]))
+    fitted: StoredCalibrator = stored(reference_to([draw_prediction(rng) for _ in range(40)]))
+    return fitted
 
 
 def draw(rng: np.random.Generator, count: int, alpha: float = 8.0) -> list[Arrays]:

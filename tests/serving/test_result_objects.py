@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,11 @@ def written(results: ResultObjects, **options: Any) -> str:
     name = results.put(result(**options))
     results.wait_for(name)
     return name
+
+
+def is_written(store: Any, name: str) -> bool:
+    """Return whether the bucket has a result."""
+    return f"{name}.safetensors" in Objects(store).names("")
 
 
 def assert_missing(results: ResultObjects, *names: str) -> None:
@@ -153,7 +159,7 @@ def test_store_that_is_down_keeps_own_links_alive_and_is_written_to_later(store,
     monkeypatch.setattr(result_objects, "RETRY_S", 0.0)
     names.append(written(own))
     for name in names:
-        wait_for(lambda name=name: f"{name}.safetensors" in reader.names(""), "all to be written")
+        wait_for(partial(is_written, store, name), "all to be written")
         other.get(name)
 
 
@@ -172,7 +178,7 @@ def test_response_waits_a_moment_for_a_slow_store_and_later_ones_do_not(store, m
     bucket.may_write.set()
     reader = ResultObjects(Objects(store), 10, 1000)
     for name in names:
-        wait_for(lambda name=name: f"{name}.safetensors" in bucket.names(""), "all to be written")
+        wait_for(partial(is_written, store, name), "all to be written")
         assert reader.get(name).upload == b"abc"
 
 
