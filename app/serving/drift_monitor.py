@@ -202,7 +202,7 @@ class DriftMonitor:
                 self._merge(model, window)
 
     def _merge(self, model: str, window: Window) -> None:
-        """Give a window those of the other replicas that belong to it."""
+        """Merge the windows of other replicas that belong to a window into it."""
         fitting = {
             name: each
             for name, windows in self._others.items()

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from app.errors import NotFoundError, SegcalError, UnavailableError
 from app.serving.result_cache import ID_PATTERN, UNKNOWN_RESULT, Result, ResultCache
-from app.storage.objects import RETRY_S, Objects, first_line
+from app.storage.objects import RETRY_S, Objects
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class ResultObjects:
             yield
         except SegcalError as error:
             if self._failed_at is None:
-                log.warning("results are kept in memory alone: %s", first_line(error))
+                log.warning("results are kept in memory alone: %s", error)
             self._failed_at = time.monotonic()
             raise
         self._failed_at = None
