@@ -67,7 +67,7 @@ class Results(Protocol):
     def put(self, result: Result) -> str:
         """Store a result and return its id."""
 
-    def wait_for(self, result_id: str) -> None:
+    async def wait_for(self, result_id: str) -> None:
         """Wait for a moment until all replicas can read a result that was put."""
 
     def get(self, result_id: str) -> Result:
@@ -113,7 +113,7 @@ class ResultCache:
                 self._bytes += result.nbytes
         return result_id
 
-    def wait_for(self, result_id: str) -> None:
+    async def wait_for(self, result_id: str) -> None:
         """Return at once: no other process reads the results."""
 
     def get(self, result_id: str) -> Result:

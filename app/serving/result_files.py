@@ -63,7 +63,7 @@ class ResultFiles:
             log.warning("a result could not be kept: %s", error)
         return result_id
 
-    def wait_for(self, result_id: str) -> None:
+    async def wait_for(self, result_id: str) -> None:
         """Return at once: a file is written before its id is known."""
 
     def get(self, result_id: str) -> Result:

@@ -12,11 +12,10 @@ from app.storage.files import (
     write_json,
 )
 from app.storage.manifest import StoredCalibrator, new_id, timestamp
-from app.storage.objects import RETRY_S, Objects
+from app.storage.objects import Objects
 from app.storage.publications import FolderPublications, ObjectPublications, Publications
 
 __all__ = [
-    "RETRY_S",
     "ArtifactStore",
     "FolderPublications",
     "Lease",

@@ -1,8 +1,7 @@
 """Results in a bucket, which all replicas read; `make fleet` has two servers over S3."""
 
+import asyncio
 import threading
-import time
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -19,11 +18,15 @@ from tests.storage.buckets import memory_store
 
 
 class Bucket(Objects):
-    """Objects of a store that can be down, or wait before it writes; `requests` counts reads."""
+    """Objects of a store that can be down, or wait before it writes.
+
+    `reads` counts those of results, `puts` lists the ids of the results that were written.
+    """
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self.down, self.requests = False, 0
+        self.down, self.reads = False, 0
+        self.puts: list[str] = []
         self.may_write = threading.Event()
         self.may_write.set()
 
@@ -31,19 +34,20 @@ class Bucket(Objects):
         if self.down:
             raise UnavailableError("expected an answer, got none")
 
-    def read(self, *arguments: Any) -> Any:
-        self.requests += 1
+    def read(self, path: str, *arguments: Any) -> Any:
+        self.reads += path != result_objects.PROBE
         self._fail_if_down()
-        return super().read(*arguments)
+        return super().read(path, *arguments)
 
     def delete(self, path: str) -> None:
         self._fail_if_down()
         super().delete(path)
 
-    def _put(self, *arguments: Any) -> bool:
+    def _put(self, path: str, *arguments: Any) -> bool:
         self.may_write.wait()
         self._fail_if_down()
-        return super()._put(*arguments)
+        self.puts.append(path.partition(".")[0])
+        return super()._put(path, *arguments)
 
 
 @pytest.fixture
@@ -54,13 +58,21 @@ def store() -> Any:
 def written(results: ResultObjects, **options: Any) -> str:
     """Put a result and wait until it is written."""
     name = results.put(result(**options))
-    results.wait_for(name)
+    asyncio.run(results.wait_for(name))
     return name
 
 
 def is_written(store: Any, name: str) -> bool:
     """Return whether the bucket has a result."""
     return f"{name}.safetensors" in Objects(store).names("")
+
+
+def is_found(results: ResultObjects, name: str) -> bool:
+    """Return whether a result is read; false while the store counts as down."""
+    try:
+        return results.get(name).upload == b"abc"
+    except UnavailableError:
+        return False
 
 
 def assert_missing(results: ResultObjects, *names: str) -> None:
@@ -86,7 +98,7 @@ def test_own_results_are_read_from_memory(store):
     name = written(results)
 
     assert results.get(name).upload == b"abc"
-    assert (bucket.requests, results.nbytes) == (0, 63)
+    assert (bucket.reads, results.nbytes) == (0, 63)
 
 
 def test_budget_of_a_replica_keeps_its_latest_results_in_the_bucket(store):
@@ -130,9 +142,9 @@ def test_object_of_an_unknown_id_is_not_read(store):
     results = ResultObjects(bucket, 10, 1000)
 
     assert_missing(results, "../secret", "secret", "", "F" * 24, "a" * 23 + "/", "a" * 25)
-    assert bucket.requests == 0
+    assert bucket.reads == 0
     assert_missing(results, "f" * 24)
-    assert bucket.requests == 1
+    assert bucket.reads == 1
 
 
 @pytest.mark.parametrize("data", [b"damaged", b"\x02" + bytes(7) + b"{}"], ids=["no file", "empty"])
@@ -143,7 +155,7 @@ def test_damaged_object_is_not_found(store, data):
 
 
 def test_store_that_is_down_keeps_own_links_alive_and_is_written_to_later(store, monkeypatch):
-    monkeypatch.setattr(result_objects, "RETRY_S", 60.0)
+    monkeypatch.setattr(result_objects, "RETRY_S", 0.05)
     bucket, reader = Bucket(store), Bucket(store)
     own, other = ResultObjects(bucket, 10, 1000), ResultObjects(reader, 10, 1000)
     bucket.down = reader.down = True
@@ -153,43 +165,45 @@ def test_store_that_is_down_keeps_own_links_alive_and_is_written_to_later(store,
         own.get(name)
         with pytest.raises(UnavailableError):
             other.get(name)
-    assert reader.requests == 1  # further ones are answered at once
+    assert reader.reads == 1  # further ones are answered at once
 
     bucket.down = reader.down = False
-    monkeypatch.setattr(result_objects, "RETRY_S", 0.0)
-    names.append(written(own))
     for name in names:
         wait_for(partial(is_written, store, name), "all to be written")
-        other.get(name)
+        wait_for(partial(is_found, other, name), "the reader to try the store again")
 
 
 def test_response_waits_a_moment_for_a_slow_store_and_later_ones_do_not(store, monkeypatch):
     monkeypatch.setattr(result_objects, "WAIT_S", 0.05)
+    monkeypatch.setattr(result_objects, "RETRY_S", 0.05)
     bucket = Bucket(store)
     bucket.may_write.clear()
     results = ResultObjects(bucket, 10, 1000)
-    names = [written(results, seed=seed) for seed in range(2)]
+    names = [written(results)]
+    bucket.down = True  # the attempts to read fail as well
 
-    def fail(*_arguments: Any) -> Future[None]:
+    def fail(*_arguments: Any, **_options: Any) -> None:
         raise AssertionError("expected no wait")
 
-    monkeypatch.setattr(result_objects, "wait", fail)
-    names.append(written(results))
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncio, "wait", fail)
+        names += [written(results, seed=seed) for seed in range(2)]
+    assert not any(is_written(store, name) for name in names)
+    bucket.down = False
     bucket.may_write.set()
-    reader = ResultObjects(Objects(store), 10, 1000)
     for name in names:
         wait_for(partial(is_written, store, name), "all to be written")
-        assert reader.get(name).upload == b"abc"
 
 
 def test_result_that_expires_while_the_store_is_down_is_never_written(store, monkeypatch):
-    monkeypatch.setattr(result_objects, "RETRY_S", 0.0)
+    monkeypatch.setattr(result_objects, "RETRY_S", 0.05)
     clock, bucket = Clock(), Bucket(store)
     results = ResultObjects(bucket, 10, 1000, clock)
     bucket.down = True
-    written(results)
-    clock.shift, bucket.down = 10.5, False
-    last = written(results)
-    time.sleep(0.1)
+    expired = written(results)
+    clock.shift = 10.5
+    last = results.put(result())
+    bucket.down = False
+    wait_for(lambda: last in bucket.puts, "the last result to be written")
 
-    assert bucket.names("") in ([], [f"{last}.safetensors"])
+    assert expired not in bucket.puts
