@@ -57,8 +57,7 @@ from app.open_inference import HEADER_LENGTH
 from app.process_group import ProcessGroup
 from app.serving.drift_monitor import DriftMonitor, DriftPolicy
 from app.serving.model_folders import check_models, max_concurrent_requests
-from app.serving.result_cache import ResultCache, Results
-from app.serving.result_files import ResultFiles
+from app.serving.shared_storage import exchanging_drift, open_results, open_shared
 from app.settings import Settings, load_settings
 from app.storage.artifacts import ArtifactStore
 
@@ -82,6 +81,7 @@ def create_app(settings: Settings | None = None, group: ProcessGroup | None = No
     check_models(settings)
     drift = DriftMonitor(DriftPolicy(settings.drift_window, settings.drift_patience))
     artifacts = open_artifacts(settings)
+    shared = open_shared(settings)
     state = State(
         settings=settings,
         admin_token=admin_token(settings.admin_token, token_folder(settings, group)),
@@ -92,7 +92,7 @@ def create_app(settings: Settings | None = None, group: ProcessGroup | None = No
             settings.request_timeout_s,
             active_requests_of(group),
         ),
-        results=open_results(settings),
+        results=open_results(settings, shared),
         metrics=ServiceMetrics(drift),
         drift=drift,
         artifacts=artifacts,
@@ -122,7 +122,8 @@ def create_app(settings: Settings | None = None, group: ProcessGroup | None = No
         if group is not None and not group.answers_while_loading:
             await loading
         publishing = asyncio.create_task(publish_regularly(shared_metrics))
-        yield
+        async with exchanging_drift(drift, shared):
+            yield
         state.readiness.draining.set()
         await asyncio.to_thread(collector.stop)
         await asyncio.to_thread(state.jobs.stop)
@@ -203,13 +204,6 @@ def token_folder(settings: Settings, group: ProcessGroup | None) -> Path:
     folder = settings.state_dir
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return folder if group is None or os.access(existing, os.W_OK) else group.folder
-
-
-def open_results(settings: Settings) -> Results:
-    """Open the kept results: in the settings' folder, or in memory without one."""
-    if settings.results_dir is None:
-        return ResultCache(settings.result_ttl_s, settings.result_bytes)
-    return ResultFiles(settings.results_dir, settings.result_ttl_s, settings.result_bytes)
 
 
 def active_requests_of(group: ProcessGroup | None) -> ActiveRequests:

@@ -20,7 +20,7 @@ class ProcessGroup:
 
     @property
     def results(self) -> Path:
-        """Folder of the kept results."""
+        """Folder of the kept results and of the drift windows."""
         return self.folder / "results"
 
     @property

@@ -66,6 +66,12 @@ def default_state_dir(known: dict[str, object]) -> Path:
     return state / "segcal"
 
 
+def default_results_dir(known: dict[str, object]) -> str | None:
+    """Return a prefix beside the artefacts where they are in a bucket; None elsewhere."""
+    bucket = known.get("artifacts_dir")
+    return f"{bucket.rstrip('/')}/.results" if isinstance(bucket, str) else None
+
+
 class Settings(BaseSettings):
     """Settings; the variable of a field is its name in capitals with the prefix."""
 
@@ -100,7 +106,7 @@ class Settings(BaseSettings):
     retry_bytes: int = Field(16384 * MEBI, ge=0)
     result_ttl_s: float = Field(600.0, ge=0)
     result_bytes: int = Field(256 * MEBI, ge=0)
-    results_dir: Path | None = None
+    results_dir: Path | str | None = Field(default_factory=default_results_dir)  # as artifacts_dir
     memory_bytes: int = Field(default_factory=available_memory, ge=1)
     threads: int = Field(default_factory=available_cores, ge=1)
     # At least two, so that one request of a large image does not hold all others.
@@ -129,7 +135,7 @@ class Settings(BaseSettings):
             raise ValueError("expected a folder")
         return value
 
-    @field_validator("artifacts_dir", mode="before")
+    @field_validator("artifacts_dir", "results_dir", mode="before")
     @classmethod
     def _parse_location(cls, value: object) -> object:
         """Turn a folder's name into a path; raises ValueError for a URL that is no bucket's."""

@@ -38,6 +38,8 @@ def test_cores_are_those_of_the_machine_where_the_system_has_no_affinity(monkeyp
         ("ARTIFACTS_DIR", "s3://bucket/a/prefix", "s3://bucket/a/prefix"),
         ("ARTIFACTS_DIR", "az://container", "az://container"),
         ("STATE_DIR", "/var/lib/segcal", Path("/var/lib/segcal")),
+        ("RESULTS_DIR", "/srv/results", Path("/srv/results")),
+        ("RESULTS_DIR", "gs://bucket/results", "gs://bucket/results"),
         ("DEFAULT_MODEL", "street", "street"),
         ("API_TOKENS", "alpha", ("alpha",)),
         ("API_TOKENS", " alpha ,,beta, ", ("alpha", "beta")),
@@ -84,7 +86,8 @@ def test_variable_sets_its_setting(monkeypatch, name, value, expected):
         ("CORS_ORIGINS", ","), ("RETRY_BYTES", "-1"),
         ("ARTIFACTS_DIR", "ftp://x/y"), ("ARTIFACTS_DIR", "s3://"), ("ARTIFACTS_DIR", "s3://key@b"),
         ("ARTIFACTS_DIR", "file:///srv"), ("MODELS_DIR", "s3://x"), ("STATE_DIR", "s3://x"),
-        ("RESULT_BYTES", "-1"), ("THREADS", "0"), ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
+        ("RESULTS_DIR", "ftp://x/y"), ("RESULT_BYTES", "-1"), ("THREADS", "0"),
+        ("DEVICE", "gpu"), ("DEVICE", "CUDA:0"),
     ],
 )  # fmt: skip
 def test_invalid_value_is_rejected_by_name_and_value(monkeypatch, name, value):
@@ -143,6 +146,13 @@ def test_state_is_kept_beside_artefacts_in_a_folder_and_else_in_the_user_s_state
 
     assert load_settings(artifacts_dir=Path("/srv/a")).state_dir == Path("/srv/a")
     assert load_settings(artifacts_dir="s3://bucket").state_dir == Path("/state/segcal")
+
+
+def test_results_are_kept_beside_artefacts_in_a_bucket_and_else_in_memory():
+    assert load_settings(artifacts_dir=Path("/srv/a")).results_dir is None
+    assert load_settings(artifacts_dir="s3://bucket/a/").results_dir == "s3://bucket/a/.results"
+    chosen = load_settings(artifacts_dir="s3://bucket/a", results_dir=Path("/srv/results"))
+    assert chosen.results_dir == Path("/srv/results")
 
 
 def test_settings_are_frozen():

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response
 from app.api.dependencies import StateDep, TokenCheck
 from app.api.openapi import answers
 from app.api.responses import respond
+from app.deadline import Deadline
 from app.imaging import encode
 from app.imaging.decode import ImageArray
 from app.schemas.service import Output
@@ -54,13 +55,13 @@ def encode_image(
 )
 async def data(result_id: str, state: StateDep) -> Response:
     """Return the arrays `mask` and `confidence` (float16) as .npz."""
-    result = state.results.get(result_id)
+
+    def read() -> Response:
+        prediction = state.results.get(result_id).prediction
+        return respond(encode.npz(prediction.mask, prediction.confidence), NPZ)
+
     async with state.admission.enter():
-        return await state.admission.run(
-            lambda _deadline: respond(
-                encode.npz(result.prediction.mask, result.prediction.confidence), NPZ
-            )
-        )
+        return await state.admission.run(lambda _deadline: read())
 
 
 @router.get(
@@ -76,11 +77,13 @@ async def image(
     depth: Annotated[Depth, Query(description="Bits of the confidence.")] = Depth.EIGHT,
 ) -> Response:
     """Return one image of an earlier segmentation as PNG."""
-    result = state.results.get(result_id)
-    decode = partial(state.decoders.decode, max_pixels=state.settings.max_pixels)
-    async with state.admission.enter():
-        return await state.admission.run(
-            lambda deadline: respond(
-                encode_image(result, image, partial(decode, deadline=deadline), depth), PNG
-            )
+
+    def read(deadline: Deadline) -> Response:
+        result = state.results.get(result_id)
+        decode = partial(
+            state.decoders.decode, max_pixels=state.settings.max_pixels, deadline=deadline
         )
+        return respond(encode_image(result, image, decode, depth), PNG)
+
+    async with state.admission.enter():
+        return await state.admission.run(read)

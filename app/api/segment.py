@@ -45,6 +45,7 @@ from app.serving.segmenter import (
 router = APIRouter(tags=["segment"], dependencies=[TokenCheck])
 
 JSON = "application/json"
+RESULT_ID = "X-Result-Id"
 REQUEST_BODY = {
     "requestBody": {
         "required": True,
@@ -64,7 +65,7 @@ ANSWERS = answers(
     406,
     *SEGMENTATION,
     files=(PNG, NPZ),
-    headers=(*SEGMENTATION_HEADERS, "X-Result-Id", "Server-Timing"),
+    headers=(*SEGMENTATION_HEADERS, RESULT_ID, "Server-Timing"),
 )
 
 
@@ -87,7 +88,7 @@ async def segment(
     the PNG.
     """
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), query.output)
-    return await run_on_body(
+    response = await run_on_body(
         request,
         state,
         lambda upload, deadline: respond_to_upload(
@@ -95,6 +96,8 @@ async def segment(
         ),
         lambda body: read_image(request, body, state.settings.max_upload_bytes),
     )
+    await state.results.wait_for(response.headers[RESULT_ID])
+    return response
 
 
 async def read_image(request: Request, body: bytearray, max_bytes: int) -> bytes:
@@ -159,7 +162,7 @@ def respond_to_upload(
     headers = {
         "X-Model": model.card.name,
         "X-Calibrator": NO_CALIBRATOR if done.calibrator is None else done.calibrator.manifest.id,
-        "X-Result-Id": name,
+        RESULT_ID: name,
         "Server-Timing": ", ".join(f"{k};dur={v:.2f}" for k, v in timer.stages.items()),
     }
     if done.guarantee is not None:

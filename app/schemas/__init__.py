@@ -1,6 +1,7 @@
 """Schemas of stored records, of requests and of responses; they import nothing large."""
 
 from app.schemas.calibrator import FORMAT, FORMAT_VERSION, CertifiedThreshold, Manifest
+from app.schemas.drift import DriftWindow, DriftWindows
 from app.schemas.fit import (
     AUTO_METHOD,
     TEMPERATURE_RANGE,
@@ -61,6 +62,8 @@ __all__ = [
     "CertifiedThreshold",
     "ClassInfo",
     "ClassPolygons",
+    "DriftWindow",
+    "DriftWindows",
     "EncodedImage",
     "FitOptions",
     "Health",

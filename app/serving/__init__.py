@@ -10,8 +10,7 @@ from app.serving.model_folders import (
 )
 from app.serving.pipeline import StageTimer, predict_image, predict_logits
 from app.serving.reload import LoadReport, load_folders
-from app.serving.result_cache import Result, ResultCache, Results
-from app.serving.result_files import ResultFiles
+from app.serving.result_cache import Result, Results
 from app.serving.segmenter import (
     ACTIVE,
     MIN_IN_DISTRIBUTION,
@@ -24,6 +23,7 @@ from app.serving.segmenter import (
     class_table,
     find_calibrator,
 )
+from app.serving.shared_storage import exchanging_drift, open_results, open_shared
 
 __all__ = [
     "ACTIVE",
@@ -34,8 +34,6 @@ __all__ = [
     "LoadReport",
     "MemoryBudget",
     "Result",
-    "ResultCache",
-    "ResultFiles",
     "Results",
     "SegmentOptions",
     "Segmentation",
@@ -45,11 +43,14 @@ __all__ = [
     "certified_level",
     "check_models",
     "class_table",
+    "exchanging_drift",
     "find_calibrator",
     "find_model",
     "load_folders",
     "max_concurrent_requests",
     "model_folders",
+    "open_results",
+    "open_shared",
     "predict_image",
     "predict_logits",
 ]

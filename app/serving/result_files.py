@@ -1,7 +1,6 @@
 """Keep results in files of one folder, which several server processes share."""
 
 import logging
-import re
 import secrets
 import threading
 import time
@@ -10,18 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
-from app.calibration.predictions import Prediction
 from app.errors import NotFoundError
-from app.serving.result_cache import UNKNOWN_RESULT, Result
+from app.serving.result_cache import ID_PATTERN, UNKNOWN_RESULT, Result
 
 log = logging.getLogger(__name__)
-
-ID_PATTERN = re.compile(r"[0-9a-f]{24}")
-PALETTE = "palette"
 
 
 class ResultFiles:
@@ -69,6 +63,9 @@ class ResultFiles:
             log.warning("a result could not be kept: %s", error)
         return result_id
 
+    async def wait_for(self, result_id: str) -> None:
+        """Return at once: a file is written before its id is known."""
+
     def get(self, result_id: str) -> Result:
         """Read a result; raises NotFoundError for an id that is unknown or expired."""
         if not ID_PATTERN.fullmatch(result_id):
@@ -77,40 +74,34 @@ class ResultFiles:
         try:
             if path.stat().st_mtime + self._ttl_s <= self._clock():
                 raise NotFoundError(UNKNOWN_RESULT)
-            with safe_open(path, framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                model = file.metadata()["model"]
+            return Result.from_arrays(load_file(path))
         except (OSError, SafetensorError) as error:
             raise NotFoundError(UNKNOWN_RESULT) from error
-        prediction = Prediction(tensors["mask"], tensors["confidence"])
-        palette = [tuple(color) for color in tensors[PALETTE].tolist()]
-        return Result(model, tensors["upload"].tobytes(), prediction, palette)
 
     def _path(self, result_id: str) -> Path:
         return self._folder / f"{result_id}.safetensors"
 
     def _write(self, result_id: str, result: Result) -> None:
         """Write a file under another name first, so that no process reads a part of it."""
-        tensors = {
-            "mask": np.ascontiguousarray(result.prediction.mask),
-            "confidence": np.ascontiguousarray(result.prediction.confidence),
-            "upload": np.frombuffer(result.upload, np.uint8),
-            PALETTE: np.array(result.palette, np.uint8).reshape(-1, 3),
-        }
         temporary = self._folder / f"{result_id}.tmp"
         try:
-            save_file(tensors, temporary, {"model": result.model})
+            save_file(result.to_arrays(), temporary)
             temporary.rename(self._path(result_id))
         finally:
             temporary.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove expired files, at most once in a quarter of the time for which they are kept."""
+        """Remove expired files, at most once in a quarter of the time for which they are kept.
+
+        Folders are not results: they are the drift windows of the processes.
+        """
         now = self._clock()
         if now - self._swept_at < self._ttl_s / 4:
             return
         self._swept_at = now
         for path in self._folder.iterdir():
+            if path.is_dir():
+                continue
             with suppress(FileNotFoundError):  # another process removes it
                 if path.stat().st_mtime + self._ttl_s <= now:
                     path.unlink()

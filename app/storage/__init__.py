@@ -1,4 +1,4 @@
-"""Files, manifests and versioned calibrators."""
+"""Files, objects of buckets, manifests and versioned calibrators."""
 
 from app.storage.artifacts import ArtifactStore
 from app.storage.backend import Lease
@@ -12,10 +12,16 @@ from app.storage.files import (
     write_json,
 )
 from app.storage.manifest import StoredCalibrator, new_id, timestamp
+from app.storage.objects import Objects
+from app.storage.publications import FolderPublications, ObjectPublications, Publications
 
 __all__ = [
     "ArtifactStore",
+    "FolderPublications",
     "Lease",
+    "ObjectPublications",
+    "Objects",
+    "Publications",
     "StoredCalibrator",
     "is_full",
     "locked",

@@ -19,6 +19,7 @@ from app.errors import SettingsError, UnavailableError
 
 log = logging.getLogger(__name__)
 
+ARTIFACTS = "SEGCAL_ARTIFACTS_DIR"
 LAG_S = 1.0  # age up to which a reading is used again
 RETRY_S = 5.0  # after a failure, readings are used again for as long before the next attempt
 TIMEOUT_S = 2  # of one request; one that fails is sent once more
@@ -33,6 +34,7 @@ class StoredObject:
 
     data: bytes
     version: dict[str, str]  # e_tag, and the generation where a store has one
+    modified_at: float  # seconds since the epoch, by the store's clock
 
     @property
     def document(self) -> dict[str, Any]:
@@ -58,34 +60,37 @@ class Objects:
     Each method raises UnavailableError where the store can't be reached, within some seconds.
     """
 
-    def __init__(self, store: Any) -> None:  # noqa: ANN401 - obstore is optional
-        self._obstore = obstore_module("obstore")
-        self._store = store
+    def __init__(self, store: Any, setting: str = ARTIFACTS) -> None:  # noqa: ANN401 - obstore is optional
+        self._obstore = obstore_module("obstore", setting)
+        self._store, self._setting = store, setting
         self._readings: dict[str, Reading] = {}
         self._refreshing = threading.Lock()
         self._failed_at: float | None = None  # of the last reading, None where it succeeded
 
     @classmethod
-    def open(cls, url: str) -> "Objects":
-        """Open the store of a URL; raises SettingsError for one that can't be."""
-        exceptions = obstore_module("obstore.exceptions")
+    def open(cls, url: str, setting: str = ARTIFACTS, timeout_s: int = TIMEOUT_S) -> "Objects":
+        """Open the store of a URL; raises SettingsError, naming the setting, for one that can't be.
+
+        A request ends after `timeout_s`; one that fails is sent once more.
+        """
+        exceptions = obstore_module("obstore.exceptions", setting)
         allow_http = os.environ.get(ALLOW_HTTP.get(url.partition(":")[0], ""), "")
         client = {
-            "timeout": f"{TIMEOUT_S}s",
+            "timeout": f"{timeout_s}s",
             "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
             "allow_http": allow_http.lower() in ("1", "true"),
         }
-        retry = {"max_retries": 1, "retry_timeout": timedelta(seconds=2 * TIMEOUT_S)}
+        retry = {"max_retries": 1, "retry_timeout": timedelta(seconds=2 * timeout_s)}
         try:
             store = obstore_module("obstore.store").from_url(
                 url, client_options=client, retry_config=retry
             )
         except exceptions.BaseError as error:
             raise SettingsError(
-                f"SEGCAL_ARTIFACTS_DIR: expected a bucket that its variables describe, "
+                f"{setting}: expected a bucket that its variables describe, "
                 f"got {url!r}: {first_line(error)}"
             ) from error
-        return cls(store)
+        return cls(store, setting)
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object that does not exist; return whether it did not."""
@@ -94,6 +99,10 @@ class Objects:
     def replace(self, path: str, data: bytes, version: dict[str, str]) -> bool:
         """Put an object where it has this version still; return whether it had."""
         return self._put(path, data, dict(version))
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        """Put an object, which may exist."""
+        self._put(path, data, "overwrite")
 
     def read(self, path: str, known: StoredObject | None = None) -> StoredObject | None:
         """Read an object, None where it is missing; `known` is returned where it is unchanged."""
@@ -108,7 +117,8 @@ class Objects:
             except exceptions.NotModifiedError:
                 return known
         identity = {key: result.meta.get(key) for key in ("e_tag", "version")}
-        return StoredObject(data, {key: value for key, value in identity.items() if value})
+        version = {key: value for key, value in identity.items() if value}
+        return StoredObject(data, version, result.meta["last_modified"].timestamp())
 
     def read_recent(self, path: str) -> StoredObject | None:
         """Read an object as it was at most `LAG_S` ago; while the store is down, as last read."""
@@ -149,10 +159,17 @@ class Objects:
 
     def names(self, prefix: str) -> list[str]:
         """List the last parts of the paths directly below a prefix, sorted."""
-        with self._available():
-            listed = self._obstore.list_with_delimiter(self._store, prefix or None)
+        listed = self._list(prefix)
         paths = [*listed["common_prefixes"], *(each["path"] for each in listed["objects"])]
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in paths)
+        return sorted(last_part(path) for path in paths)
+
+    def modified_at(self, prefix: str) -> dict[str, float]:
+        """Return when each object directly below a prefix was put, by the last part of its path.
+
+        Times are seconds since the epoch by the store's clock.
+        """
+        objects = self._list(prefix)["objects"]
+        return {last_part(each["path"]): each["last_modified"].timestamp() for each in objects}
 
     def delete(self, path: str) -> None:
         """Delete an object, which may be missing."""
@@ -162,16 +179,22 @@ class Objects:
             except FileNotFoundError:
                 return
 
+    def require_bucket(self) -> None:
+        """Raise SettingsError for a bucket that does not exist."""
+        path = probe_path()
+        self.create(path, b"")
+        self.delete(path)
+
     def require_conditions(self) -> None:
         """Raise SettingsError where the store ignores the conditions of a put or a read."""
-        path = f".probe-{secrets.token_hex(8)}"
+        path = probe_path()
         try:
             ignored = self._find_ignored(path)
         finally:
             self.delete(path)
         if ignored:
             raise SettingsError(
-                "SEGCAL_ARTIFACTS_DIR: expected a store that honours conditional puts and reads, "
+                f"{self._setting}: expected a store that honours conditional puts and reads, "
                 f"concurrent ones too, got one that ignores {' and '.join(ignored)}"
             )
 
@@ -196,6 +219,12 @@ class Objects:
         down = self._failed_at is not None and now - self._failed_at < RETRY_S
         return down or now - reading.at < LAG_S
 
+    def _list(self, prefix: str) -> dict[str, Any]:
+        """List the objects and the prefixes directly below a prefix."""
+        with self._available():
+            listed: dict[str, Any] = self._obstore.list_with_delimiter(self._store, prefix or None)
+            return listed
+
     def _put(self, path: str, data: bytes, mode: str | dict[str, str]) -> bool:
         exceptions = obstore_module("obstore.exceptions")
         with self._available():
@@ -205,11 +234,11 @@ class Objects:
                 return False
             except FileNotFoundError as error:
                 raise SettingsError(
-                    "SEGCAL_ARTIFACTS_DIR: expected a bucket that exists, got none of this name"
+                    f"{self._setting}: expected a bucket that exists, got none of this name"
                 ) from error
             except exceptions.NotSupportedError as error:
                 raise SettingsError(
-                    "SEGCAL_ARTIFACTS_DIR: expected a store with conditional puts, got one without"
+                    f"{self._setting}: expected a store with conditional puts, got one without"
                 ) from error
         return True
 
@@ -242,13 +271,23 @@ def count_winners(put: Callable[[bytes], bool]) -> int:
         return sum(threads.map(race, range(RACERS)))
 
 
-def obstore_module(name: str) -> ModuleType:
+def probe_path() -> str:
+    """Return the random path of an object that is put on trial."""
+    return f".probe-{secrets.token_hex(8)}"
+
+
+def last_part(path: str) -> str:
+    """Return the last part of an object's path or of a prefix."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def obstore_module(name: str, setting: str = ARTIFACTS) -> ModuleType:
     """Import a module of obstore; raises SettingsError without the extra `store`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise SettingsError(
-            "SEGCAL_ARTIFACTS_DIR: expected the packages of the extra segcal[store] for a bucket, "
+            f"{setting}: expected the packages of the extra segcal[store] for a bucket, "
             "got none of them"
         ) from error
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,8 +21,9 @@ from app.process_group import ProcessGroup
 from app.settings import load_settings
 from tests.factories.jobs import PATIENCE_S, wait_for
 from tests.factories.models import write_onnx_model
-from tests.factories.service import encoded, post, thirds
+from tests.factories.service import SATURATED_AT_2, encoded, post, publish_temperature, thirds
 from tests.factories.validation_data import npz, overconfident
+from tests.serving.test_drift_monitor import reference_to
 
 TOKEN = "a token for tests"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -142,6 +144,26 @@ def test_metrics_are_summed_over_processes(group: Group):
         assert answered(client) == before + 2
 
     assert limit == load_settings().queue_limit
+
+
+def test_drift_is_measured_over_the_answers_of_all_processes(group: Group):
+    known = [(np.full((8, 12), i % 3, np.uint8), np.full((8, 12), SATURATED_AT_2, np.float32))
+             for i in range(24)]  # fmt: skip
+    publish_temperature(
+        group.folder / "artifacts", group.folder / "models" / "tiny", 2,
+        reference=reference_to(known),
+    )  # fmt: skip
+    window = load_settings().drift_window
+    for index in range(2):
+        with group.only(index) as client:
+            for _ in range(window // 2):
+                post(client, thirds())
+
+    def is_measured() -> bool:
+        with group.client() as client:
+            return "segcal_drift_divergence{" in client.get("/metrics").text
+
+    wait_for(is_measured, "both halves of a window to be merged")
 
 
 def test_job_of_one_process_is_seen_and_cancelled_in_another(group: Group):
