@@ -14,11 +14,12 @@ TORCHVISION_OPERATORS = ("nms", "qnms")
 def import_extra(extra: str, *modules: str) -> Any:
     """Import modules of an extra and return the first one; raises SetupError."""
     try:
-        return next(importlib.import_module(module) for module in modules)
+        imported = [importlib.import_module(module) for module in modules]
     except ImportError as error:
         raise SetupError(
             f"expected the extra packages of `pip install segcal[{extra}]`, got: {error}"
         ) from error
+    return imported[0]
 
 
 def import_torchvision(extra: str, *modules: str) -> Any:

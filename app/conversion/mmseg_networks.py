@@ -21,7 +21,7 @@ from app.conversion.classes import label_table
 from app.conversion.extras import import_extra, import_torchvision
 from app.conversion.framework_model import FrameworkModel, rescaled
 from app.conversion.plain_networks import Options
-from app.errors import ArgumentError, ModelError
+from app.errors import ArgumentError, ModelError, SetupError
 from app.inference.backbone import first_line
 from app.inference.checkpoints import read_state_dict
 from app.inference.preprocess import Size
@@ -98,6 +98,11 @@ def open_mmseg(path: str, weights: Path | None, options: Options) -> FrameworkMo
             raise ArgumentError(f"expected a checkpoint after the configuration {path}, got none")
         try:
             config = mmengine.Config.fromfile(path)
+        except ImportError as error:
+            raise SetupError(
+                f"expected the packages that {path} imports, some of which are those of "
+                f"`pip install segcal[mmseg]`, got: {first_line(error)}"
+            ) from error
         except Exception as error:  # a configuration is Python code
             raise ArgumentError(
                 f"expected a configuration of MMSegmentation, got {path}: {first_line(error)}"
