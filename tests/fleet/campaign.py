@@ -48,18 +48,21 @@ TEMPERATURES = (0.5, 2.0, 4.0)  # of the versions that are activated; 3 is the b
 HEIGHT, WIDTH = 72, 96
 IMAGES = 16
 NOTICE_S = 2.0  # in which HAProxy's checks find a replica that is ready
+RETRY_S = 5.0  # of a fit; most wait for the lease of one that was killed
+REASONS = ("SIGKILL", "server that was stopped", "no other fit")
 FIT_PATIENCE_S = 900  # with the leases of killed fits, each of which holds others for 60 s
 LAST = "the last activation"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a campaign does: at least so many requests and kills of replicas; means of times."""
+    """Parameters of a campaign: least numbers of requests, kills and fits, and mean times."""
 
     requests: int = 10_000
     replicas: int = 4
     clients: int = 8
     kills: int = 20
+    fits: int = 6
     pause_s: float = 0.2  # of a client between two requests
     activation_s: float = 4.0  # between two activations
     fit_s: float = 10.0  # between two fits
@@ -71,21 +74,27 @@ class Plan:
 
 @dataclass
 class Findings:
-    """What was done, and what was found; `faults` is empty where all checks hold."""
+    """Counts of a campaign; `faults` is empty where all checks hold."""
 
     seconds: float = 0.0
     requests: int = 0
     failed: list[str] = field(default_factory=list)
     repeated_by_haproxy: int = 0
     replicas_killed: int = 0
+    fits: int = 0  # that have succeeded
     fits_killed: int = 0
+    retried: Counter[str] = field(default_factory=Counter)  # fits, by the reason of their failure
     activations: Counter[str] = field(default_factory=Counter)  # by status
     jobs: Counter[str] = field(default_factory=Counter)  # by state at the end
-    retries: int = 0
     changes: int = 0
     largest_staleness_s: float = 0.0
     store_failures: int = 0
     faults: list[str] = field(default_factory=list)
+
+
+def reason_of(error: str) -> str:
+    """Return which of `REASONS` a job's error names, or the error."""
+    return next((reason for reason in REASONS if reason in error), error)
 
 
 def draw_images(seed: int) -> list[tuple[bytes, np.ndarray[Any, Any]]]:
@@ -125,9 +134,11 @@ class Campaign:
                 threads.submit(self._or_end, self.send, number)
                 for number in range(self.plan.clients)
             ]
-            for client in clients:
-                client.result()
-            self._ended.set()
+            try:
+                for client in clients:
+                    client.result()
+            finally:
+                self._ended.set()
             for other in others:
                 other.result()
         self.findings.seconds = round(time.monotonic() - began, 1)
@@ -148,19 +159,21 @@ class Campaign:
         with self.client() as client:
             while not self._ended.is_set():
                 number = next(self._numbers)
-                killed = self.findings.replicas_killed
-                asked = time.time()
-                enough = number >= self.plan.requests and killed >= self.plan.kills
-                if enough or asked > self._limit:
+                sent = time.time()
+                if (number >= self.plan.requests and self._has_enough()) or sent > self._limit:
                     break
                 fault, version = self.segment(client, number)
-                self.answers.append(Answer(asked, time.time(), version))
+                self.answers.append(Answer(sent, time.time(), version))
                 if fault:
                     self.findings.failed.append(f"request {number}: {fault}")
                     LOG.warning("request %d: %s", number, fault)
                 if number % 500 == 499:
-                    LOG.info("%d requests, %d kills", number + 1, killed)
+                    LOG.info("%d requests; %s", number + 1, self.findings)
                 time.sleep(rng.expovariate(1) * self.plan.pause_s)
+
+    def _has_enough(self) -> bool:
+        found = self.findings
+        return found.replicas_killed >= self.plan.kills and found.fits >= self.plan.fits
 
     def segment(self, client: httpx2.Client, number: int) -> tuple[str | None, str | None]:
         """Send one image; return the fault of its answer and the version that it names."""
@@ -187,7 +200,7 @@ class Campaign:
 
     def activate(self, version: str, reason: str) -> bool:
         """Activate a version through the balancer; return whether it was answered with success."""
-        asked = time.time()
+        sent = time.time()
         with self.client() as client:
             try:
                 path = f"/calibrators/{version}/activate"
@@ -196,7 +209,7 @@ class Campaign:
                 self.findings.activations[type(error).__name__] += 1
                 return False
         if status == 200:
-            self.times[reason] = Times(asked, time.time())
+            self.times[reason] = Times(sent, time.time())
         self.findings.activations[str(status)] += 1
         return status == 200
 
@@ -218,27 +231,29 @@ class Campaign:
 
     def follow(self, replica: Replica, location: str, killed_after_s: float | None) -> None:
         """Read a job until it has succeeded; retry it where it has failed or was interrupted."""
-        asked, job_id = time.time(), location.rpartition("/")[2]
-        while time.time() - asked < FIT_PATIENCE_S:
+        sent, job_id = time.time(), location.rpartition("/")[2]
+        while time.time() - sent < FIT_PATIENCE_S:
             answer = replica.request("GET", location)
             job = answer.json() if answer is not None and answer.status_code == 200 else {}
             if job.get("state") == "succeeded":
+                self.findings.fits += 1
                 self.versions.append(job["calibrator"])
                 if job["activated"]:
-                    self.times[f"job {job_id}"] = Times(asked, time.time())
+                    self.times[f"job {job_id}"] = Times(sent, time.time())
                 return
             if job.get("state") in ("failed", "interrupted"):
-                LOG.info("%s is %s: %s", job_id, job["state"], job["error"])
-                time.sleep(5)  # most wait for the lease of a killed fit to end
+                time.sleep(RETRY_S)
                 answer = replica.request("POST", f"{location}/retry")
-                self.findings.retries += answer is not None and answer.status_code == 202
-            elif killed_after_s is not None and time.time() - asked > killed_after_s:
-                pid = worker_pid(replica.state / ".jobs" / job_id)
-                if pid is not None:
-                    with suppress(ProcessLookupError):
+                if answer is not None and answer.status_code == 202:
+                    self.findings.retried[reason_of(job["error"])] += 1
+            elif (pid := worker_pid(replica.state / ".jobs" / job_id)) is not None:
+                with suppress(ProcessLookupError, PermissionError):
+                    if killed_after_s is not None and time.time() - sent > killed_after_s:
                         os.kill(pid, signal.SIGKILL)
                         self.findings.fits_killed += 1
-                    killed_after_s = None
+                        killed_after_s = None
+                    else:  # the clients would leave it no processor of two
+                        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0))
             time.sleep(0.2)
         self.findings.faults.append(f"the job {job_id} has not succeeded in {FIT_PATIENCE_S} s")
 
@@ -264,7 +279,8 @@ def check(
     plan: Plan, findings: Findings, answers: Sequence[Answer], times: Mapping[str, Times]
 ) -> None:
     """Check the history, the named versions, and the lease; add what does not hold as faults."""
-    if len(answers) < plan.requests or findings.replicas_killed < plan.kills:
+    short = findings.replicas_killed < plan.kills or findings.fits < plan.fits
+    if len(answers) < plan.requests or short:
         findings.faults.append(f"the time of {plan.limit_s:g} s was too short")
     if findings.failed:
         findings.faults.append(f"{len(findings.failed)} requests failed")

@@ -13,19 +13,19 @@ Change = Mapping[str, Any]  # an object of the history
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer: the times of its request and of itself, and the version that it names."""
+    """An answer: when its request was sent, when it was received, and the version it names."""
 
-    asked: float
-    answered: float
+    sent: float
+    received: float
     calibrator: str | None
 
 
 @dataclass(frozen=True)
 class Times:
-    """When a change was requested, and when it was answered, in s since the epoch."""
+    """When a change was requested, and when its answer was received, in s since the epoch."""
 
-    asked: float
-    answered: float
+    sent: float
+    received: float
 
 
 def read_history(objects: Objects, model: str) -> tuple[list[Change], list[int]]:
@@ -46,19 +46,19 @@ def largest_staleness(
     without a stale answer; infinite where an answer names a version that was not active before it.
     """
     known = [times.get(each["reason"]) or times.get(each["by"]) for each in changes]
-    began = [each.asked if each else since_epoch(change["at"])
+    began = [each.sent if each else since_epoch(change["at"])
              for each, change in zip(known, changes, strict=True)]  # fmt: skip
-    ends = [each.answered if each else math.inf for each in known[1:]] + [math.inf]
+    ends = [each.received if each else math.inf for each in known[1:]] + [math.inf]
     for index in reversed(range(len(ends) - 1)):
         ends[index] = min(ends[index], ends[index + 1])
     active = list(zip(changes, began, ends, strict=True))
     return max(
-        answer.asked
+        answer.sent
         - max(
             (
                 end
                 for change, start, end in active
-                if change["calibrator"] == answer.calibrator and start <= answer.answered
+                if change["calibrator"] == answer.calibrator and start <= answer.received
             ),
             default=-math.inf,
         )

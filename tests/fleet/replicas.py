@@ -1,8 +1,6 @@
 """Replicas of the service on one machine, which share a bucket, and HAProxy before them."""
 
-import os
 import re
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,10 +26,13 @@ class Replica:
 
     folder: Path
     served: Served = field(init=False)
+    client: httpx2.Client = field(init=False)  # of all processes, one after the other
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
-        self.start(free_port())
+        port = free_port()
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self.start(port)
 
     @property
     def state(self) -> Path:
@@ -53,23 +54,23 @@ class Replica:
 
     def kill(self) -> None:
         """Kill the process with SIGKILL and start it again at once."""
-        os.kill(self.served.process.pid, signal.SIGKILL)
         self.served.end()
         self.start(self.served.port)
 
     def end(self) -> None:
         """End the process for good."""
         self.served.end()
+        self.client.close()
 
     def is_ready(self) -> bool:
         """Return whether the replica has loaded its models."""
-        return answers(self.served.client)
+        return answers(self.client)
 
     def request(self, method: str, path: str, **options: object) -> httpx2.Response | None:
         """Send a request as admin; None where the replica was killed meanwhile."""
         try:
-            return self.served.client.request(method, path, headers=ADMIN, **options)  # type: ignore[arg-type]
-        except (httpx2.TransportError, RuntimeError):  # of a client that was closed
+            return self.client.request(method, path, headers=ADMIN, **options)  # type: ignore[arg-type]
+        except httpx2.TransportError:
             return None
 
 

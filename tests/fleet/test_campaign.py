@@ -17,7 +17,7 @@ TIMES = {"first": Times(10.0, 10.5), "last": Times(30.0, 30.5)}
 
 
 @pytest.mark.parametrize(
-    ("asked", "version", "staleness"),
+    ("sent", "version", "staleness"),
     [
         (15.0, "a", 15.0 - 30.5),  # it may be active until the next change that is answered
         (25.0, "a", 25.0 - 30.5),
@@ -29,8 +29,8 @@ TIMES = {"first": Times(10.0, 10.5), "last": Times(30.0, 30.5)}
         (9.0, "a", math.inf),
     ],
 )
-def test_staleness_is_the_time_since_the_next_change_was_answered(asked, version, staleness):
-    answer = Answer(asked, asked + 0.1, version)
+def test_staleness_is_the_time_since_the_next_change_was_answered(sent, version, staleness):
+    answer = Answer(sent, sent + 0.1, version)
     assert largest_staleness([answer], HISTORY, TIMES) == staleness
 
 
@@ -44,7 +44,7 @@ def test_no_request_fails_and_none_is_stale_while_a_replica_is_killed(tmp_path: 
     pytest.importorskip("moto", reason="expected the packages of `make fleet`")
     pytest.importorskip("obstore")
 
-    plan = Plan(200, replicas=2, kills=1, pause_s=0.05, activation_s=1, kill_s=3, fitter_kills=0)
+    plan = Plan(200, 2, kills=1, fits=1, pause_s=0.05, activation_s=1, kill_s=3, fitter_kills=0)
     findings = run_campaign(tmp_path, plan)
 
     assert findings.faults == []
