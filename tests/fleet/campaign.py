@@ -63,10 +63,10 @@ class Plan:
     clients: int = 8
     kills: int = 20
     fits: int = 6
-    pause_s: float = 0.2  # of a client between two requests
+    pause_s: float = 0.15  # of a client between two requests
     activation_s: float = 4.0  # between two activations
-    fit_s: float = 10.0  # between two fits
-    kill_s: float = 10.0  # between two kills, besides the time until enough replicas are ready
+    fit_s: float = 3.0  # between two fits
+    kill_s: float = 8.0  # between two kills, besides the time until enough replicas are ready
     fitter_kills: float = 0.5  # fraction of the fits whose process is killed
     limit_s: float = 3600.0  # after which the clients end
     seed: int = 0
