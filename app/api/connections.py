@@ -63,9 +63,15 @@ def _keep_below(limit: int, connections: Iterable["LimitedProtocol"]) -> bool:
 
 
 class CountingConnection(h11.Connection):
-    """The state of an HTTP/1.1 connection; rejects bodies in many small chunks."""
+    """The state of an HTTP/1.1 connection; rejects bodies in many small chunks.
+
+    The headers of a response are written with the beginning of its body. A process that is killed
+    between two writes leaves headers without a body, after which a proxy can't send the request to
+    another replica.
+    """
 
     chunks = received = 0
+    headers = b""  # of the response, not written yet
 
     def next_event(self) -> Any:  # noqa: ANN401 - as the base class
         """Return the next event; raises RemoteProtocolError for too many small chunks."""
@@ -79,6 +85,15 @@ class CountingConnection(h11.Connection):
         if self.chunks > FREE_CHUNKS + self.received // MIN_CHUNK_BYTES:
             raise h11.RemoteProtocolError("too many small chunks")
         return event
+
+    def send(self, event: Any) -> Any:  # noqa: ANN401 - as the base class
+        """Encode an event; the headers of a response are returned with the event after them."""
+        data = super().send(event)
+        if isinstance(event, h11.Response):
+            self.headers, data = data, b""
+        elif data is not None:
+            self.headers, data = b"", self.headers + data
+        return data
 
 
 class LimitedProtocol(H11Protocol):

@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import h11
 import httpx2
 import numpy as np
 import pytest
 
+from app.api.connections import CountingConnection
 from tests.api.test_server import read_all
 from tests.conftest import MakeServer
 from tests.factories.jobs import wait_for
@@ -164,3 +166,16 @@ def test_large_response_is_complete(make_server: MakeServer):
         arrays = np.load(io.BytesIO(response.content))
         assert arrays["mask"].shape == arrays["confidence"].shape == (1000, 1000)
         assert client.get("/healthz").status_code == 200  # on the same connection
+
+
+@pytest.mark.parametrize(("method", "body"), [("GET", b"ab"), ("HEAD", b"")])
+def test_headers_are_written_with_the_beginning_of_the_body(method, body):
+    connection = CountingConnection(h11.SERVER)
+    connection.receive_data(f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    connection.next_event()
+    headers = h11.Response(status_code=200, headers=[("Content-Length", "2")], reason=b"OK")
+
+    assert connection.send(headers) == b""
+    written = connection.send(h11.Data(data=body))
+    assert written == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body
+    assert connection.send(h11.EndOfMessage()) == b""
