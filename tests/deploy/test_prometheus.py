@@ -151,9 +151,11 @@ def use(monitored: Monitored) -> None:
     client = monitored.served.client
     rng = np.random.default_rng(0)
     drawn = [draw_image(rng) for _ in range(IMAGES)]
-    # No rate sees the increase with which a series begins, so a scrape comes between two images.
-    assert post(client, drawn[0][0], model="other").status_code == 200
-    wait_for(lambda: monitored.values("segcal_image_in_distribution_count") == [1], "a scrape")
+    # No rate sees the increase with which a series begins, so a scrape comes between the images.
+    for model in ("tiny", "other"):
+        assert post(client, drawn[0][0], model=model, min_confidence=0.6).status_code == 200
+    counts = "segcal_image_mean_confidence_count"
+    wait_for(lambda: monitored.values(counts) == [1, 1], "a scrape")
     files = {
         "images": archive({f"{i}.png": image for i, (image, _) in enumerate(drawn)}),
         "labels": archive({f"{i}.png": labels for i, (_, labels) in enumerate(drawn)}),
@@ -174,8 +176,8 @@ def use(monitored: Monitored) -> None:
     )
     assert activated.status_code == 200, activated.text
     for image, _ in drawn[:12]:
-        assert post(client, image, min_confidence=0.6).status_code == 200
-    assert post(client, drawn[0][0], model="other").status_code == 200
+        for model in ("tiny", "other"):
+            assert post(client, image, model=model, min_confidence=0.6).status_code == 200
     assert_problem(post(client, b"no image"), 400)
 
 
