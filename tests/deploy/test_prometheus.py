@@ -3,7 +3,6 @@
 Intervals and the rules' `for` are shortened; `tests/test_monitoring.py` tests them at their length.
 """
 
-import json
 import re
 import shutil
 import subprocess
