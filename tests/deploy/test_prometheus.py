@@ -117,7 +117,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
     other = write_onnx_model(folder / "models", "other")
     publish_calibrator(folder / "artifacts", other, Contextual.for_warm_up(3))
     with ExitStack() as stack:
-        served = stack.enter_context(serving(folder, **SETTINGS))
+        served = stack.enter_context(serving(folder, port=None, **SETTINGS))
         served.first_answer("/healthz")
         wait_until_ready(served.client)
         port = free_port()
