@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,10 +22,11 @@ HOST = re.compile(r"[A-Za-z0-9.\-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:/+")
 BUCKET = re.compile(r"(s3|gs|az)://[^/?#@\s]+(/[^?#\s]*)?")
 ORIGIN = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")  # of version 2, or folders of version 1
 SHUTDOWN_RESERVE_S = 10.0  # of the time of a shutdown: to stop a fit, close connections and exit
 
 
-def available_cores() -> int:
+def available_cores(groups: Path = CONTROL_GROUPS) -> int:
     """Return the number of cores this process may use, by CPU affinity and container quota.
 
     Libraries' own defaults ignore the quota and start one thread per core of the host.
@@ -32,22 +34,25 @@ def available_cores() -> int:
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    if quota == "max":
-        return cores
-    return max(1, min(cores, int(quota) // int(period)))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = _read_limits(groups, *names)
+            return max(1, min(cores, quota // period)) if quota > 0 else cores
+    return cores
 
 
-def available_memory() -> int:
+def available_memory(groups: Path = CONTROL_GROUPS) -> int:
     """Return the bytes of memory that this process may use: the machine's, or its container's."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or "max"
-        return total
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            return min(total, *_read_limits(groups, name))
+    return total
+
+
+def _read_limits(groups: Path, *names: str) -> list[int]:
+    """Read the integers of files; raises OSError without a container, ValueError for "max"."""
+    return [int(word) for name in names for word in (groups / name).read_text().split()]
 
 
 def default_state_dir(known: dict[str, object]) -> Path:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.errors import SettingsError
 from app.jobs.process import SECRETS
 from app.main import create_app
-from app.settings import Settings, available_cores, load_settings
+from app.settings import Settings, available_cores, available_memory, load_settings
 from tests.factories.models import write_onnx_model
 
 
@@ -28,6 +28,31 @@ def test_defaults_serve_the_bundled_model_to_everyone():
 def test_cores_are_those_of_the_machine_where_the_system_has_no_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     assert available_cores() == os.cpu_count()
+
+
+CONTROL_GROUPS = {  # by version: the files of a container's limits, and of one without limits
+    1: (
+        {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000",
+         "memory/memory.limit_in_bytes": "1000000"},
+        {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000",
+         "memory/memory.limit_in_bytes": "9223372036854771712"},
+    ),
+    2: (
+        {"cpu.max": "150000 100000", "memory.max": "1000000"},
+        {"cpu.max": "max 100000", "memory.max": "max"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", CONTROL_GROUPS)
+def test_limits_of_the_container_are_read(tmp_path: Path, version):
+    machine = (len(os.sched_getaffinity(0)), available_memory(tmp_path))
+    expected = ((1, 1_000_000), machine)
+    for files, limits in zip(CONTROL_GROUPS[version], expected, strict=True):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text + "\n")
+        assert (available_cores(tmp_path), available_memory(tmp_path)) == limits
 
 
 @pytest.mark.parametrize(

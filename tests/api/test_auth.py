@@ -109,7 +109,15 @@ def test_archive_is_read_with_a_token_only(make_client, models_dir, artifacts_di
 
 
 def test_an_api_token_changes_no_calibrator(protected):
-    for method, path in (("POST", "/calibrate"), ("DELETE", "/calibrators/x")):
+    paths = protected.get("/openapi.json").json()["paths"]
+    changes = [
+        (method.upper(), path)
+        for path, operations in paths.items()
+        for method in operations
+        if path.startswith(("/calibrat", "/models")) and method != "get"
+    ]
+    assert len(changes) == 6
+    for method, path in (*changes, ("GET", "/models/tiny/export")):
         assert_problem(protected.request(method, path, headers=bearer("alpha")), 401)
 
 

@@ -51,6 +51,7 @@ def test_damaged_pointer_is_a_503_that_offers_the_last_version(
 
     body = assert_problem(post(client, thirds()), 503, "active", tiny[1], "activate")
     assert str(tmp_path) not in str(body)
+    assert client.get("/readyz").status_code == 200
     assert post(client, thirds(), calibrator="none").headers["x-calibrator"] == "none"
     assert post(client, thirds(), calibrator=tiny[0]).headers["x-calibrator"] == tiny[0]
     listed = client.get("/calibrators").json()

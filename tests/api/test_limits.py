@@ -124,6 +124,11 @@ def test_pixels_of_the_limit_are_served_and_one_row_more_is_not(make_client: Mak
     assert_problem(post(client, solid(RED, 9, 12)), 413, "96", "12x9")
 
 
+def is_rejected_before_the_body(url: str) -> bool:
+    with unfinished(url, 1000) as (_, answer):
+        return answer.startswith(b"HTTP/1.1 429 ")
+
+
 def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer, models_dir: Path):
     write_endless_model(models_dir, "endless")
     url = make_server(queue_limit=1, workers=WORKERS, request_timeout_s=5, default_model="tiny")
@@ -136,6 +141,7 @@ def test_full_queue_is_rejected_at_once_and_recovers(make_server: MakeServer, mo
         with ThreadPoolExecutor(WORKERS + 2) as pool:
             held = pool.map(hold, range(WORKERS + 2))
             assert client.get("/healthz").status_code == 200
+            wait_for(lambda: is_rejected_before_the_body(url), "a full queue")
         rejected, *ended = sorted(held, key=lambda response: response.status_code)
         assert_problem(rejected, 429, "full queue")
         # The work that takes too long is ended, and its threads serve others.

@@ -218,16 +218,20 @@ def test_head_is_get_without_the_body(client, path):
     assert [head.headers[name] for name in same] == [whole.headers[name] for name in same]
 
 
-def test_unknown_http_methods_create_no_metric_series(make_client):
+def test_unknown_methods_and_paths_create_no_metric_series(make_client):
     client = make_client()
     for method in ("BREW", "WHEN", "GET", "HEAD"):
         client.request(method, "/healthz")
+    client.get("/a/path/of/a/client")
+    client.get("/calibrators/an-id-of-a-client")
     counted = client.get("/metrics").text
 
     for method in ("GET", "HEAD"):
         assert f'method="{method}",route="/healthz",status="200"}} 1.0' in counted
     assert 'method="other",route="/healthz",status="405"} 2.0' in counted
     assert "BREW" not in counted
+    assert "of/a/client" not in counted
+    assert "an-id-of-a-client" not in counted
 
 
 def test_unknown_argument_is_rejected(client):

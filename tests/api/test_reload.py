@@ -162,4 +162,5 @@ def test_hangup_reloads(tmp_path: Path):
         wait_for(lambda: post(server.client, WHITE, model="other").status_code == 200, "the model")
 
         assert list(server.client.get("/models").json()["refused"]) == ["bad"]
+        assert "refused model bad: " in server.log.read_text()
         assert_serves(server.client)

@@ -35,7 +35,9 @@ def assert_secure(headers: Mapping[str, str]) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_response_has_security_headers(client, path):
-    assert_secure(client.get(path).headers)
+    headers = client.get(path).headers
+    assert_secure(headers)
+    assert "set-cookie" not in headers
 
 
 def test_segmentation_and_rejected_one_have_security_headers(client):

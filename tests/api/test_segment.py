@@ -364,11 +364,14 @@ def test_no_calibrator_is_used_without_active_version(make_client: MakeClient):
 
 
 def test_active_calibrator_of_another_model_file_is_reported_as_none(
-    make_client: MakeClient, models_dir: Path, artifacts_dir: Path
+    make_client: MakeClient, models_dir: Path, artifacts_dir: Path, caplog
 ):
     publish_temperature(artifacts_dir, models_dir / "tiny", 2, sha256="0" * 64)
-    response = post(make_client(), solid(RED))
+    client = make_client()
+    post(client, solid(RED))
+    response = post(client, solid(RED))
 
+    assert caplog.text.count("the active calibrator of tiny can't be used") == 1
     assert response.headers["x-calibrator"] == "none"
     assert response.json()["calibration"]["calibrator"] == "none"
     assert response.json()["mean_confidence"] == pytest.approx(SATURATED, abs=1e-6)

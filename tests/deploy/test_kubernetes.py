@@ -1,5 +1,6 @@
 """The files in `deploy/kubernetes` have Kubernetes' schema and fit the service."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def test_pod_ends_after_the_service_and_is_probed_at_its_paths(pod):
 
 def test_pod_is_unprivileged_and_writes_to_volumes_only(pod):
     assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001
     assert pod["automountServiceAccountToken"] is False
     for container in (*pod["containers"], *pod["initContainers"]):
         context = container["securityContext"]
@@ -78,6 +80,30 @@ def test_pod_is_unprivileged_and_writes_to_volumes_only(pod):
     assert mounts == names
     (claim,) = (v["persistentVolumeClaim"] for v in pod["volumes"] if "persistentVolumeClaim" in v)
     assert claim["claimName"] == read("volume.yaml")["metadata"]["name"]
+
+
+def test_init_container_adds_calibrators_and_replaces_none(pod, tmp_path: Path):
+    (container,) = pod["initContainers"]
+    folders = {"/srv/calibration_artifacts/.": "image", "/artifacts/": "volume"}
+    for folder, names in (("image", ("old", "new")), ("volume", ("old",))):
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+            (tmp_path / folder / name / "active").write_text(folder)
+    words = [
+        f"{tmp_path / folders[word]}/{word[-1]}" if word in folders else word
+        for word in container["command"]
+    ]
+    assert len([word for word in words if str(tmp_path) in word]) == 2
+    subprocess.run(words, check=True)
+    found = {path.parent.name: path.read_text() for path in (tmp_path / "volume").glob("*/active")}
+    assert found == {"old": "volume", "new": "image"}
+
+
+def test_one_replica_keeps_its_clients():
+    kinds = {read(path.name)["kind"] for path in FILES}
+    assert "HorizontalPodAutoscaler" not in kinds
+    assert read("deployment.yaml")["spec"]["replicas"] == 1
+    assert read("service.yaml")["spec"]["sessionAffinity"] == "ClientIP"
 
 
 def test_service_selects_the_pods():

@@ -1,6 +1,7 @@
 """`deploy/nginx/segcal.conf` in front of a service, with TLS."""
 
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -9,12 +10,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from app.storage.files import locked
+from tests.api.test_calibrate import LABELS, LOGITS, TOKEN
 from tests.conftest import MakeServer
+from tests.factories.jobs import wait_for
 from tests.factories.service import encoded, thirds
+from tests.factories.validation_data import npz
+from tests.fuzz.targets import FORM, form_body
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "segcal.conf"
 NGINX = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
@@ -25,6 +33,7 @@ pytestmark = pytest.mark.skipif(
     reason="expected nginx and openssl: apt install nginx-light openssl",
 )
 Send = Callable[[str, bytes | None], tuple[int, bytes]]
+CONNECTIONS = 32  # of one client
 
 
 def free_port() -> int:
@@ -62,35 +71,56 @@ def write_configuration(folder: Path, upstream: str, port: int) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """An nginx before a service: its port and the TLS of its clients."""
+
+    port: int
+    context: ssl.SSLContext
+
+    def connection(self, text: str) -> ssl.SSLSocket:
+        """Open a connection and send text on it."""
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        connection = self.context.wrap_socket(plain)
+        connection.sendall(text.encode())
+        return connection
+
+
 @pytest.fixture
-def send(make_server: MakeServer, tmp_path: Path) -> Iterator[Send]:
-    """Run nginx before a service; return a function that sends a request through it."""
+def proxy(make_server: MakeServer, tmp_path: Path) -> Iterator[Proxy]:
+    """Run nginx before a service."""
     port = free_port()
-    path = write_configuration(tmp_path, make_server(), port)
+    path = write_configuration(tmp_path, make_server(admin_token=TOKEN), port)
     checked = subprocess.run(
         [str(NGINX), "-t", "-c", path], check=False, capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stderr
     context = ssl.create_default_context(cafile=tmp_path / "tls.crt")
     context.check_hostname = False
+    with subprocess.Popen([str(NGINX), "-c", path], stderr=subprocess.PIPE) as process:
+        wait_for_port(port)
+        yield Proxy(port, context)
+        process.terminate()
+
+
+@pytest.fixture
+def send(proxy: Proxy) -> Send:
+    """Return a function that sends a request through the proxy."""
 
     def call(url: str, body: bytes | None) -> tuple[int, bytes]:
-        request = urllib.request.Request(f"https://127.0.0.1:{port}{url}", body)
+        request = urllib.request.Request(f"https://127.0.0.1:{proxy.port}{url}", body)
         request.add_header("Content-Type", "image/png")
         try:
-            with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+            with urllib.request.urlopen(request, context=proxy.context, timeout=60) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
 
-    with subprocess.Popen([str(NGINX), "-c", path], stderr=subprocess.PIPE) as process:
-        wait_for(port)
-        yield call
-        process.terminate()
+    return call
 
 
-def wait_for(port: int) -> None:
+def wait_for_port(port: int) -> None:
     """Wait until something listens."""
     for _ in range(200):
         with socket.socket() as client:
@@ -113,3 +143,39 @@ def test_proxy_rejects_bodies_above_the_limit_of_images_only(send):
     status, answer = send("/calibrate", large)
     assert b"nginx" not in answer  # the service's own answer
     assert status in {401, 415}
+
+
+def test_connections_of_a_client_are_limited(proxy: Proxy):
+    head = (
+        "POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS):  # requests whose body does not arrive
+            stack.enter_context(proxy.connection(head))
+        with proxy.connection("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as one_more:
+            assert one_more.recv(12) == b"HTTP/1.1 429"
+
+
+def test_events_and_uploads_are_not_buffered(proxy: Proxy, artifacts_dir: Path):
+    upload = form_body({"logits": npz(logits=LOGITS, labels=LABELS)}, {})
+    head = f"Host: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    jobs = artifacts_dir / ".jobs"
+    with locked(jobs / ".fitting"):  # the job stays queued
+        text = f"POST /calibrate HTTP/1.1\r\n{head}Content-Type: {FORM['Content-Type']}\r\n"
+        with proxy.connection(f"{text}Content-Length: {len(upload)}\r\n\r\n") as connection:
+            connection.sendall(upload[:-10])
+            wait_for(lambda: bool(list(jobs.glob(".incoming-*"))), "the upload's begin")
+            connection.sendall(upload[-10:])
+            accepted = connection.recv(65536)
+        assert accepted.startswith(b"HTTP/1.1 202"), accepted
+        location = re.search(rb"location: (/calibrate/\S+)", accepted, re.IGNORECASE)
+        assert location
+        with proxy.connection(
+            f"GET {location[1].decode()}/events HTTP/1.1\r\n{head}\r\n"
+        ) as events:
+            received = b""
+            while b'"state":"queued"' not in received:
+                received += events.recv(65536)
+        cancel = f"DELETE {location[1].decode()} HTTP/1.1\r\n{head}\r\n"
+        with proxy.connection(cancel) as connection:
+            assert connection.recv(12) == b"HTTP/1.1 200"

@@ -10,6 +10,8 @@ import httpx2
 import pytest
 
 from app.settings import SHUTDOWN_RESERVE_S
+from tests.api.test_calibrate import TOKEN
+from tests.api.test_connections import answered
 from tests.api.test_server import START_S, Served, serving
 from tests.factories.models import write_endless_model, write_endless_torch_model
 from tests.factories.service import (
@@ -93,6 +95,24 @@ def test_stalled_upload_is_answered_at_shutdown(folder: Path):
             server.process.send_signal(signal.SIGTERM)
             assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")
         assert server.process.wait(START_S) == 0
+
+
+def test_calibration_upload_and_unread_response_that_are_cut_off_give_code_1(folder: Path):
+    with serving(folder, ADMIN_TOKEN=TOKEN, SHUTDOWN_TIMEOUT_S=str(EXIT_S)) as server:
+        ready(server)
+        with server.connection() as connection:
+            head = f"POST /calibrate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+            kind = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n"
+            connection.sendall(f"{head}{kind}Expect: 100-continue\r\n\r\n".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(START_S) == 1
+    with serving(folder, SHUTDOWN_TIMEOUT_S=str(EXIT_S)) as server:
+        ready(server)
+        with server.connection() as connection:
+            assert answered(connection) == b"HTTP/1.1 200"  # and not read
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(START_S) == 1
 
 
 def test_images_that_take_minutes_to_decode_are_rejected(folder: Path):

@@ -111,8 +111,7 @@ class Campaign:
             for seed in seeds:
                 self._send_damaged(seed)
             return
-        # Most clients of mutated HTTP wait for the answer to an incomplete request.
-        with ThreadPoolExecutor(8 * CLIENTS if target == "http" else CLIENTS) as pool:
+        with ThreadPoolExecutor(CLIENTS) as pool:
             for _ in pool.map(lambda seed: self._send(target, seed), seeds):
                 pass
         LOG.info("%s: %d inputs", target, self.findings[target].inputs)

@@ -9,22 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 
+import h11
+
 from tests.fuzz.targets import Request
 
 TIMEOUT_S = 60.0
-INCOMPLETE_S = 0.2  # for mutated bytes, of which the server may wait for the rest
 FIRST_ERROR = 400
 FIRST_FAULT = 500
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a request; status 0: the connection was closed without one."""
+    """The answer to a request; status 0: none, which is wrong where `error` is not empty."""
 
     status: int
     media_type: str
     body: bytes
     seconds: float
+    error: str = ""
 
 
 @dataclass
@@ -52,24 +54,44 @@ class Findings:
                 self.faults[seed] = fault
 
 
-def send(port: int, request: Request | bytes, wait_s: float | None = None) -> Answer:
-    """Send a request on a connection of its own and read the answer.
+def is_incomplete(data: bytes) -> bool:
+    """Return whether a server has to wait for more bytes to know a request, by HTTP/1.1."""
+    if not data:  # which h11 takes for the end of the connection
+        return True
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(data)
+    try:
+        while (event := connection.next_event()) is not h11.NEED_DATA:
+            if isinstance(event, h11.EndOfMessage):
+                return False
+    except h11.RemoteProtocolError:
+        return False
+    return True
 
-    `wait_s` is the time for each read, by default 60 s, and 0.2 s for mutated bytes.
+
+def send(port: int, request: Request | bytes) -> Answer:
+    """Send a request on a connection of its own and read the answer, for at most 60 s a read.
+
+    After mutated bytes that are an incomplete request the sending side is closed.
     """
     data = request if isinstance(request, bytes) else request.encode()
     method = "GET" if isinstance(request, bytes) else request.method
+    incomplete = isinstance(request, bytes) and is_incomplete(request)
     started = time.perf_counter()
-    wait_s = wait_s or (INCOMPLETE_S if isinstance(request, bytes) else TIMEOUT_S)
-    with socket.create_connection(("127.0.0.1", port), timeout=wait_s) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
         with suppress(OSError):  # rejected before the end; the answer can be read all the same
             connection.sendall(data)
+            if incomplete:
+                connection.shutdown(socket.SHUT_WR)
         response = HTTPResponse(connection, method=method)
         try:
             response.begin()
             body = response.read(1 << 22)
+        except TimeoutError:
+            return Answer(0, "", b"", time.perf_counter() - started, "no answer and not closed")
         except (HTTPException, OSError):
-            return Answer(0, "", b"", time.perf_counter() - started)
+            error = "" if incomplete else "closed without an answer"
+            return Answer(0, "", b"", time.perf_counter() - started, error)
         kind = response.headers.get("content-type", "")
         return Answer(response.status, kind, body, time.perf_counter() - started)
 
@@ -79,7 +101,7 @@ def fault_of(request: Request | bytes, answer: Answer) -> str | None:
     expected = frozenset() if isinstance(request, bytes) else request.expected
     head = not isinstance(request, bytes) and request.method == "HEAD"
     if answer.status == 0:
-        return None if isinstance(request, bytes) else "no answer"
+        return answer.error or None
     if answer.status >= FIRST_FAULT and answer.status not in expected:
         return f"{answer.status} {answer.body[:300]!r}"
     if answer.status >= FIRST_ERROR and not head:

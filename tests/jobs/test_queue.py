@@ -4,6 +4,7 @@ Fits are real processes; tests of cancellation cancel them while they start.
 """
 
 import fcntl
+import io
 import json
 import os
 import signal
@@ -16,10 +17,13 @@ from app.errors import BusyError, ConflictError, NotFoundError
 from app.inference.model_card import read_model_folder
 from app.jobs.queue import Jobs
 from app.jobs.store import KEPT, UPLOAD, FitRequest, Job
+from app.jobs.worker import Progress
+from app.recalibration import PUBLISHING
 from app.schemas.fit import State
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
 from tests.factories.jobs import wait_for, worker_pid
+from tests.factories.service import publish_temperature
 from tests.factories.validation_data import npy, overconfident
 
 MakeJobs = Callable[..., Jobs]
@@ -209,6 +213,37 @@ def test_fit_published_before_its_server_died_is_succeeded(make_jobs, make_setti
 
     assert state_of(started, job) == "succeeded"
     assert started.files.read(job.id).activated
+
+
+def test_version_of_a_fit_that_ended_before_its_result_stays_active(
+    make_jobs, make_settings, request_for, models_dir, artifacts_dir
+):
+    dead, started = Jobs(make_settings()), make_jobs()
+    dead.files.open()
+    job = submit(dead, request_for())
+    dead.files.write(job.model_copy(update={"state": "running"}))
+    version = publish_temperature(artifacts_dir, models_dir / "tiny", 2)  # as the fit has done
+    dead.files.close()
+    started.recover()
+
+    store = ArtifactStore(artifacts_dir)
+    assert (state_of(started, job), store.active_id("tiny")) == ("interrupted", version)
+    started.retry(job.id)
+    wait_for_state(started, job, "succeeded")
+    assert started.files.read(job.id).calibrator != version
+    assert len(store.versions("tiny")) == 2
+
+
+def test_fit_ignores_a_signal_once_it_is_publishing():
+    earlier = signal.getsignal(signal.SIGTERM)
+    progress = Progress(io.StringIO(), 0.0)
+    try:
+        progress.fit("fitting", 0.5)
+        assert signal.getsignal(signal.SIGTERM) == earlier
+        progress.fit(PUBLISHING, 1.0)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def test_oldest_records_are_deleted(make_jobs, request_for):

@@ -41,6 +41,13 @@ def test_image_of_the_budget_is_accepted_and_one_row_more_is_not(tmp_path: Path)
         budget.check(predictor, (2000, 2000), "multiscale")
 
 
+def test_requests_share_the_memory_that_is_not_in_use():
+    budgets = [MemoryBudget.measured({}, 10**12, requests).request_bytes for requests in (1, 4)]
+    assert budgets == pytest.approx([10**12, 10**12 / 4], rel=0.05)
+    assert budgets[0] < 10**12 - 10**7  # this process uses more than 10 MB
+    assert MemoryBudget.measured({}, 1, 1).request_bytes == 0
+
+
 def test_available_memory_is_at_most_the_machines():
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert 0 < available_memory() <= total

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from app.storage.manifest import (
     read_report,
     read_version,
 )
+from tests.faults.test_backup import command_of
 from tests.storage.test_artifacts import SHA, halving, manifest, publish, publish_earlier
 
 BRACKETS = b"[" * 100_000
@@ -56,6 +58,16 @@ def test_manifest_lists_checksums_and_the_id_ends_with_its_own(version):
     }
     assert len(files) == 3
     assert version.name.endswith("-" + hashlib.sha256(without_id.encode()).hexdigest()[:12])
+
+
+def test_commands_of_the_documents_give_the_checksums(version):
+    done = subprocess.run(
+        ["sh", "-euc", command_of("Damage")], cwd=version, capture_output=True, check=True
+    )
+    own, *others = (line.split() for line in done.stdout.decode().splitlines())
+    assert own[0].startswith(version.name.rpartition("-")[2])
+    files = json.loads((version / "manifest.json").read_text())["files"]
+    assert {name: digest for digest, name in others} == files
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,7 @@ def test_damaged_pointer_is_reported_and_replaced_by_an_activation(store, tmp_pa
     active = store.active("tiny", SHA)
     assert active is not None
     assert active.manifest.id == version
+    assert len(list((tmp_path / "tiny").glob("active.damaged-*"))) == (name == "a folder")
 
 
 @pytest.mark.parametrize("name", ["a byte above 127", "nonsense", "empty", "a folder"])
