@@ -12,10 +12,14 @@ from app.storage.files import (
     write_json,
 )
 from app.storage.manifest import StoredCalibrator, new_id, timestamp
+from app.storage.object_files import ImageFile, ObjectFile, ObjectFolder
 
 __all__ = [
     "ArtifactStore",
+    "ImageFile",
     "Lease",
+    "ObjectFile",
+    "ObjectFolder",
     "StoredCalibrator",
     "is_full",
     "locked",
