@@ -1,0 +1,224 @@
+"""Measure Ray Data beside the plain command, and Ray Serve beside the plain server.
+
+Run `python -m benchmarks.cluster MEASUREMENT [options]` in the environment of `make fleet`.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.cluster.actors import cluster, map_on_actors
+from benchmarks.command_line import shifted
+from benchmarks.harness import (
+    CORES,
+    EXAMPLE,
+    MIB,
+    ROOT,
+    Server,
+    describe_machine,
+    form_request,
+    free_port,
+    own_server,
+    peak_memory,
+    percentile,
+    print_progress,
+    run_command,
+    run_window,
+    started,
+    table,
+    tree_bytes,
+    wait_until,
+)
+
+MODEL = "camvid-street-int8"
+PATH = "/segment?include=mask,confidence"
+WORKERS = (1, 2, 4)
+WARM = 0.25  # fraction of the images that are not counted: meanwhile the other actors start
+BATCH_HEADS = (
+    "engine", "workers", "start-up s", "images/s", "ratio", "overhead, core ms/image", "end s",
+    "whole s", "peak MiB",
+)  # fmt: skip
+SERVE_HEADS = (
+    "clients", "plain, answers/s", "Ray Serve", "ratio", "plain, p50 ms", "Ray Serve", "p99 ms",
+    "Ray Serve", "failed",
+)  # fmt: skip
+NO_OPERATIONS = (2_000, 12_000)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Times of one command in seconds, and its peak memory in bytes (PSS).
+
+    `startup` lasts until the first mask is written, `end` from the last mask to the exit.
+    """
+
+    startup: float
+    rate: float  # images/s after the first quarter
+    end: float
+    whole: float
+    peak: int
+
+
+def segment(paths: Sequence[Path], model: str, workers: int | None) -> Batch:
+    """Run `segcal segment` on one thread, or on Ray with workers of one thread each."""
+    with tempfile.TemporaryDirectory(prefix="segcal-benchmark-") as name:
+        out = Path(name)
+        engine = [] if workers is None else ["--ray", "local"]
+        command = [
+            sys.executable, "-m", "app", "segment", *map(str, paths), "--model", model,
+            "--out", str(out), *engine,
+        ]  # fmt: skip
+        environment = {
+            **os.environ,
+            "SEGCAL_THREADS": str(workers or 1),  # with Ray, the cores of the local cluster
+            "SEGCAL_WORKERS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        began = time.time()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with peak_memory(process.pid) as peak:
+            _, told = process.communicate()
+        ended = time.time()
+        written = sorted(path.stat().st_mtime for path in out.glob("*.mask.png"))
+        if len(written) != len(paths):
+            raise SystemExit(f"expected {len(paths)} masks, got {len(written)}: {told[-2000:]}")
+    first = int(WARM * len(written))
+    rate = (len(written) - 1 - first) / (written[-1] - written[first])
+    return Batch(written[0] - began, rate, ended - written[-1], ended - began, peak.size)
+
+
+def batches() -> None:
+    """Measure `segcal segment --ray local` with 1, 2 and 4 workers beside the plain command."""
+    parser = argparse.ArgumentParser(description=batches.__doc__)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--image", type=Path, default=EXAMPLE)
+    parser.add_argument("--images", type=int, default=200, help="shifted copies of the image")
+    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    engines: list[int | None] = [None, *options.workers]
+    done: dict[int | None, list[Batch]] = {engine: [] for engine in engines}
+    with tempfile.TemporaryDirectory(prefix="segcal-benchmark-") as name:
+        paths = [Path(name) / f"{number:04}.jpg" for number in range(options.images)]
+        for path, data in zip(paths, shifted(options.image, options.images), strict=True):
+            path.write_bytes(data)
+        size = statistics.mean(path.stat().st_size for path in paths)
+        for number in range(options.rounds):
+            first = number % len(engines)  # every round begins with another engine
+            for engine in engines[first:] + engines[:first]:
+                print_progress(f"round {number + 1}: {engine or 'plain'}")
+                done[engine].append(segment(paths, options.model, engine))
+    print(f"{describe_machine()}\n\n{options.images} images of {size / 1000:.0f} kB\n")
+    print(table(BATCH_HEADS, [batch_row(engine, done) for engine in engines]))
+
+
+def batch_row(engine: int | None, done: dict[int | None, list[Batch]]) -> list[str]:
+    """Return the medians of an engine, and of its ratios to the plain command by round.
+
+    The overhead is that of the cores at work, at most those of the machine.
+    """
+    own, plain = done[engine], done[None]
+    ratios = [one.rate / other.rate for one, other in zip(own, plain, strict=True)]
+    cores = min(engine or 1, CORES)
+    overheads = [
+        1000 * (cores / one.rate - 1 / other.rate) for one, other in zip(own, plain, strict=True)
+    ]
+    return [
+        "plain" if engine is None else "Ray Data",
+        str(engine or 1),
+        f"{statistics.median(one.startup for one in own):.1f}",
+        f"{statistics.median(one.rate for one in own):.1f}",
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        "" if engine is None else f"{statistics.median(overheads):.1f}",
+        f"{statistics.median(one.end for one in own):.1f}",
+        f"{statistics.median(one.whole for one in own):.1f}",
+        f"{statistics.median(one.peak for one in own) / MIB:.0f}",
+    ]
+
+
+def driver() -> None:
+    """Measure how many images a driver passes to actors that do nothing, and takes back."""
+    argparse.ArgumentParser(description=driver.__doc__).parse_args()
+    seconds = []
+    with cluster("local", CORES):
+        for items in NO_OPERATIONS:
+            began = time.perf_counter()
+            for _ in map_on_actors(lambda: int, range(items), 8):
+                pass
+            seconds.append(time.perf_counter() - began)
+    per_image = (seconds[1] - seconds[0]) / (NO_OPERATIONS[1] - NO_OPERATIONS[0])
+    print(f"{describe_machine()}\n\nthe driver takes {1000 * per_image:.2f} ms an image")
+
+
+def serving() -> None:
+    """Measure one replica of Ray Serve beside the plain server, of one thread each, alternately."""
+    parser = argparse.ArgumentParser(description=serving.__doc__)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--image", type=Path, default=EXAMPLE)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each window")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    artifacts = ROOT / "calibration_artifacts"
+    settings = {"DEFAULT_MODEL": options.model, "ARTIFACTS_DIR": artifacts, "THREADS": 1}
+    environment = {f"SEGCAL_{name}": str(value) for name, value in settings.items()}
+    environment |= {"SEGCAL_MODELS_DIR": str(ROOT / "models"), "RAY_USAGE_STATS_ENABLED": "0"}
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory(prefix="segcal-benchmark-") as name,
+        own_server(ROOT / "models", **settings) as plain,
+        started(
+            [sys.executable, "-m", "benchmarks.serving.servers.ray_service", str(port)],
+            environment, log := Path(name) / "ray.log",
+        ) as process,
+    ):  # fmt: skip
+        ray = Server(port, process.pid)
+        startup = wait_until(
+            lambda: urllib.request.urlopen(f"{ray.url}/readyz").close(), process, log
+        )
+        rows = [compare(plain, ray, clients, options) for clients in options.clients]
+        memory = [tree_bytes(server.pid) / MIB for server in (plain, ray)]
+    print(f"{describe_machine()}\n\n{table(SERVE_HEADS, rows)}\n")
+    print(
+        f"Ray Serve was ready after {startup:.1f} s; memory (PSS): {memory[0]:.0f} MiB and "
+        f"{memory[1]:.0f} MiB"
+    )
+
+
+def compare(plain: Server, ray: Server, clients: int, options: argparse.Namespace) -> list[str]:
+    """Measure one number of clients; return medians, and the median of the rounds' ratios."""
+    request = form_request(PATH, options.image.read_bytes())
+    for server in (plain, ray):  # warm
+        run_window(server.port, request, clients, options.seconds)
+    windows = [
+        [run_window(server.port, request, clients, options.seconds) for server in (plain, ray)]
+        for _ in range(options.rounds)
+    ]
+    ratios = [two.throughput / one.throughput for one, two in windows]
+    by_server = list(zip(*windows, strict=True))
+    times = [[1000 * t for window in each for t in window.latencies] for each in by_server]
+    return [
+        str(clients),
+        *(f"{statistics.median(window.throughput for window in each):.1f}" for each in by_server),
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        *(f"{percentile(each, 0.5):.0f}" for each in times),
+        *(f"{percentile(each, 0.99):.0f}" for each in times),
+        str(sum(window.errors for pair in windows for window in pair)),
+    ]
+
+
+COMMANDS = {"batches": batches, "driver": driver, "serving": serving}
+
+if __name__ == "__main__":
+    run_command("benchmarks.cluster", COMMANDS)
