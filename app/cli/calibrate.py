@@ -1,5 +1,6 @@
 """`segcal calibrate`: fit a calibrator locally or on a running service."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -89,6 +90,10 @@ def calibrate_command(
     reject_url_with_ray(url, ray)
     if out is None and (shard or ray):
         raise ArgumentError("expected --out, the folder of the shards, with --shard and --ray")
+    if out is not None and re.match("[a-z0-9]+:/", str(out)):
+        raise ArgumentError(
+            f"--out: expected a folder, from which the fit reads the shards, got a URL: {out}"
+        )
     if (shard and (ray or url)) or (out is not None and not (shard or ray)):
         raise ArgumentError(
             "expected --shard without --ray and --url, and --out with one of the first two"
