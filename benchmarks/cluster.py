@@ -50,14 +50,20 @@ SERVE_HEADS = (
     "clients", "plain, answers/s", "Ray Serve", "ratio", "plain, p50 ms", "Ray Serve", "p99 ms",
     "Ray Serve", "failed",
 )  # fmt: skip
-NO_OPERATIONS = (2_000, 12_000)
+NO_OPERATIONS = (2_000, 12_000)  # images
+RECKONED_CORES = (10, 100, 1_000)
+RECKONED_HEADS = (
+    "cores", "images/s of the cores", "images/s of the driver", "MB/s of the store",
+    "ten million images, h",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Batch:
     """Times of one command in seconds, and its peak memory in bytes (PSS).
 
-    `startup` lasts until the first mask is written, `end` from the last mask to the exit.
+    `startup` lasts until the first mask is written, `end` from the last mask to the exit. `size` is
+    the mean of the bytes of an image and its results.
     """
 
     startup: float
@@ -65,6 +71,7 @@ class Batch:
     end: float
     whole: float
     peak: int
+    size: float
 
 
 def segment(paths: Sequence[Path], model: str, workers: int | None) -> Batch:
@@ -91,11 +98,12 @@ def segment(paths: Sequence[Path], model: str, workers: int | None) -> Batch:
             _, told = process.communicate()
         ended = time.time()
         written = sorted(path.stat().st_mtime for path in out.glob("*.mask.png"))
+        size = sum(path.stat().st_size for path in (*paths, *out.glob("*.png"))) / len(paths)
         if len(written) != len(paths):
             raise SystemExit(f"expected {len(paths)} masks, got {len(written)}: {told[-2000:]}")
     first = int(WARM * len(written))
     rate = (len(written) - 1 - first) / (written[-1] - written[first])
-    return Batch(written[0] - began, rate, ended - written[-1], ended - began, peak.size)
+    return Batch(written[0] - began, rate, ended - written[-1], ended - began, peak.size, size)
 
 
 def batches() -> None:
@@ -113,14 +121,17 @@ def batches() -> None:
         paths = [Path(name) / f"{number:04}.jpg" for number in range(options.images)]
         for path, data in zip(paths, shifted(options.image, options.images), strict=True):
             path.write_bytes(data)
-        size = statistics.mean(path.stat().st_size for path in paths)
         for number in range(options.rounds):
             first = number % len(engines)  # every round begins with another engine
             for engine in engines[first:] + engines[:first]:
                 print_progress(f"round {number + 1}: {engine or 'plain'}")
                 done[engine].append(segment(paths, options.model, engine))
-    print(f"{describe_machine()}\n\n{options.images} images of {size / 1000:.0f} kB\n")
+    print(f"{describe_machine()}\n\n{options.images} images\n")
     print(table(BATCH_HEADS, [batch_row(engine, done) for engine in engines]))
+    driver, size = driver_seconds(), statistics.mean(one.size for one in done[None])
+    worker = statistics.median(one.rate for one in done[options.workers[0]])
+    print(f"\nthe driver takes {1000 * driver:.2f} ms an image, {size / 1000:.0f} kB\n")
+    print(reckon(worker, driver, int(size)))
 
 
 def batch_row(engine: int | None, done: dict[int | None, list[Batch]]) -> list[str]:
@@ -147,9 +158,8 @@ def batch_row(engine: int | None, done: dict[int | None, list[Batch]]) -> list[s
     ]
 
 
-def driver() -> None:
-    """Measure how many images a driver passes to actors that do nothing, and takes back."""
-    argparse.ArgumentParser(description=driver.__doc__).parse_args()
+def driver_seconds() -> float:
+    """Measure the driver's time for an image, with actors that do nothing."""
     seconds = []
     with cluster("local", CORES):
         for items in NO_OPERATIONS:
@@ -157,8 +167,23 @@ def driver() -> None:
             for _ in map_on_actors(lambda: int, range(items), 8):
                 pass
             seconds.append(time.perf_counter() - began)
-    per_image = (seconds[1] - seconds[0]) / (NO_OPERATIONS[1] - NO_OPERATIONS[0])
-    print(f"{describe_machine()}\n\nthe driver takes {1000 * per_image:.2f} ms an image")
+    return (seconds[1] - seconds[0]) / (NO_OPERATIONS[1] - NO_OPERATIONS[0])
+
+
+def reckon(worker: float, driver: float, size: int) -> str:
+    """Return a table of what more cores would do.
+
+    `worker` is in images/s, `driver` in seconds of the driver for an image, `size` in bytes of an
+    image with its results.
+    """
+    rows = []
+    for cores in RECKONED_CORES:
+        rate = min(cores * worker, 1 / driver)
+        rows.append([
+            str(cores), f"{cores * worker:.0f}", f"{1 / driver:.0f}", f"{rate * size / 1e6:.0f}",
+            f"{10_000_000 / rate / 3600:.1f}",
+        ])  # fmt: skip
+    return table(RECKONED_HEADS, rows)
 
 
 def serving() -> None:
@@ -218,7 +243,7 @@ def compare(plain: Server, ray: Server, clients: int, options: argparse.Namespac
     ]
 
 
-COMMANDS = {"batches": batches, "driver": driver, "serving": serving}
+COMMANDS = {"batches": batches, "serving": serving}
 
 if __name__ == "__main__":
     run_command("benchmarks.cluster", COMMANDS)
