@@ -9,11 +9,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from app.cluster.actors import cluster, map_on_actors
 from benchmarks.command_line import shifted
@@ -23,6 +27,7 @@ from benchmarks.harness import (
     MIB,
     ROOT,
     Server,
+    Window,
     describe_machine,
     form_request,
     free_port,
@@ -30,6 +35,7 @@ from benchmarks.harness import (
     peak_memory,
     percentile,
     print_progress,
+    process_tree,
     run_command,
     run_window,
     started,
@@ -37,18 +43,20 @@ from benchmarks.harness import (
     tree_bytes,
     wait_until,
 )
+from benchmarks.serving.processes import cpu_seconds
 
 MODEL = "camvid-street-int8"
 PATH = "/segment?include=mask,confidence"
 WORKERS = (1, 2, 4)
+SAMPLE_S = 0.25
 WARM = 0.25  # fraction of the images that are not counted: meanwhile the other actors start
 BATCH_HEADS = (
-    "engine", "workers", "start-up s", "images/s", "ratio", "overhead, core ms/image", "end s",
+    "engine", "workers", "start-up s", "images/s", "ratio", "core ms/image", "overhead", "end s",
     "whole s", "peak MiB",
 )  # fmt: skip
 SERVE_HEADS = (
-    "clients", "plain, answers/s", "Ray Serve", "ratio", "plain, p50 ms", "Ray Serve", "p99 ms",
-    "Ray Serve", "failed",
+    "clients", "plain, answers/s", "Ray Serve", "ratio", "plain, core ms/answer", "Ray Serve",
+    "plain, p50 ms", "Ray Serve", "failed",
 )  # fmt: skip
 NO_OPERATIONS = (2_000, 12_000)  # images
 RECKONED_CORES = (10, 100, 1_000)
@@ -68,6 +76,7 @@ class Batch:
 
     startup: float
     rate: float  # images/s after the first quarter
+    work: float  # seconds of a core for an image, likewise
     end: float
     whole: float
     peak: int
@@ -94,7 +103,7 @@ def segment(paths: Sequence[Path], model: str, workers: int | None) -> Batch:
             command, cwd=ROOT, env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        with peak_memory(process.pid) as peak:
+        with peak_memory(process.pid) as peak, processor_times(process.pid) as samples:
             _, told = process.communicate()
         ended = time.time()
         written = sorted(path.stat().st_mtime for path in out.glob("*.mask.png"))
@@ -103,7 +112,29 @@ def segment(paths: Sequence[Path], model: str, workers: int | None) -> Batch:
             raise SystemExit(f"expected {len(paths)} masks, got {len(written)}: {told[-2000:]}")
     first = int(WARM * len(written))
     rate = (len(written) - 1 - first) / (written[-1] - written[first])
-    return Batch(written[0] - began, rate, ended - written[-1], ended - began, peak.size, size)
+    spent = np.diff(np.interp([written[first], written[-1]], *zip(*samples, strict=True)))[0]
+    work = float(spent) / (len(written) - 1 - first)
+    return Batch(
+        written[0] - began, rate, work, ended - written[-1], ended - began, peak.size, size
+    )
+
+
+@contextmanager
+def processor_times(root: int) -> Iterator[list[tuple[float, float]]]:
+    """Sample the clock and a process tree's processor time in a thread while a block runs."""
+    samples, ended = [(time.time(), 0.0)], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(SAMPLE_S):
+            samples.append((time.time(), tree_seconds(root)))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
 
 
 def batches() -> None:
@@ -135,22 +166,17 @@ def batches() -> None:
 
 
 def batch_row(engine: int | None, done: dict[int | None, list[Batch]]) -> list[str]:
-    """Return the medians of an engine, and of its ratios to the plain command by round.
-
-    The overhead is that of the cores at work, at most those of the machine.
-    """
+    """Return the medians of an engine, and of its ratios to the plain command by round."""
     own, plain = done[engine], done[None]
     ratios = [one.rate / other.rate for one, other in zip(own, plain, strict=True)]
-    cores = min(engine or 1, CORES)
-    overheads = [
-        1000 * (cores / one.rate - 1 / other.rate) for one, other in zip(own, plain, strict=True)
-    ]
+    overheads = [1000 * (one.work - other.work) for one, other in zip(own, plain, strict=True)]
     return [
         "plain" if engine is None else "Ray Data",
         str(engine or 1),
         f"{statistics.median(one.startup for one in own):.1f}",
         f"{statistics.median(one.rate for one in own):.1f}",
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"{1000 * statistics.median(one.work for one in own):.1f}",
         "" if engine is None else f"{statistics.median(overheads):.1f}",
         f"{statistics.median(one.end for one in own):.1f}",
         f"{statistics.median(one.whole for one in own):.1f}",
@@ -226,10 +252,15 @@ def compare(plain: Server, ray: Server, clients: int, options: argparse.Namespac
     request = form_request(PATH, options.image.read_bytes())
     for server in (plain, ray):  # warm
         run_window(server.port, request, clients, options.seconds)
-    windows = [
-        [run_window(server.port, request, clients, options.seconds) for server in (plain, ray)]
-        for _ in range(options.rounds)
-    ]
+    windows: list[list[Window]] = []
+    work: list[list[float]] = [[], []]  # core ms of an answer, by server
+    for _ in range(options.rounds):
+        windows.append([])
+        for server, costs in zip((plain, ray), work, strict=True):
+            before = tree_seconds(server.pid)
+            window = run_window(server.port, request, clients, options.seconds)
+            costs.append(1000 * (tree_seconds(server.pid) - before) / len(window.latencies))
+            windows[-1].append(window)
     ratios = [two.throughput / one.throughput for one, two in windows]
     by_server = list(zip(*windows, strict=True))
     times = [[1000 * t for window in each for t in window.latencies] for each in by_server]
@@ -237,10 +268,19 @@ def compare(plain: Server, ray: Server, clients: int, options: argparse.Namespac
         str(clients),
         *(f"{statistics.median(window.throughput for window in each):.1f}" for each in by_server),
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        *(f"{statistics.median(each):.1f}" for each in work),
         *(f"{percentile(each, 0.5):.0f}" for each in times),
-        *(f"{percentile(each, 0.99):.0f}" for each in times),
         str(sum(window.errors for pair in windows for window in pair)),
     ]
+
+
+def tree_seconds(root: int) -> float:
+    """Return the processor time of the processes of a tree that run."""
+    total = 0.0
+    for pid in process_tree(root):
+        with suppress(OSError):  # the process may have ended
+            total += cpu_seconds(pid)
+    return total
 
 
 COMMANDS = {"batches": batches, "serving": serving}
