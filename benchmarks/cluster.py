@@ -112,8 +112,9 @@ def segment(paths: Sequence[Path], model: str, workers: int | None) -> Batch:
             raise SystemExit(f"expected {len(paths)} masks, got {len(written)}: {told[-2000:]}")
     first = int(WARM * len(written))
     rate = (len(written) - 1 - first) / (written[-1] - written[first])
-    spent = np.diff(np.interp([written[first], written[-1]], *zip(*samples, strict=True)))[0]
-    work = float(spent) / (len(written) - 1 - first)
+    times, seconds = zip(*samples, strict=True)
+    spent = np.interp([written[first], written[-1]], list(times), list(seconds))
+    work = float(spent[1] - spent[0]) / (len(written) - 1 - first)
     return Batch(
         written[0] - began, rate, work, ended - written[-1], ended - began, peak.size, size
     )
@@ -160,7 +161,7 @@ def batches() -> None:
     print(f"{describe_machine()}\n\n{options.images} images\n")
     print(table(BATCH_HEADS, [batch_row(engine, done) for engine in engines]))
     driver, size = driver_seconds(), statistics.mean(one.size for one in done[None])
-    worker = statistics.median(one.rate for one in done[options.workers[0]])
+    worker = 1 / statistics.median(one.work for one in done[options.workers[0]])
     print(f"\nthe driver takes {1000 * driver:.2f} ms an image, {size / 1000:.0f} kB\n")
     print(reckon(worker, driver, int(size)))
 
@@ -199,7 +200,7 @@ def driver_seconds() -> float:
 def reckon(worker: float, driver: float, size: int) -> str:
     """Return a table of what more cores would do.
 
-    `worker` is in images/s, `driver` in seconds of the driver for an image, `size` in bytes of an
+    `worker` is in images/s of a core, `driver` in seconds of the driver for an image, `size` in bytes of an
     image with its results.
     """
     rows = []

@@ -85,7 +85,7 @@ def test_batch_that_died_goes_on_where_it_was(run: Run, prefixes, url, monkeypat
     out = ObjectFolder(f"{url}/out")
     monkeypatch.setattr(object_figures, "PART_ROWS", 5)
     monkeypatch.setattr(object_figures, "PART_S", 600)
-    put, parts = ObjectFile.write_bytes, []
+    put, parts = ObjectFile.write_bytes, list[bytes]()
 
     def put_two_parts(self: ObjectFile, data: bytes) -> None:
         if self.parent.name == object_figures.PARTS:
