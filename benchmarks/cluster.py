@@ -200,8 +200,8 @@ def driver_seconds() -> float:
 def reckon(worker: float, driver: float, size: int) -> str:
     """Return a table of what more cores would do.
 
-    `worker` is in images/s of a core, `driver` in seconds of the driver for an image, `size` in bytes of an
-    image with its results.
+    `worker` is in images/s of a core, `driver` in seconds of the driver for an image, `size` in
+    bytes of an image with its results.
     """
     rows = []
     for cores in RECKONED_CORES:
