@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from app.errors import SegcalError, SetupError, UnavailableError
+from app.errors import ArgumentError, SegcalError, SetupError, UnavailableError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,8 +53,8 @@ class Worker(Generic[T, R]):
 def cluster(address: str, cpus: int) -> Iterator[None]:
     """Connect to the Ray cluster at an address; `local` starts one of `cpus` cores here.
 
-    The connection is closed afterwards, a local cluster ended. Raises SetupError without Ray and
-    UnavailableError where no cluster answers within `CONNECT_S`.
+    The connection is closed afterwards, a local cluster ended. Raises SetupError without Ray,
+    UnavailableError where no cluster answers within `CONNECT_S`, and as `require_cluster`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to Ray's authors
     try:
@@ -76,9 +76,18 @@ def cluster(address: str, cpus: int) -> Iterator[None]:
 
 
 def require_cluster(address: str) -> None:
-    """Raise UnavailableError unless a Ray cluster answers at an address within `CONNECT_S`."""
+    """Raise UnavailableError unless a Ray cluster answers at an address within `CONNECT_S`.
+
+    Raises ArgumentError for an address of Ray Client, over which Ray Data does not run.
+    """
+    if address.startswith("ray://"):
+        raise ArgumentError(
+            "--ray: expected local, auto or host:port of a cluster to which this machine belongs, "
+            f"got {address}, an address of Ray Client; run the command in the cluster, for example "
+            "by `ray job submit`"
+        )
     expected = f"--ray: expected a Ray cluster at {address} that answers within {CONNECT_S:.0f} s"
-    host, _, port = address.rpartition("/")[2].rpartition(":")
+    host, _, port = address.rpartition(":")
     if port.isdecimal():  # `auto` has none
         try:
             socket.create_connection((host, int(port)), PORT_S).close()

@@ -108,9 +108,7 @@ def silent_port() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:{free}", "ray://127.0.0.1:{free}", "none.invalid:1"]
-)
+@pytest.mark.parametrize("address", ["127.0.0.1:{free}", "none.invalid:1"])
 def test_address_without_a_server_is_named(run: Run, folders, tmp_path, address):
     address = address.format(free=free_port())
     done = run("segment", folders[0], "--out", tmp_path / "out", "--ray", address)
@@ -120,7 +118,7 @@ def test_address_without_a_server_is_named(run: Run, folders, tmp_path, address)
     assert re.search("got: (Connection refused|Name or service not known)", done.err)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto"])
 def test_address_that_does_not_answer_ends_the_command(
     run: Run, folders, tmp_path, monkeypatch, silent_port, address
 ):
@@ -132,6 +130,16 @@ def test_address_that_does_not_answer_ends_the_command(
 
     assert done.code == 2
     assert f"expected a Ray cluster at {address} that answers within 8 s, got no" in done.err
+
+
+def test_address_of_ray_client_is_refused(run: Run, folders, tmp_path):
+    """A batch over Ray Client would end with an AttributeError of Ray Data."""
+    address = "ray://127.0.0.1:10001"
+    done = run("segment", folders[0], "--out", tmp_path / "out", "--ray", address)
+
+    assert done.code == 2
+    assert "--ray: expected local, auto or host:port of a cluster" in done.err
+    assert f"got {address}, an address of Ray Client" in done.err
 
 
 def test_reason_of_ray_is_passed_on(run: Run, folders, tmp_path):
