@@ -1,8 +1,9 @@
 """`segcal calibrate`: fit a calibrator locally or on a running service."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,9 @@ from app.cli.options import (
 from app.errors import ArgumentError
 from app.schemas.fit import Activate, Routing
 
+if TYPE_CHECKING:
+    from app.cli.fits import Source
+
 
 def calibrate_command(
     logits: Annotated[
@@ -24,10 +28,10 @@ def calibrate_command(
         typer.Option(exists=True, dir_okay=False, help=".npz, .npy or .safetensors."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(exists=True, file_okay=False, help="Images to run the model on.")
+        str | None, typer.Option(help="Images to run the model on: a folder or a bucket's prefix.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(exists=True, help="Label maps, or the logits' labels.")
+        str | None, typer.Option(help="Label maps, likewise, or the file of the logits' labels.")
     ] = None,
     image_index: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Image of each table row.")
@@ -79,15 +83,17 @@ def calibrate_command(
 
     from app.schemas.fit import FitOptions
 
-    given = {
-        "logits": logits, "images": images, "labels": labels, "image_index": image_index,
-        "group_index": group_index,
-    }  # fmt: skip
-    paths = {name: path for name, path in given.items() if path is not None}
-    check_sources(paths)
+    source = read_source(
+        {"logits": logits, "image_index": image_index, "group_index": group_index},
+        images, labels, ignore_index,
+    )  # fmt: skip
     reject_url_with_ray(url, ray)
     if out is None and (shard or ray):
         raise ArgumentError("expected --out, the folder of the shards, with --shard and --ray")
+    if out is not None and re.match("[a-z0-9]+:/", str(out)):
+        raise ArgumentError(
+            f"--out: expected a folder, from which the fit reads the shards, got a URL: {out}"
+        )
     if (shard and (ray or url)) or (out is not None and not (shard or ray)):
         raise ArgumentError(
             "expected --shard without --ray and --url, and --out with one of the first two"
@@ -100,6 +106,7 @@ def calibrate_command(
             "rejected_temperature": rejected_temperature,
         }
     )  # fmt: skip
+    uploads = source.uploads() if url else {}
     console = Console(stderr=True)
     with connect(url, token) as client, Progress(console=console) as progress:
         task = progress.add_task("starting", total=1.0)
@@ -110,18 +117,17 @@ def calibrate_command(
         if client is not None:
             name = client.model(model).name  # raises before files are sent
             queued = client.calibrate(
-                paths, options, model=name, ignore_index=ignore_index, on_progress=on_progress
+                uploads, options, model=name, ignore_index=ignore_index, on_progress=on_progress
             )
             done = client.wait(queued.id, on_progress)
             calibrator, report = done.calibrator, done.report
         else:
-            from app.cli.fits import Source, fit_locally
+            from app.cli.fits import fit_locally
             from app.serving.model_folders import find_model
             from app.settings import load_settings
 
             settings = load_settings()
             folder = find_model(settings, model)
-            source = Source(paths, ignore_index)
             if shard is not None and out is not None:
                 from app.cli.shards import compute_shard
                 from app.datasets.shards import ShardNumber
@@ -142,16 +148,30 @@ def calibrate_command(
     print_fit(calibrator or "", report or {})
 
 
-def check_sources(paths: Mapping[str, Path]) -> None:
-    """Raise ArgumentError unless there are either logits, or images and label maps."""
-    with_images = set(paths) - {"group_index"} == {"images", "labels"} and paths["labels"].is_dir()
-    labels_are_files = "labels" not in paths or paths["labels"].is_file()
-    with_logits = "logits" in paths and "images" not in paths and labels_are_files
-    if not (with_images or with_logits):
-        raise ArgumentError(
-            "expected --logits, with --labels unless inside, or the folders --images and "
-            f"--labels, got {' '.join(f'--{field}' for field in paths) or 'neither'}"
-        )
+def read_source(
+    files: Mapping[str, Path | None],
+    images: str | None,
+    labels: str | None,
+    ignore_index: int | None,
+) -> "Source":
+    """Return the data that the options name, either logits or images with label maps.
+
+    Raises ArgumentError for others, and for folders and files that do not exist.
+    """
+    from app.cli.fits import Source
+    from app.cli.image_files import open_folders
+
+    paths = {name: path for name, path in files.items() if path is not None}
+    if images and labels and set(paths) <= {"group_index"} and not Path(labels).is_file():
+        return Source(paths, ignore_index, open_folders(images, labels))
+    if "logits" in paths and images is None and (labels is None or Path(labels).is_file()):
+        return Source(paths | ({"labels": Path(labels)} if labels else {}), ignore_index)
+    given = {**paths, "images": images, "labels": labels}
+    names = [f"--{name}" for name, value in given.items() if value is not None]
+    raise ArgumentError(
+        "expected --logits, with the file --labels unless inside, or the folders --images and "
+        f"--labels, got {' '.join(names) or 'neither'}"
+    )
 
 
 def print_fit(calibrator: str, report: dict[str, Any]) -> None:

@@ -20,10 +20,8 @@ from app.errors import ArgumentError
 
 
 def evaluate_command(
-    images: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Images.")],
-    labels: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Label maps of the same stems.")
-    ],
+    images: Annotated[str, typer.Option(help="Images: a folder or a bucket's prefix.")],
+    labels: Annotated[str, typer.Option(help="Label maps of the same stems, likewise.")],
     model: ModelOption = None,
     calibrator: CalibratorOption = "active",
     out: Annotated[Path, typer.Option(dir_okay=False, help="HTML page.")] = Path("report.html"),
@@ -70,6 +68,7 @@ def evaluate_command(
     from rich.console import Console
 
     from app.cli import evaluation
+    from app.cli.image_files import open_folders
     from app.cli.remote_model import RemoteModel
     from app.datasets.images import find_pairs
     from app.datasets.uploads import image_groups
@@ -84,7 +83,7 @@ def evaluate_command(
     settings = load_settings()
     if not out.resolve().parent.is_dir():  # raised before the evaluation, which may take an hour
         raise ArgumentError(f"--out: expected a file in a folder that exists, got {out}")
-    pairs = find_pairs(images, labels)
+    pairs = find_pairs(*open_folders(images, labels))
     groups = None if group_index is None else image_groups(group_index, len(pairs))
     request = evaluation.AnalysisRequest(tuple(compare or ()), invalid, thetas)
     request.check(out, tta, analyses=analyses, ray=ray is not None)

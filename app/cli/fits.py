@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.calibration.dataset import ValidationSet
+from app.cli.image_files import Folders
 from app.datasets.images import find_pairs, read_labels
 from app.datasets.shards import LabelledSet
 from app.datasets.stored_logits import CachedLogits
@@ -20,6 +21,7 @@ from app.datasets.uploads import (
     void_label,
 )
 from app.datasets.void_labels import find_void_label
+from app.errors import ArgumentError
 from app.inference.model_card import ModelFolder
 from app.inference.predictor import open_predictor
 from app.recalibration import PublishedCalibrator, calibrate, candidates, require_inputs
@@ -31,13 +33,24 @@ Progress = Callable[[str, float], None]  # called with a stage and its fraction 
 
 
 class Source(NamedTuple):
-    """Validation data: files, or folders of images, by field of POST /calibrate.
+    """Validation data: files by field of POST /calibrate, and folders of images if it has any.
 
     `ignore_index` is the label of void pixels, None for that of the card.
     """
 
     paths: Mapping[str, Path]
     ignore_index: int | None
+    folders: Folders | None = None
+
+    def uploads(self) -> dict[str, Path]:
+        """Return all files and folders by field; raises ArgumentError for prefixes of buckets."""
+        given = {} if self.folders is None else self.folders._asdict()
+        folders = {name: each for name, each in given.items() if isinstance(each, Path)}
+        if len(folders) < len(given):
+            raise ArgumentError(
+                f"expected folders with --url, got {', '.join(map(str, given.values()))}"
+            )
+        return {**self.paths, **folders}
 
 
 def fit_locally(
@@ -59,8 +72,8 @@ def validation_set(
     progress: Progress,
 ) -> Iterator[ValidationSet]:
     """Yield the validation set of images and label maps, or of a file of logits."""
-    if "images" in source.paths:
-        given = labelled_set(source, folder, settings)
+    if source.folders is not None:
+        given = labelled_set(source, source.folders, folder, settings)
         predictor = open_predictor(folder, settings.device, settings.threads)
         yield CachedLogits(
             predictor, given.pairs, given.ignore_index, given.max_pixels, progress, given.groups
@@ -92,9 +105,11 @@ def validation_set(
         )
 
 
-def labelled_set(source: Source, folder: ModelFolder, settings: Settings) -> LabelledSet:
+def labelled_set(
+    source: Source, folders: Folders, folder: ModelFolder, settings: Settings
+) -> LabelledSet:
     """Find the images, label maps and groups of a source, and the label of void pixels."""
-    pairs = find_pairs(source.paths["images"], source.paths["labels"])
+    pairs = find_pairs(*folders)
     void = source.ignore_index
     if void is None:
         label_maps = (read_labels(pair.labels, settings.max_pixels) for pair in pairs)

@@ -52,7 +52,7 @@ def evaluate_on_ray(
     """
     version = "none" if model.manifest is None else model.manifest.id
     name = model.folder.card.name
-    absolute = [Pair(pair.image.resolve(), pair.labels.resolve()) for pair in pairs]
+    absolute = [pair.resolve() for pair in pairs]
     starts = range(0, len(pairs), IMAGES_OF_A_PART)
     parts = [absolute[start : start + IMAGES_OF_A_PART] for start in starts]
     measured, done = Measured.of(model), dict[int, Measured]()
@@ -84,7 +84,7 @@ def calibrate_on_ray(
 ) -> PublishedCalibrator:
     """Compute the shards of a set in the actors of a cluster, then fit on them in this process."""
     given = images_to_fit(source, options, folder, settings, "--ray")
-    pairs = [Pair(pair.image.resolve(), pair.labels.resolve()) for pair in given.pairs]
+    pairs = [pair.resolve() for pair in given.pairs]
     data = LabelledSet(pairs, given.groups, given.ignore_index, given.max_pixels)
     total = math.ceil(len(pairs) / IMAGES_OF_A_PART)
     numbers = [ShardNumber(number, total) for number in range(1, total + 1)]

@@ -17,15 +17,21 @@ from app.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from app.cli.segment_files import Request
+    from app.storage.object_files import ImageFile, ObjectFolder
 
 
 def segment_command(
-    images: Annotated[list[str], typer.Argument(help="Files, folders and quoted globs.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, quoted globs, and URLs of a bucket.")
+    ],
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for the results, to which they are added.")
+        str,
+        typer.Option(help="Folder or bucket's prefix for the results, to which they are added."),
     ],
     model: ModelOption = None,
     calibrator: CalibratorOption = "active",
@@ -50,7 +56,7 @@ def segment_command(
     from rich.console import Console
 
     from app.cli.flags import name_flags
-    from app.cli.image_files import find_images
+    from app.cli.image_files import find_images, locate
     from app.cli.segment_files import Request
     from app.errors import ArgumentError
 
@@ -65,6 +71,9 @@ def segment_command(
         overlay=overlay, heatmap=heatmap,
     )  # fmt: skip
     console = Console(stderr=True)
+    target = locate(out)
+    if isinstance(target, Path) and target.exists() and not target.is_dir():
+        raise ArgumentError(f"--out: expected a folder, got the file {out}")
     found = find_images(images)
     if ray is not None:
         from app.cli.ray_runs import worker_settings
@@ -72,9 +81,9 @@ def segment_command(
         from app.settings import load_settings
 
         with worker_settings(ray, load_settings()) as settings:
-            failed = segment_batch(found, out, settings, request)
+            failed = segment_batch(found, target, settings, request)
     else:
-        failed = _segment_here(found, out, request, console, url, token)
+        failed = _segment_here(found, target, request, console, url, token)
     for path, reason in failed.items():
         text = f"{path}: {name_flags(reason)}"
         console.print(text, style="red", markup=False, soft_wrap=True)
@@ -85,17 +94,17 @@ def segment_command(
 
 
 def _segment_here(
-    images: list[Path],
-    out: Path,
+    images: "Sequence[ImageFile]",
+    out: "Path | ObjectFolder",
     request: "Request",
     console: "Console",
     url: str | None,
     token: str | None,
-) -> dict[Path, str]:
+) -> "dict[ImageFile, str]":
     """Segment images in this process or on a service; return the errors of single images."""
     from rich.progress import MofNCompleteColumn, Progress
 
-    from app.cli.figures import FigureTable
+    from app.cli.figures import open_table
     from app.cli.segment_files import FileSegmenter, segment_all
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
@@ -111,6 +120,6 @@ def _segment_here(
             from app.cli.remote_segmenter import RemoteSegmenter
 
             segmenter = RemoteSegmenter(client, request)
-        table = FigureTable(out)
+        table = open_table(out)
         progress.update(task, description="segmenting", total=len(images))
         return segment_all(images, table, segmenter, lambda: progress.advance(task))

@@ -1,5 +1,6 @@
 """`segcal segment --ray`: segment image files on Ray actors; a batch that died goes on."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
@@ -7,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from app.cli.figures import FILE, Figures, FigureTable, result_path
+from app.cli.figures import FILE, Figures, FigureTable, open_table, result_path
 from app.cli.local_segmenter import LocalSegmenter
 from app.cli.segment_files import Request, read_bytes
 from app.cluster.actors import map_on_actors
@@ -16,7 +17,8 @@ from app.serving.model_folders import find_model
 from app.serving.segmenter import NO_CALIBRATOR, find_calibrator
 from app.settings import Settings
 from app.storage.artifacts import ArtifactStore
-from app.storage.files import storage, write_json
+from app.storage.files import replace_file, storage
+from app.storage.object_files import ImageFile, ObjectFile, ObjectFolder
 
 BATCH = "batch.json"  # the options of a folder's batch
 PARQUET = "figures.parquet"
@@ -28,13 +30,13 @@ ARROW_TYPES[float | None] = "float64"
 class ImageTask(NamedTuple):
     """An image file and the name of its results."""
 
-    image: Path
+    image: ImageFile
     name: str
 
 
 def segment_batch(
-    images: Sequence[Path], out: Path, settings: Settings, request: Request
-) -> dict[Path, str]:
+    images: Sequence[ImageFile], out: Path | ObjectFolder, settings: Settings, request: Request
+) -> dict[ImageFile, str]:
     """Segment images on actors into a folder; return the errors of those that cannot be segmented.
 
     Images of an earlier run of the same batch are skipped. `active` is resolved once, so that the
@@ -49,13 +51,13 @@ def segment_batch(
     request = replace(
         request, options={**request.options, "model": folder.card.name, "calibrator": version}
     )
-    table = FigureTable(out.resolve())
+    table = open_table(out.resolve())
     _require_same_batch(table, {**asdict(request), "model_sha256": folder.sha256})
     tasks = [
         ImageTask(path, table.name(path)) for path in images if path.resolve() not in table.earlier
     ]
     absolute = [task._replace(image=task.image.resolve()) for task in tasks]
-    failed: dict[Path, str] = {}
+    failed: dict[ImageFile, str] = {}
     build = partial(build_worker, settings, request, table.folder)
     with table.appending() as write:
         for index, result in map_on_actors(build, absolute, IMAGES_OF_A_TASK):
@@ -63,12 +65,12 @@ def segment_batch(
                 failed[tasks[index].image] = result
             else:
                 write(*tasks[index], result)
-    write_parquet(table.folder)
+    write_parquet(table)
     return failed
 
 
 def build_worker(
-    settings: Settings, request: Request, out: Path
+    settings: Settings, request: Request, out: Path | ObjectFolder
 ) -> Callable[[ImageTask], Figures | str]:
     """Load the model; return a function that writes an image's results.
 
@@ -89,8 +91,8 @@ def build_worker(
     return segment
 
 
-def write_parquet(folder: Path) -> None:
-    """Write the table of a folder as Parquet too, with the same columns."""
+def write_parquet(table: FigureTable) -> None:
+    """Write a table as Parquet too, with the same columns."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -99,10 +101,19 @@ def write_parquet(folder: Path) -> None:
         for field in fields(Figures)
     }
     convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-    temporary = folder / f".{PARQUET}.tmp"
-    with storage("the table"):
-        parquet.write_table(csv.read_csv(folder / FILE, convert_options=convert), temporary)
-        temporary.replace(folder / PARQUET)
+    rows = csv.read_csv(io.BytesIO((table.folder / FILE).read_bytes()), convert_options=convert)
+    buffer = io.BytesIO()
+    parquet.write_table(rows, buffer)
+    replace_content(table.folder / PARQUET, buffer.getvalue(), "the table")
+
+
+def replace_content(path: Path | ObjectFile, data: bytes, what: str) -> None:
+    """Replace a file or an object atomically; `what` names it in a StorageError."""
+    if isinstance(path, ObjectFile):
+        path.write_bytes(data)
+        return
+    with storage(what):
+        replace_file(path, data)
 
 
 def _require_same_batch(table: FigureTable, options: dict[str, object]) -> None:
@@ -116,8 +127,7 @@ def _require_same_batch(table: FigureTable, options: dict[str, object]) -> None:
                 f"--out: expected a new folder or one of --ray, got results without {BATCH} in "
                 f"{table.folder}"
             ) from None
-        with storage("the options of a batch"):
-            write_json(path, options)
+        replace_content(path, json.dumps(options).encode(), "the options of a batch")
         return
     if known != json.loads(json.dumps(options)):
         raise ArgumentError(

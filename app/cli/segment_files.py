@@ -4,14 +4,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from app.cli.figures import Figures, FigureTable
 from app.errors import InputError
 
 if TYPE_CHECKING:
     from app.client import SegmentArguments
+    from app.storage.object_files import ImageFile
+
+F = TypeVar("F", bound="ImageFile")
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,24 @@ class FileSegmenter(Protocol):
 
 
 def segment_all(
-    images: Sequence[Path],
+    images: Sequence[F],
     table: FigureTable,
     segmenter: FileSegmenter,
     advance: Callable[[], object],
-) -> dict[Path, str]:
+) -> dict[F, str]:
     """Write the files and rows of images; return the errors of those that cannot be segmented.
 
     Raises the SegcalError of another fault, which the other images would have as well.
     """
     names = {path: table.name(path) for path in images}
 
-    def segment_file(path: Path) -> Figures:
+    def segment_file(path: F) -> Figures:
         done = segmenter(read_bytes(path))
         for kind, data in done.files.items():
             table.path(names[path], kind).write_bytes(data)
         return done.figures
 
-    failed: dict[Path, str] = {}
+    failed: dict[F, str] = {}
     with table.appending() as write:
         for path, future in completed(segment_file, images, segmenter.workers):
             try:
@@ -69,11 +71,11 @@ def segment_all(
 
 
 def completed(
-    work: Callable[[Path], Figures], images: Iterable[Path], workers: int
-) -> Iterator[tuple[Path, Future[Figures]]]:
+    work: Callable[[F], Figures], images: Iterable[F], workers: int
+) -> Iterator[tuple[F, Future[Figures]]]:
     """Run work on images in threads; yield each with its future in order, few of them pending."""
     with ThreadPoolExecutor(workers, "images") as pool:
-        pending: deque[tuple[Path, Future[Figures]]] = deque()
+        pending: deque[tuple[F, Future[Figures]]] = deque()
         try:
             for image in images:
                 pending.append((image, pool.submit(work, image)))
@@ -86,7 +88,7 @@ def completed(
                 future.cancel()
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: "ImageFile") -> bytes:
     """Read a file; raises InputError."""
     try:
         return path.read_bytes()

@@ -35,9 +35,9 @@ def images_to_fit(
 ) -> LabelledSet:
     """Open the images of a fit in parts; raises ArgumentError for wrong options and for logits."""
     candidates(options)  # raises before images are read
-    if "images" not in source.paths:
+    if source.folders is None:
         raise ArgumentError(f"expected --images with {flag}, got --logits, which need no model")
-    return labelled_set(source, folder, settings)
+    return labelled_set(source, source.folders, folder, settings)
 
 
 def fit_shards(

@@ -2,16 +2,30 @@
 
 import math
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from app.errors import SegcalError, SetupError, UnavailableError
+from app.errors import ArgumentError, SegcalError, SetupError, UnavailableError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 LOCAL = "local"
+CONNECT_S = 20.0  # for a cluster to answer
+PORT_S = 5.0  # of it, for the address to accept a connection
+# A process of its own, since `ray.init` waits for minutes and may end its process.
+PROBE = """
+import sys
+import ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False)
+except Exception as error:
+    sys.exit("got: " + str(error).partition("\\n")[0])
+"""
 
 
 class Worker(Generic[T, R]):
@@ -39,8 +53,8 @@ class Worker(Generic[T, R]):
 def cluster(address: str, cpus: int) -> Iterator[None]:
     """Connect to the Ray cluster at an address; `local` starts one of `cpus` cores here.
 
-    The connection is closed afterwards, a local cluster ended. Raises SetupError without Ray and
-    UnavailableError where no cluster answers.
+    The connection is closed afterwards, a local cluster ended. Raises SetupError without Ray,
+    UnavailableError where no cluster answers within `CONNECT_S`, and as `require_cluster`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to Ray's authors
     try:
@@ -50,17 +64,45 @@ def cluster(address: str, cpus: int) -> Iterator[None]:
         raise SetupError(
             f"expected the extra packages of `pip install segcal[ray]`, got: {error}"
         ) from error
-    local = {"num_cpus": cpus, "include_dashboard": False} if address == LOCAL else {}
-    try:
-        ray.init(address=address, log_to_driver=False, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UnavailableError(
-            f"expected a Ray cluster at {address}, got: {str(error).splitlines()[0]}"
-        ) from error
+    if address == LOCAL:
+        ray.init(LOCAL, num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    else:
+        require_cluster(address)
+        ray.init(address, log_to_driver=False)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def require_cluster(address: str) -> None:
+    """Raise UnavailableError unless a Ray cluster answers at an address within `CONNECT_S`.
+
+    Raises ArgumentError for an address of Ray Client, over which Ray Data does not run.
+    """
+    if address.startswith("ray://"):
+        raise ArgumentError(
+            "--ray: expected local, auto or host:port of a cluster to which this machine belongs, "
+            f"got {address}, an address of Ray Client; run the command in the cluster, for example "
+            "by `ray job submit`"
+        )
+    expected = f"--ray: expected a Ray cluster at {address} that answers within {CONNECT_S:.0f} s"
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():  # `auto` has none
+        try:
+            socket.create_connection((host, int(port)), PORT_S).close()
+        except OSError as error:
+            raise UnavailableError(f"{expected}, got: {error.strerror or error}") from error
+    try:
+        done = subprocess.run(  # noqa: S603 - the address is the user's own
+            [sys.executable, "-c", PROBE, address],
+            capture_output=True, text=True, timeout=CONNECT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{expected}, got no answer") from error
+    if done.returncode:
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("got: ")]
+        raise UnavailableError(f"{expected}, {(reasons or ['got none'])[-1]}")
 
 
 def map_on_actors(

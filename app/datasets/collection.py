@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.datasets.images import Pair, images_by_stem
+from app.datasets.images import images_by_stem
 from app.datasets.uploads import IMAGE_FILES, LABEL_FILES, NAMES
 from app.errors import BusyError
 from app.imaging.decode import FORMATS
@@ -31,6 +32,13 @@ KEY = re.compile(r"[a-z0-9-]{1,80}")
 WHAT = "a collected image"
 
 Labels = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+class StoredPair(NamedTuple):
+    """The files of a collected image and of its label map."""
+
+    image: Path
+    labels: Path
 
 
 class Collection:
@@ -96,13 +104,14 @@ class Collection:
         for key in keys:
             (self.root / "new" / key).unlink(missing_ok=True)
 
-    def pairs(self) -> dict[str, Pair]:
+    def pairs(self) -> dict[str, StoredPair]:
         """Return the files of each image by key, sorted."""
         if not (self.root / "labels").is_dir():
             return {}
         images = images_by_stem(self.root / "images")
         labels = images_by_stem(self.root / "labels")
-        return {key: Pair(images[key], labels[key]) for key in sorted(set(images) & set(labels))}
+        keys = sorted(set(images) & set(labels))
+        return {key: StoredPair(images[key], labels[key]) for key in keys}
 
     def copy_to(self, upload: Path) -> int:
         """Link all images into an unpacked upload (see `uploads`); return their number."""

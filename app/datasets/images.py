@@ -2,9 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +16,38 @@ from app.errors import ArgumentError, InputError
 from app.imaging.decode import check_size, decode_image
 from app.imaging.tiff_bands import UNSCALED, Scaling
 from app.schemas.service import IMAGE_ENDINGS
+from app.storage.object_files import ImageFile
 
 # Lossless formats only. Pillow's other decoders are never reached; that of EPS runs a program.
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 HASH_DIGITS = 16  # 64 bits: of a million images no two are expected to share a hash
+F = TypeVar("F", bound=ImageFile)
+F_co = TypeVar("F_co", bound=ImageFile, covariant=True)
+
+
+class ImageFolder(Protocol[F_co]):
+    """A folder, or a prefix of a bucket."""
+
+    def is_dir(self) -> bool:
+        """Return whether it can be listed."""
+
+    def iterdir(self) -> Iterator[F_co]:
+        """Yield the files in it, and names of folders."""
 
 
 @dataclass(frozen=True)
 class Pair:
     """The files of an image and of its label map."""
 
-    image: Path
-    labels: Path
+    image: ImageFile
+    labels: ImageFile
+
+    def resolve(self) -> "Pair":
+        """Return the pair with absolute paths."""
+        return Pair(self.image.resolve(), self.labels.resolve())
 
 
-def find_pairs(images: Path, labels: Path) -> list[Pair]:
+def find_pairs(images: ImageFolder[ImageFile], labels: ImageFolder[ImageFile]) -> list[Pair]:
     """Match images and label maps by file stem; raises ArgumentError unless all match."""
     image_files, label_files = images_by_stem(images), images_by_stem(labels)
     unmatched = sorted(set(image_files) ^ set(label_files))
@@ -54,12 +72,12 @@ def find_masks(folder: Path, pairs: Sequence[Pair]) -> dict[Pair, Path]:
     return {pair: masks[pair.image.stem] for pair in pairs}
 
 
-def images_by_stem(folder: Path) -> dict[str, Path]:
+def images_by_stem(folder: ImageFolder[F]) -> dict[str, F]:
     """List a folder's images by stem, sorted; raises ArgumentError where two have one stem."""
     if not folder.is_dir():
         raise ArgumentError(f"expected a folder, got {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    found: dict[str, F] = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.suffix.lower() not in IMAGE_ENDINGS:
             continue
         if path.stem in found:
@@ -70,7 +88,7 @@ def images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_image(path: Path, max_pixels: int, scaling: Scaling = UNSCALED) -> NDArray[np.uint8]:
+def read_image(path: ImageFile, max_pixels: int, scaling: Scaling = UNSCALED) -> NDArray[np.uint8]:
     """Decode an image file to uint8 RGB [H,W,3]; raises InputError that names the file."""
     try:
         return decode_image(path.read_bytes(), max_pixels, scaling)
@@ -78,10 +96,9 @@ def read_image(path: Path, max_pixels: int, scaling: Scaling = UNSCALED) -> NDAr
         raise type(error)(f"{path.name}: {error}") from error
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: ImageFile) -> str:
     """Return the first 16 hex digits of the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:HASH_DIGITS]
 
 
 def read_labels_for(
@@ -119,7 +136,7 @@ def read_mask(path: Path, size: tuple[int, int], max_pixels: int) -> NDArray[np.
     return mask
 
 
-def read_labels(path: Path, max_pixels: int) -> NDArray[np.int32]:
+def read_labels(path: ImageFile, max_pixels: int) -> NDArray[np.int32]:
     """Read a label map int32 [H,W] from an indexed or grey PNG, TIFF or BMP of class ids.
 
     Raises ArgumentError for other files and TooLargeError above `max_pixels`.

@@ -243,8 +243,9 @@ def _check_images(
     pairs = find_pairs(folder / IMAGE_FILES, folder / LABEL_FILES)
     image_groups(folder / f"{GROUP_INDEX}.npy", len(pairs))
     for pair in pairs:
-        _check_bytes(pair.image.stat().st_size, pair.image.name, limits)
-        size = _upright_size(pair.image, limits)
+        image = folder / IMAGE_FILES / pair.image.name
+        _check_bytes(image.stat().st_size, image.name, limits)
+        size = _upright_size(image, limits)
         raw = read_labels(pair.labels, limits.image_pixels)
         if raw.shape != size:
             raise ArgumentError(

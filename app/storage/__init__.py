@@ -12,13 +12,17 @@ from app.storage.files import (
     write_json,
 )
 from app.storage.manifest import StoredCalibrator, new_id, timestamp
+from app.storage.object_files import ImageFile, ObjectFile, ObjectFolder
 from app.storage.objects import Objects
 from app.storage.publications import FolderPublications, ObjectPublications, Publications
 
 __all__ = [
     "ArtifactStore",
     "FolderPublications",
+    "ImageFile",
     "Lease",
+    "ObjectFile",
+    "ObjectFolder",
     "ObjectPublications",
     "Objects",
     "Publications",

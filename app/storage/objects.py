@@ -19,10 +19,10 @@ from app.errors import SettingsError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-ARTIFACTS = "SEGCAL_ARTIFACTS_DIR"
+OPTION = "SEGCAL_ARTIFACTS_DIR"
 LAG_S = 1.0  # age up to which a reading is used again
 RETRY_S = 5.0  # after a failure, readings are used again for as long before the next attempt
-TIMEOUT_S = 2  # of one request; one that fails is sent once more
+TIMEOUT_S = 2  # of one request of artefacts; one that fails is sent once more
 CONNECT_TIMEOUT_S = 1
 RACERS = 8  # concurrent puts of the probe
 ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP", "gs": "GOOGLE_ALLOW_HTTP", "az": "AZURE_ALLOW_HTTP"}
@@ -57,44 +57,51 @@ class Reading:
 class Objects:
     """Objects below a URL's prefix. Safe for threads.
 
-    Each method raises UnavailableError where the store can't be reached, within some seconds.
+    `option` is the setting or the option that names the URL, for messages. Each method raises
+    UnavailableError where the store can't be reached, within some seconds.
     """
 
-    def __init__(self, store: Any, setting: str = ARTIFACTS) -> None:  # noqa: ANN401 - obstore is optional
-        self._obstore = obstore_module("obstore", setting)
-        self._store, self._setting = store, setting
+    def __init__(self, store: Any, option: str = OPTION) -> None:  # noqa: ANN401 - obstore is optional
+        self._obstore = obstore_module("obstore", option)
+        self._store, self._option = store, option
         self._readings: dict[str, Reading] = {}
         self._refreshing = threading.Lock()
         self._failed_at: float | None = None  # of the last reading, None where it succeeded
 
     @classmethod
-    def open(cls, url: str, setting: str = ARTIFACTS, timeout_s: int = TIMEOUT_S) -> "Objects":
-        """Open the store of a URL; raises SettingsError, naming the setting, for one that can't be.
+    def open(
+        cls, url: str, option: str = OPTION, timeout_s: int = TIMEOUT_S, retries: int = 1
+    ) -> "Objects":
+        """Open the store of a URL; raises SettingsError, naming the option, for one that can't be.
 
-        A request ends after `timeout_s`; one that fails is sent once more.
+        `timeout_s` is that of one request, `retries` how often one that fails is sent again.
         """
-        exceptions = obstore_module("obstore.exceptions", setting)
+        exceptions = obstore_module("obstore.exceptions", option)
         allow_http = os.environ.get(ALLOW_HTTP.get(url.partition(":")[0], ""), "")
         client = {
             "timeout": f"{timeout_s}s",
             "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
             "allow_http": allow_http.lower() in ("1", "true"),
         }
-        retry = {"max_retries": 1, "retry_timeout": timedelta(seconds=2 * timeout_s)}
+        retry = {"max_retries": retries, "retry_timeout": timedelta(seconds=2 * timeout_s)}
         try:
-            store = obstore_module("obstore.store").from_url(
+            store = obstore_module("obstore.store", option).from_url(
                 url, client_options=client, retry_config=retry
             )
         except exceptions.BaseError as error:
             raise SettingsError(
-                f"{setting}: expected a bucket that its variables describe, "
+                f"{option}: expected a bucket that its variables describe, "
                 f"got {url!r}: {first_line(error)}"
             ) from error
-        return cls(store, setting)
+        return cls(store, option)
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object that does not exist; return whether it did not."""
         return self._put(path, data, "create")
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put an object, in place of one that exists."""
+        self._put(path, data, "overwrite")
 
     def replace(self, path: str, data: bytes, version: dict[str, str]) -> bool:
         """Put an object where it has this version still; return whether it had."""
@@ -234,11 +241,11 @@ class Objects:
                 return False
             except FileNotFoundError as error:
                 raise SettingsError(
-                    f"{self._setting}: expected a bucket that exists, got none of this name"
+                    f"{self._option}: expected a bucket that exists, got none of this name"
                 ) from error
             except exceptions.NotSupportedError as error:
                 raise SettingsError(
-                    f"{self._setting}: expected a store with conditional puts, got one without"
+                    f"{self._option}: expected a store with conditional puts, got one without"
                 ) from error
         return True
 
@@ -281,13 +288,13 @@ def last_part(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def obstore_module(name: str, setting: str = ARTIFACTS) -> ModuleType:
+def obstore_module(name: str, option: str = OPTION) -> ModuleType:
     """Import a module of obstore; raises SettingsError without the extra `store`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise SettingsError(
-            f"{setting}: expected the packages of the extra segcal[store] for a bucket, "
+            f"{option}: expected the packages of the extra segcal[store] for a bucket, "
             "got none of them"
         ) from error
 

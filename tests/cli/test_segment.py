@@ -115,7 +115,7 @@ def test_segment_continues_after_a_bad_image_and_exits_with_1(run: Run, images, 
     [
         (["{image}"], "--out"),
         (["nowhere.png", "--out", "{out}"], "got nowhere.png"),
-        (["{image}", "--out", "{image}"], "is a file"),
+        (["{image}", "--out", "{image}"], "expected a folder, got the file"),
         (["{image}", "--out", "{out}", "--model", "street"], "expected one of ['tiny']"),
         (["{image}", "--out", "{out}", "--url", "ftp://x"], "--url: expected http:// or https://"),
         (["{image}", "--out", "{out}", "--max-error", "2"], "--max-error"),

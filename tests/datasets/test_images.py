@@ -257,7 +257,7 @@ def test_prediction_at_image_size_equals_the_service(folders, predictor):
 def test_fit_reduces_labels_that_count_from_1(folders, tmp_path):
     images, labels = folders
     pair = Pair(saved(np.zeros((2, 6, 3), np.uint8), images / "a.png"), labels / "a.png")
-    saved(np.array([[0, 0, 1, 1, 3, 3]] * 2, np.uint8), pair.labels)
+    saved(np.array([[0, 0, 1, 1, 3, 3]] * 2, np.uint8), labels / "a.png")
     folder = write_onnx_model(tmp_path, "tiny", reduce_zero_label=True)
     predictor = open_predictor(read_model_folder(folder), "cpu", 1)
     assert cached(predictor, pair)[0].labels.tolist() == [[IGNORE, 0, 2]]
@@ -267,7 +267,7 @@ def test_fit_uses_the_logits_of_sliding_windows(folders, tmp_path):
     images, labels = folders
     image = np.random.default_rng(0).integers(0, 256, (37, 21, 3), dtype=np.uint8)
     pair = Pair(saved(image, images / "a.png"), labels / "a.png")
-    saved(np.ones((37, 21), np.uint8), pair.labels)
+    saved(np.ones((37, 21), np.uint8), labels / "a.png")
     policy: dict[str, Any] = {"mode": "slide", "crop": [8, 12], "window_stride": [4, 8]}
     predictor = open_predictor(
         read_model_folder(write_onnx_model(tmp_path, "tiny", **policy)), "cpu", 1
@@ -284,7 +284,7 @@ def test_image_is_resized_to_the_grid_of_the_logits(folders, predictor):
     images, labels = folders
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     pair = Pair(saved(image, images / "a.png"), labels / "a.png")
-    saved(np.zeros((8, 12), np.uint8), pair.labels)
+    saved(np.zeros((8, 12), np.uint8), labels / "a.png")
     data = CachedLogits(predictor, [pair], 255, LIMIT, lambda *_: None)
 
     seen, height, width = data[0].image, *data[0].labels.shape

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from app.cli.fits import Source, fit_locally
+from app.cli.image_files import Folders
 from app.cli.shards import compute_shard, fit_shards
 from app.datasets.shards import RECORD, ShardNumber, find_shards, open_shards
 from app.errors import ArgumentError, InputError
@@ -35,14 +36,8 @@ def source(tmp_path: Path) -> Source:
         Image.fromarray(image).save(tmp_path / "images" / f"{index:02}.png")
         Image.fromarray(truth).save(tmp_path / "labels" / f"{index:02}.png")
     (tmp_path / "groups.npy").write_bytes(npy(np.arange(IMAGES) // 2))
-    return Source(
-        {
-            "images": tmp_path / "images",
-            "labels": tmp_path / "labels",
-            "group_index": tmp_path / "groups.npy",
-        },
-        None,
-    )
+    folders = Folders(tmp_path / "images", tmp_path / "labels")
+    return Source({"group_index": tmp_path / "groups.npy"}, None, folders)
 
 
 @pytest.fixture
@@ -113,9 +108,9 @@ def test_shard_of_another_fit_is_refused(compute):
         open_shards(folders, 3)
 
 
-def test_shard_computed_twice_from_changed_labels_is_refused(compute, source):
+def test_shard_computed_twice_from_changed_labels_is_refused(compute, source, tmp_path):
     first = compute(1)
-    Image.fromarray(np.zeros((14, 16), np.uint8)).save(source.paths["labels"] / "00.png")
+    Image.fromarray(np.zeros((14, 16), np.uint8)).save(tmp_path / "labels/00.png")
     second = compute(1, out="later")
     with pytest.raises(ArgumentError, match="expected the same images in both shards 1/8"):
         open_shards([first, second], 3)
@@ -131,7 +126,7 @@ def test_finished_shard_is_kept(compute):
 
 
 def test_interrupted_shard_leaves_no_folder(compute, source, tmp_path):
-    damaged = source.paths["images"] / "02.png"
+    damaged = tmp_path / "images/02.png"
     content = damaged.read_bytes()
     damaged.write_bytes(b"no image")
     with pytest.raises(InputError):

@@ -1,18 +1,29 @@
 """`--ray` gives the files and figures of the plain commands, also when a worker is killed."""
 
 import importlib
+import math
 import os
 import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 from PIL import Image
 
+from app.cli import ray_runs
 from app.cli import segment_batch as batch
 from app.cli.figures import FILE
+from app.cli.ray_runs import build_shard_writer
+from app.cluster import actors
 from app.cluster.actors import cluster, map_on_actors
+from app.datasets import shards
+from app.datasets.shards import ShardNumber
 from app.errors import ArgumentError
 from app.storage.artifacts import ArtifactStore
 from tests.cli.test_main import Run, run
@@ -73,6 +84,69 @@ def refuser():
         raise ArgumentError(f"expected no item, got {item}")
 
     return work
+
+
+def killed_writer(marker: Path, *arguments: Any) -> Callable[[ShardNumber], Path]:
+    """Build the function of a shard; its process ends with shard 5 half written, the first time."""
+    write = build_shard_writer(*arguments)
+
+    def work(shard: ShardNumber) -> Path:
+        if shard.number == 5 and not marker.exists():
+            marker.touch()
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(shards, "replace_file", lambda *_: os._exit(9))
+                write(shard)
+        return write(shard)
+
+    return work
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Listen on a port, and answer nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{free}", "none.invalid:1"])
+def test_address_without_a_server_is_named(run: Run, folders, tmp_path, address):
+    address = address.format(free=free_port())
+    done = run("segment", folders[0], "--out", tmp_path / "out", "--ray", address)
+
+    assert done.code == 2
+    assert f"--ray: expected a Ray cluster at {address} that answers within 20 s" in done.err
+    assert re.search("got: (Connection refused|Name or service not known)", done.err)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto"])
+def test_address_that_does_not_answer_ends_the_command(
+    run: Run, folders, tmp_path, monkeypatch, silent_port, address
+):
+    """`auto` is the address in RAY_ADDRESS."""
+    monkeypatch.setattr(actors, "CONNECT_S", 8)
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent_port}")
+    address = address.format(port=silent_port)
+    done = run("segment", folders[0], "--out", tmp_path / "out", "--ray", address)
+
+    assert done.code == 2
+    assert f"expected a Ray cluster at {address} that answers within 8 s, got no" in done.err
+
+
+def test_address_of_ray_client_is_refused(run: Run, folders, tmp_path):
+    """A batch over Ray Client would end with an AttributeError of Ray Data."""
+    address = "ray://127.0.0.1:10001"
+    done = run("segment", folders[0], "--out", tmp_path / "out", "--ray", address)
+
+    assert done.code == 2
+    assert "--ray: expected local, auto or host:port of a cluster" in done.err
+    assert f"got {address}, an address of Ray Client" in done.err
+
+
+def test_reason_of_ray_is_passed_on(run: Run, folders, tmp_path):
+    done = run("segment", folders[0], "--out", tmp_path / "out", "--ray", "no address")
+
+    assert done.code == 2
+    assert "got: Invalid address format: no address" in done.err
 
 
 def test_every_item_has_a_result_though_a_worker_is_killed(tmp_path):
@@ -153,8 +227,14 @@ def test_evaluation_has_the_page_of_the_plain_command(
     assert merged == plain
 
 
-def test_fit_equals_that_of_one_process(run: Run, folders, tmp_path, artifacts_dir):
+def test_fit_over_eight_shards_equals_that_of_one_process_though_a_worker_is_killed(
+    run: Run, folders, tmp_path, artifacts_dir, monkeypatch
+):
+    """Parameters and drift reference have the same bits, the others the same values."""
     images, labels = folders
+    monkeypatch.setattr(ray_runs, "IMAGES_OF_A_PART", math.ceil(IMAGES / 8))
+    writer = partial(killed_writer, tmp_path / "killed")
+    monkeypatch.setattr(ray_runs, "build_shard_writer", writer)
     data = ("calibrate", "--images", images, "--labels", labels, "--activate", "never")
     store = ArtifactStore(artifacts_dir)
     assert run(*data).code == 0
@@ -163,12 +243,42 @@ def test_fit_equals_that_of_one_process(run: Run, folders, tmp_path, artifacts_d
 
     assert done.code == 0, done.err
     (merged,) = [one for one in store.versions("tiny") if one.id != whole.id]
-    assert len(list((tmp_path / "shards").iterdir())) == 3
+    assert (tmp_path / "killed").exists()
+    assert len(list((tmp_path / "shards").glob("shard-*-of-8"))) == 8
     for name in ("calibrator.safetensors", "reference.safetensors"):
         assert merged.files[name] == whole.files[name]
     reports = [store.report("tiny", one.id) for one in (whole, merged)]
-    assert reports[0]["gate"] == reports[1]["gate"]
-    assert reports[0]["thresholds"] == reports[1]["thresholds"]
+    for field in ("gate", "thresholds", "decision"):
+        assert reports[0][field] == reports[1][field]
+
+
+def node_of_actor() -> Callable[[int], str]:
+    """Build a function that names its node, after a time in which the other actor works too."""
+
+    def work(item: int) -> str:
+        time.sleep(0.2)
+        return str(pytest.importorskip("ray").get_runtime_context().get_node_id())
+
+    return work
+
+
+def test_several_nodes_share_a_batch(run: Run, folders, tmp_path):
+    """Two nodes of one core each; the plain command's files are those of the batch."""
+    images, _ = folders
+    assert run("segment", images, "--out", tmp_path / "plain").code == 0
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        with cluster(nodes.address, 1):
+            found = {node for _, node in map_on_actors(node_of_actor, range(40))}
+        done = run("segment", images, "--out", tmp_path / "ray", "--ray", nodes.address)
+    finally:
+        nodes.shutdown()
+    assert len(found) == 2
+    assert done.code == 0, done.err
+    assert files(tmp_path / "ray") == files(tmp_path / "plain")
 
 
 def test_ray_serve_answers_as_the_service(folders, models_dir, artifacts_dir, monkeypatch, client):
