@@ -28,10 +28,13 @@ importers: .venv-importers/.done
 	.venv-importers/bin/python -m pytest tests/conversion
 
 # Tests with other people's clients, which have an environment of their own.
-# Label Studio and the browser tests need other packages than the others.
+# Label Studio and the browser tests need other packages than the others. The messages of kserve's
+# gRPC and those of tritonclient cannot be registered in one process.
 CLIENTS = SERVICE_PYTHON=$(CURDIR)/$(BIN)/python $(1)/bin/python -m pytest -W default --confcutdir tests/clients
+OTHERS := test_label_studio.py test_kserve_manifest.py
 clients: $(VENV)/.dev .venv-clients/.done .venv-clients-label-studio/.done .venv-clients-page/.done
-	$(call CLIENTS,.venv-clients) tests/clients --ignore tests/clients/page --ignore tests/clients/test_label_studio.py
+	$(call CLIENTS,.venv-clients) tests/clients --ignore tests/clients/page $(OTHERS:%=--ignore tests/clients/%)
+	$(call CLIENTS,.venv-clients) tests/clients/test_kserve_manifest.py
 	$(call CLIENTS,.venv-clients-label-studio) tests/clients/test_label_studio.py
 	.venv-clients-page/bin/python -m pytest tests/clients/page
 

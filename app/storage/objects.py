@@ -201,7 +201,7 @@ class Objects:
             self.delete(path)
         if ignored:
             raise SettingsError(
-                f"{self._setting}: expected a store that honours conditional puts and reads, "
+                f"{self._option}: expected a store that honours conditional puts and reads, "
                 f"concurrent ones too, got one that ignores {' and '.join(ignored)}"
             )
 
