@@ -139,7 +139,7 @@ class ObjectFile:
 
     def write_bytes(self, data: bytes) -> None:
         """Put the object, in place of one that exists; raises UnavailableError."""
-        self.parent.objects.write(self.name, data)
+        self.parent.objects.overwrite(self.name, data)
 
     def unlink(self) -> None:
         """Delete the object, which may be missing; raises UnavailableError."""

@@ -99,10 +99,6 @@ class Objects:
         """Put an object that does not exist; return whether it did not."""
         return self._put(path, data, "create")
 
-    def write(self, path: str, data: bytes) -> None:
-        """Put an object, in place of one that exists."""
-        self._put(path, data, "overwrite")
-
     def replace(self, path: str, data: bytes, version: dict[str, str]) -> bool:
         """Put an object where it has this version still; return whether it had."""
         return self._put(path, data, dict(version))
