@@ -5,7 +5,6 @@ figures. `write` makes Markdown tables and a figure of them.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,30 +12,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.paper.backbones import backbones
-from benchmarks.paper.study import UNCALIBRATED, BackboneResults, Figures, run
+from benchmarks.paper.measurement import measure_missing, results_path
+from benchmarks.paper.study import UNCALIBRATED, BackboneResults, Figures
 from benchmarks.paper.tables import document
 
 SHOWN = (UNCALIBRATED, "temperature", "selective", "contextual")
 COLOURS = ("0.45", "#c8803c", "#6a994e", "#2a6f97")
 MIN_PIXELS = 100  # of a bin that is drawn
-
-
-def fit(names: Sequence[str], runs: Path) -> None:
-    """Store the figures of each backbone that has none."""
-    (runs / "results").mkdir(parents=True, exist_ok=True)
-    for name in names:
-        path = results_path(runs, name)
-        if path.is_file():
-            continue
-        for backbone in backbones([name], runs):
-            path.write_text(run(backbone).model_dump_json(), "utf-8")
-            print("measured", name, file=sys.stderr, flush=True)
-
-
-def results_path(runs: Path, name: str) -> Path:
-    """Return the file of a backbone's figures."""
-    return runs / "results" / f"{name}.json"
 
 
 def draw(results: Sequence[BackboneResults], path: Path) -> None:
@@ -84,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/paper"))
     args = parser.parse_args()
     if args.step == "fit":
-        fit(args.backbones, args.runs)
+        measure_missing(args.backbones, args.runs)
         return
     texts = [results_path(args.runs, name).read_text("utf-8") for name in args.backbones]
     results = [BackboneResults.model_validate_json(text) for text in texts]
