@@ -241,7 +241,7 @@ def upsampled(planes: Tensor, axes: list[Axis], stride: int) -> Tensor:
 
 
 def shifted(confidence: Tensor, shift: Tensor, num_classes: int) -> Tensor:
-    """Add a shift [H,W] to the log-odds of confidence [H,W], as `kernels.shift_rows` does."""
+    """Add a shift [H,W] to the log-odds of confidence [H,W], as `shift_kernel.shift_rows` does."""
     own = torch.where(shift == 0, confidence, confidence.clamp(max=MAX_CONFIDENCE))
     power = (-shift.abs()).exp()
     against = (1 - own) * torch.where(shift > 0, power, 1.0)

@@ -1,4 +1,4 @@
-"""numba kernels for the CPU: label and confidence from logits, and shifts of their log-odds.
+"""numba kernel for the CPU: label and confidence from logits.
 
 `postprocess_kernel` interpolates logits [K,h,w] bilinearly to image size and reads the label and
 its softmax probability in one sweep over the classes, for a tile of 256 columns of one output row
@@ -13,9 +13,6 @@ do not overlap and vectorises the loops over columns.
 Values are in units of log2, relative to the highest logit of their cell. The exponentials then
 cannot overflow, and no maximum has to be known before the sweep. Where all of them are so small
 that their sum loses precision, it is computed again relative to the column's maximum.
-
-`shift_rows` interpolates a shift of the log-odds of confidence separately: the network's own
-confidence changes sharply at class boundaries, while the shift is smooth.
 """
 
 from typing import Any, TypeAlias
@@ -23,9 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.calibration.base import MAX_LOG_ODDS
 from app.calibration.predictions import Mask
-from app.numerics import LOG2_E, compiled, power_of_two
+from app.numerics import compiled, power_of_two
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -45,9 +41,7 @@ BEST, LABEL, TOTAL, CHOSEN, TOP, RUNNING = (np.uint64(n * TILE) for n in range(6
 LOWEST = np.float32(-3e38)
 FLOOR = np.float32(-1e30)  # keeps differences finite for any logits
 UNDERFLOW = np.float32(2.0**-64)  # sums of powers below it have lost precision
-MIN_EXPONENT = np.float32(-64)  # keeps a confidence of 1 from 0/0
-_LOG2_E, _ONE = np.float32(LOG2_E), np.float32(1)
-MAX_CONFIDENCE = np.float32(1 / (1 + np.exp(-MAX_LOG_ODDS)))  # before a shift, as in its training
+_ONE = np.float32(1)
 
 
 @compiled
@@ -109,44 +103,6 @@ def postprocess_kernel(
             _store(scratch, running, first, phases, mask[y], confidence[y])
         first += cells * phases if phases else TILE
         cell += cells
-
-
-@compiled
-def shift_rows(
-    confidence: Floats,
-    shift: Floats,
-    floor: np.float32,
-    rows: Taps,
-    columns: Taps,
-    start: int,
-    stop: int,
-) -> None:
-    """Add `shift` [n,m], interpolated, to the log-odds of `confidence` in rows [start, stop).
-
-    Where the shift is not 0, log-odds above 12 count as 12, since a float32 confidence of 1 has
-    none. No confidence falls below `floor`.
-    """
-    top, bottom, down = rows
-    left, right, across = columns
-    first = top[start]
-    wide = np.empty((bottom[stop - 1] - first + 1, confidence.shape[1]), np.float32)
-    for i in range(len(wide)):
-        source, target = shift[first + i], wide[i]
-        for x in range(len(target)):
-            value = source[left[x]]
-            target[x] = (value + across[x] * (source[right[x]] - value)) * _LOG2_E
-    for y in range(start, stop):
-        upper, lower, weight = wide[top[y] - first], wide[bottom[y] - first], down[y]
-        probability = confidence[y]
-        for x in range(len(probability)):
-            log_odds = upper[x] + weight * (lower[x] - upper[x])
-            # A negative exponent cannot overflow.
-            power = power_of_two(max(-abs(log_odds), MIN_EXPONENT))
-            positive = log_odds > 0
-            own = min(probability[x], _ONE if log_odds == 0 else MAX_CONFIDENCE)
-            against = (_ONE - own) * (power if positive else _ONE)
-            in_favour = own * (_ONE if positive else power)
-            probability[x] = max(in_favour / (against + in_favour), floor)
 
 
 @compiled

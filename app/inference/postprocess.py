@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.calibration.predictions import Confidence, Mask, Prediction
-from app.inference.kernels import Floats, Taps, postprocess_kernel, shift_rows
+from app.inference.kernels import Floats, Taps, postprocess_kernel
 from app.inference.preprocess import Band, Geometry, Size
+from app.inference.shift_kernel import shift_rows
 from app.inference.threads import RowWorkers
 from app.numerics import LOG2_E, compiled
 
