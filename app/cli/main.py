@@ -40,6 +40,10 @@ add_lazily(
     "Write label maps for training whose uncertain pixels have the ignore value.",
 )  # fmt: skip
 add_lazily(
+    app, "map-labels", "app.cli.map_labels:map_labels_command",
+    "Write label maps of a data set in another form as class ids of its taxonomy.",
+)  # fmt: skip
+add_lazily(
     models, "list", "app.cli.models:list_command",
     "List the models, with the reason for each that cannot be loaded.",
 )  # fmt: skip

@@ -8,6 +8,7 @@ from app.inference.model_card import (
     CARD,
     Activation,
     Card,
+    ClassInfo,
     InputPolicy,
     ModelFolder,
     OutputPolicy,
@@ -31,7 +32,7 @@ from app.inference.postprocess import (
 from app.inference.predictor import SCALES, Predictor, PreparedImage, Tta, open_predictor
 from app.inference.preprocess import Band, Geometry, Size, plan, thumbnail
 from app.inference.sliding_window import Strip
-from app.inference.taxonomies import TAXONOMIES
+from app.inference.taxonomies import TAXONOMIES, Taxonomy
 from app.inference.threads import ActiveRequests, RowWorkers, SharedActiveRequests
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ActiveRequests",
     "Band",
     "Card",
+    "ClassInfo",
     "ClassStatistics",
     "Geometry",
     "InputPolicy",
@@ -60,6 +62,7 @@ __all__ = [
     "ShortSide",
     "Size",
     "Strip",
+    "Taxonomy",
     "Tta",
     "allocate_prediction",
     "class_statistics",

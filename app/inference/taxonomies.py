@@ -39,8 +39,8 @@ class Taxonomy:
         table = np.full(1 << 16, self.ignore_index, np.uint16)
         for value, class_id in known[mapping].items():
             table[int(value)] = class_id
-        mapped: NDArray[np.uint16] = table[labels]
-        return mapped
+        inside = (labels >= 0) & (labels < len(table))
+        return np.where(inside, table[np.where(inside, labels, 0)], np.uint16(self.ignore_index))
 
 
 def read_taxonomies() -> dict[str, Taxonomy]:

@@ -51,6 +51,7 @@ def test_class_has_its_name_and_color(name, class_id, label, color):
     [
         ("cityscapes", "labelIds", [7, 26, 33, 0, 29, 255], [0, 13, 18, 255, 255, 255]),
         ("coco-stuff", "stuffthingmaps", [0, 12, 181, 11, 255], [0, 11, 170, 255, 255]),
+        ("cityscapes", "labelIds", [-1, 65535, 65536, 7], [255, 255, 255, 0]),
         ("synthia", "ids", [3, 11, 16, 0], [0, 15, 255, 255]),
         ("brats", "labels", [0, 1, 2, 4, 3], [0, 1, 2, 3, 255]),
         ("davis", "masks", [0, 255], [0, 1]),
