@@ -136,9 +136,11 @@ def test_metrics_are_summed_over_processes(group: Group):
     with group.only(0) as client:
         before = answered(client)
         post(client, thirds())
+        # A request is counted once its response was sent.
+        wait_for(lambda: answered(client) == before + 1, "the request to be counted")
     with group.only(1) as client:
         post(client, thirds())
-        assert answered(client) == before + 2
+        wait_for(lambda: answered(client) == before + 2, "both requests to be counted")
         limit = gauge(client, "segcal_queue_limit")
     with group.only(0) as client:
         assert answered(client) == before + 2
