@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.cli.processes import process_environment
 from app.process_group import ProcessGroup
 from app.settings import load_settings
+from app.storage.files import try_locked
 from tests.factories.jobs import PATIENCE_S, wait_for
 from tests.factories.models import write_onnx_model
 from tests.factories.service import SATURATED_AT_2, encoded, post, publish_temperature, thirds
@@ -43,6 +45,11 @@ class Group:
         path = Path(f"/proc/{self.supervisor.pid}/task/{self.supervisor.pid}/children")
         return sorted(int(word) for word in path.read_text().split())
 
+    @property
+    def jobs(self) -> Path:
+        """Folder of the jobs."""
+        return self.folder / "artifacts" / ".jobs"
+
     def client(self) -> httpx2.Client:
         """Open a client whose requests each have a connection of their own."""
         return httpx2.Client(base_url=self.url, timeout=PATIENCE_S, headers={"Connection": "close"})
@@ -51,12 +58,25 @@ class Group:
     def only(self, index: int) -> Iterator[httpx2.Client]:
         """Let one process alone answer for the block; the other one is suspended."""
         suspended = self.pids[1 - index]
-        os.kill(suspended, signal.SIGSTOP)
+        self._suspend(suspended)
         try:
             with self.client() as client:
                 yield client
         finally:
             os.kill(suspended, signal.SIGCONT)
+
+    def _suspend(self, pid: int) -> None:
+        """Suspend a process while it does not hold the lock of the jobs, which the other needs."""
+        lock = self.jobs / ".lock"
+        wait_for(lock.exists, "the folder of jobs")
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            wait_for(partial(is_suspended, pid), "the process to be suspended")
+            with try_locked(lock) as free:
+                if free:
+                    return
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.01)
 
     def wait_until_all_serve(self) -> None:
         """Wait until both processes accept connections, with their models loaded."""
@@ -64,6 +84,12 @@ class Group:
         for index in range(2):
             with self.only(index) as client:
                 wait_for(partial(responds, client), f"process {index} to be ready")
+
+
+def is_suspended(pid: int) -> bool:
+    """Return whether all threads of a process are stopped."""
+    files = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(file.read_text().rpartition(") ")[2].startswith("T") for file in files)
 
 
 def responds(client: httpx2.Client, path: str = "/readyz") -> bool:
@@ -169,20 +195,18 @@ def test_drift_is_measured_over_the_answers_of_all_processes(group: Group):
 
 
 def test_job_of_one_process_is_seen_and_cancelled_in_another(group: Group):
-    logits, labels = overconfident(60, 64, 64)
+    logits, labels = overconfident(12, 8, 8)
     files = {"logits": ("logits.npz", npz(logits=logits, labels=labels))}
-    with group.client() as client:
-        job = client.post(
-            "/calibrate", files=files, data={"method": "selective"}, headers=ADMIN
-        ).headers["location"]
-    for index in range(2):
-        with group.only(index) as client:
-            assert client.get(job).json()["state"] in ("queued", "running")
-    with group.only(0) as client:
-        cancelled = client.delete(job, headers=ADMIN)
-    assert cancelled.status_code == 200
-    with group.client() as client:
-        wait_for(lambda: client.get(job).json()["state"] == "cancelled", "the cancellation")
+    with try_locked(group.jobs / ".fitting") as held:  # so that the job stays queued
+        assert held
+        with group.only(1) as client:
+            job = client.post("/calibrate", files=files, headers=ADMIN).headers["location"]
+        with group.only(0) as client:
+            assert client.get(job).json()["state"] == "queued"
+            cancelled = client.delete(job, headers=ADMIN)
+        assert cancelled.status_code == 200
+        with group.client() as client:
+            wait_for(lambda: client.get(job).json()["state"] == "cancelled", "the cancellation")
 
 
 def test_reload_through_one_process_loads_models_in_all(group: Group):
