@@ -2,7 +2,6 @@
 
 import re
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,15 @@ from app.storage.artifacts import ArtifactStore
 from app.storage.object_files import ObjectFile, ObjectFolder
 from tests.cli.test_main import Run, run
 from tests.factories.service import publish_temperature
+from tests.fleet.test_object_store import server
 from tests.fleet.test_ray import IMAGES, files, folders, rows, two_actors
-from tests.storage.buckets import MotoServer, open_moto
+from tests.storage.buckets import MotoServer
 
 pytest.importorskip("ray", reason="make fleet installs ray")
 pytest.importorskip("moto", reason="make fleet installs moto")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-__all__ = ["folders", "run", "two_actors"]  # the fixtures
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[MotoServer]:
-    with pytest.MonkeyPatch.context() as monkeypatch, open_moto(monkeypatch) as opened:
-        yield opened
+__all__ = ["folders", "run", "server", "two_actors"]  # the fixtures
 
 
 @pytest.fixture
